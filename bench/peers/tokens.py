@@ -1,0 +1,46 @@
+"""Cut the calibration text and its tokens, the same for nearplane and every peer.
+
+    tokens.py MODEL TEXT OUT.safetensors OUT.txt [--sequences 32] [--length 512]
+
+OUT.safetensors holds "tokens", the first sequences * length tokens of TEXT without special tokens,
+one sequence after the other. OUT.txt is the shortest prefix of whole lines that contains them, for
+a tool that tokenizes by itself.
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from transformers import AutoTokenizer
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("text", type=Path)
+    parser.add_argument("tokens_out", type=Path)
+    parser.add_argument("text_out", type=Path)
+    parser.add_argument("--sequences", type=int, default=32)
+    parser.add_argument("--length", type=int, default=512)
+    args = parser.parse_args()
+
+    count = args.sequences * args.length
+    text = args.text.read_text(encoding="utf-8")
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
+    if len(whole["input_ids"]) < count:
+        raise ValueError(f"{args.text} has {len(whole['input_ids'])} tokens, {count=} are needed")
+    end = text.find("\n", whole["offset_mapping"][count - 1][1])
+    prefix = text if end < 0 else text[: end + 1]
+    ids = tokenizer(prefix, add_special_tokens=False, verbose=False)["input_ids"][:count]
+    if ids != whole["input_ids"][:count]:
+        raise ValueError("the tokens of the prefix differ from those of the whole text")
+
+    tokens = torch.tensor(ids, dtype=torch.int64).view(args.sequences, args.length)
+    save_file({"tokens": tokens}, args.tokens_out)
+    args.text_out.write_text(prefix, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,91 @@
+"""The first 32 bytes of a record: what follows, and how much of it (docs/formats/record.md)."""
+
+import struct
+from dataclasses import dataclass
+
+from nearplane.codes import steps
+from nearplane.codes.corrupt import require
+from nearplane.codes.reader import Reader
+
+MAGIC, VERSION = b"NPLR", 1
+# magic, version, code_tag, step_form, step_type, rows, columns, group_size, outlier_bytes,
+# code_bytes
+LAYOUT = struct.Struct("<4sBBBBIIIIQ")
+SCALAR, COLUMN, GROUP = 0, 1, 2
+CRC_BYTES = 4
+
+
+@dataclass(frozen=True)
+class Header:
+    """One matrix's shape, the codes that hold it, and the sizes of its record's sections."""
+
+    code_tag: int
+    step_form: int
+    step_type: int
+    rows: int
+    columns: int
+    group_size: int
+    outlier_bytes: int
+    code_bytes: int
+
+    @property
+    def step_shape(self) -> tuple[int, int]:
+        """(1, 1), (1, columns) or (rows, groups); the last group may be short."""
+        if self.step_form == SCALAR:
+            return 1, 1
+        if self.step_form == COLUMN:
+            return 1, self.columns
+        return self.rows, -(-self.columns // self.group_size)
+
+    @property
+    def step_bytes(self) -> int:
+        rows, groups = self.step_shape
+        return rows * groups * steps.TYPE_BYTES[self.step_type]
+
+    @property
+    def record_bytes(self) -> int:
+        sections = self.step_bytes + self.code_bytes + self.outlier_bytes
+        return LAYOUT.size + sections + CRC_BYTES
+
+    def to_bytes(self) -> bytes:
+        shape = self.rows, self.columns, self.group_size, self.outlier_bytes, self.code_bytes
+        kinds = VERSION, self.code_tag, self.step_form, self.step_type
+        return LAYOUT.pack(MAGIC, *kinds, *shape)
+
+
+def step_form(shape: tuple[int, int], rows: int, columns: int, group_size: int) -> int:
+    """Return how steps of `shape` spread over the matrix."""
+    if not 1 <= group_size <= columns:
+        raise ValueError(f"{group_size=} is not in 1 .. {columns=}; a whole row is columns")
+    if group_size == columns and shape == (1, 1):
+        return SCALAR
+    if group_size == columns and shape == (1, columns):
+        return COLUMN
+    if shape == (rows, -(-columns // group_size)):
+        return GROUP
+    raise ValueError(
+        f"steps of shape {shape} fit no form for {rows=}, {columns=}, {group_size=}; "
+        "one step for the matrix or a column goes with group_size=columns"
+    )
+
+
+def read_header(reader: Reader) -> Header:
+    """Return the header; the sections it promises are exactly the bytes that follow."""
+    magic, version, *fields = reader.fields(LAYOUT, "record header")
+    require(magic == MAGIC, f"a record begins with {MAGIC!r}, not {magic!r}")
+    require(version == VERSION, f"record version {version} is unknown; this reads {VERSION}")
+    code_tag, form, kind, rows, columns, group_size, outlier_bytes, code_bytes = fields
+    require(form in (SCALAR, COLUMN, GROUP), f"step form {form} is unknown")
+    require(kind in steps.TYPE_BYTES, f"step type {kind} is unknown")
+    # "rows and columns MUST be in 1 .. 2^31 - 1"
+    require(1 <= rows < 2**31 and 1 <= columns < 2**31, f"shape ({rows}, {columns}) is impossible")
+    require(1 <= group_size <= columns, f"group_size {group_size} of {columns} columns")
+    whole = form == GROUP or group_size == columns
+    require(whole, f"step form {form} needs group_size {columns}, not {group_size}")
+    # "Every integer takes at least one bit": checked before anything is allocated
+    fits = rows * columns <= 8 * code_bytes
+    require(fits, f"{rows} x {columns} integers cannot be in {code_bytes} bytes")
+    header = Header(code_tag, form, kind, rows, columns, group_size, outlier_bytes, code_bytes)
+    size = LAYOUT.size + reader.left
+    require(header.record_bytes == size, f"a record of {header.record_bytes} bytes has {size}")
+    return header

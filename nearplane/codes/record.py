@@ -1,0 +1,151 @@
+"""One quantized matrix <-> the bytes a checkpoint stores for it (docs/formats/record.md)."""
+
+import zlib
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int32, Int64, UInt8
+from torch import Tensor
+
+from nearplane.codes import sparse, steps
+from nearplane.codes.corrupt import require
+from nearplane.codes.header import CRC_BYTES, LAYOUT, Header, read_header, step_form
+from nearplane.codes.huffman import Huffman
+from nearplane.codes.reader import Reader
+from nearplane.codes.registry import Code, by_tag
+from nearplane.types import Outliers
+
+# What a safetensors directory spends on one record: a name of 39 characters and
+# {"dtype":"U8","shape":[1234567],"data_offsets":[123456789,123456789]}.
+ENTRY_BYTES = 112
+HUFFMAN = Huffman()
+
+
+@dataclass(frozen=True)
+class Unpacked:
+    """What a record holds: value = step · code + outliers."""
+
+    code: Int32[Tensor, "rows columns"]
+    step: Float32[Tensor, "step_rows step_columns"]
+    group_size: int
+    outliers: Outliers | None
+
+
+def pack(
+    code: Int32[Tensor, "rows columns"],
+    step: Float[Tensor, "step_rows step_columns"],
+    group_size: int,
+    outliers: Outliers | None = None,
+    coder: Code = HUFFMAN,
+) -> tuple[UInt8[Tensor, " bytes"], int]:
+    """Return the record, and how many of its bytes are codes.
+
+    - `step`: (1, 1) or (1, columns), with group_size = columns; or (rows, groups), the last group
+      may be short. Stored exactly, in 16 bits where they hold it: see `steps.round_step`.
+    """
+    rows, columns = code.shape
+    if not rows:
+        raise ValueError("a record holds at least one row")
+    form = step_form((step.shape[0], step.shape[1]), rows, columns, group_size)
+    kind, step_part = steps.encode(_exact32(step))
+    code_part = coder.encode(np.ascontiguousarray(code.detach().cpu().numpy()).reshape(-1))
+    sparse_part = b"" if outliers is None else sparse.encode(_to_rows(outliers, rows), columns)
+    sizes = len(sparse_part), len(code_part)
+    header = Header(coder.tag, form, kind, rows, columns, group_size, *sizes)
+    body = b"".join((header.to_bytes(), step_part, code_part, sparse_part))
+    # "CRC-32 of everything before it"
+    record = bytearray(body + zlib.crc32(body).to_bytes(CRC_BYTES, "little"))
+    return torch.frombuffer(record, dtype=torch.uint8), len(code_part)
+
+
+def unpack(
+    record: UInt8[Tensor, " bytes"] | bytes | memoryview,
+    rows: int | None = None,
+    columns: int | None = None,
+) -> Unpacked:
+    """Return what `record` holds; CorruptError unless every byte is as the format says.
+
+    - `rows`, `columns`: the shape the caller expects, if it knows.
+    """
+    view = _view(record)
+    reader = Reader(view)
+    header = read_header(reader)
+    expected = rows in (None, header.rows) and columns in (None, header.columns)
+    require(expected, f"a record of {header.rows} x {header.columns}, not {rows} x {columns}")
+    crc = int.from_bytes(view[-CRC_BYTES:], "little")
+    require(zlib.crc32(view[:-CRC_BYTES]) == crc, "the record's CRC-32 does not match its bytes")
+    step = steps.decode(reader.take(header.step_bytes, "steps"), header.step_type)
+    code = _read_code(reader.take(header.code_bytes, "codes"), header)
+    outliers = _read_outliers(reader.take(header.outlier_bytes, "outliers"), header)
+    shaped = torch.from_numpy(step).reshape(header.step_shape)
+    return Unpacked(code, shaped, header.group_size, outliers)
+
+
+def inspect(record: UInt8[Tensor, " bytes"] | bytes | memoryview) -> Header:
+    """Return the header, checked against the record's size; sections and CRC stay unread."""
+    return read_header(Reader(_view(record)))
+
+
+def price(
+    values: Int64[np.ndarray, " distinct"],
+    counts: Int64[np.ndarray, " distinct"],
+    step_count: int = 1,
+    coder: Huffman = HUFFMAN,
+) -> int:
+    """Return the likely bytes of a record without outliers, from the histogram of its integers.
+
+    `values` rise and are distinct, as `alphabet.histogram` returns them. A matrix's only step is
+    counted in float32, several in 16 bits each. See `Huffman.predict` for what is estimated; the
+    packed record decides.
+    """
+    step_bytes = 4 if step_count == 1 else 2 * step_count
+    return LAYOUT.size + step_bytes + coder.predict(values, counts) + CRC_BYTES
+
+
+def size(
+    code: Int32[Tensor, "rows columns"],
+    step_count: int = 1,
+    coder: Huffman = HUFFMAN,
+) -> int:
+    """Return the bytes of a record of `code` without outliers, exactly."""
+    step_bytes = 4 if step_count == 1 else 2 * step_count
+    encoded = coder.encode(np.ascontiguousarray(code.numpy()).reshape(-1))
+    return LAYOUT.size + step_bytes + len(encoded) + CRC_BYTES
+
+
+def _view(record: Tensor | bytes | memoryview) -> memoryview:
+    if isinstance(record, Tensor):
+        return record.detach().cpu().contiguous().numpy().data
+    return memoryview(record).cast("B")
+
+
+def _exact32(step: Float[Tensor, "rows groups"]) -> Float32[np.ndarray, " count"]:
+    """Return the steps in one row; a step that float32 cannot hold is a ValueError."""
+    step = step.detach().cpu()
+    exact = step.to(torch.float32)
+    if not torch.equal(exact.to(step.dtype), step):
+        raise ValueError("a step is not exact in float32 (or not a number): use round_step first")
+    return exact.contiguous().numpy().reshape(-1)
+
+
+def _to_rows(outliers: Outliers, rows: int) -> sparse.SparseRows:
+    if len(outliers.start) != rows + 1:
+        raise ValueError(f"outliers of {len(outliers.start) - 1} rows for a matrix of {rows}")
+    parts = outliers.start, outliers.column, outliers.value
+    return sparse.SparseRows(*(part.detach().cpu().contiguous().numpy() for part in parts))
+
+
+def _read_code(part: memoryview, header: Header) -> Int32[Tensor, "rows columns"]:
+    integers, used = by_tag(header.code_tag).decode(part, header.rows * header.columns)
+    require(used == len(part), f"codes end after {used} of {len(part)} bytes")
+    return torch.from_numpy(integers).reshape(header.rows, header.columns)
+
+
+def _read_outliers(part: memoryview, header: Header) -> Outliers | None:
+    # "outlier_bytes = 0 means that there is no outlier section"
+    if not len(part):
+        return None
+    rows, used = sparse.decode(part, header.rows, header.columns)
+    require(used == len(part), f"outliers end after {used} of {len(part)} bytes")
+    return Outliers(*(torch.from_numpy(x) for x in (rows.start, rows.column, rows.value)))

@@ -1,0 +1,56 @@
+"""Steps <-> bytes, in the shortest float type that holds all of them exactly."""
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from nearplane.codes.corrupt import require
+
+FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+TYPE_BYTES = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2}
+TYPE_NAMES = {FLOAT32: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16"}
+SMALLEST_NORMAL, LARGEST = 2.0**-14, 65504.0  # of float16
+
+
+def round_step(step: Float[Tensor, "rows groups"]) -> Float32[Tensor, "rows groups"]:
+    """Return the nearest steps that 16 bits hold exactly; a matrix's only step stays float32.
+
+    All become float16 where its normal range holds every magnitude (or zero), else bfloat16. Round
+    steps before integers are chosen with them: `record.pack` never changes a step.
+    """
+    step = step.to(torch.float32)
+    if step.numel() > 1:
+        size = step.abs()
+        fits = (size == 0) | ((size >= SMALLEST_NORMAL) & (size <= LARGEST))
+        short = torch.float16 if bool(fits.all()) else torch.bfloat16
+        step = step.to(short).to(torch.float32)
+    if not bool(step.isfinite().all()):
+        raise ValueError("a step is not finite in the type that would store it")
+    return step
+
+
+def encode(step: Float32[np.ndarray, " count"]) -> tuple[int, bytes]:
+    """Return the type and the bytes of `step`, every bit of it preserved."""
+    if not np.isfinite(step).all():
+        raise ValueError("a step is not finite")
+    word = step.view(np.uint32)
+    with np.errstate(over="ignore"):
+        half = step.astype(np.float16)
+    if np.array_equal(half.astype(np.float32).view(np.uint32), word):
+        return FLOAT16, half.astype("<f2").tobytes()
+    if not (word & 0xFFFF).any():
+        return BFLOAT16, (word >> 16).astype("<u2").tobytes()
+    return FLOAT32, step.astype("<f4").tobytes()
+
+
+def decode(buffer: bytes | memoryview, kind: int) -> Float32[np.ndarray, " count"]:
+    """Return the steps in `buffer`, all of it."""
+    require(kind in TYPE_BYTES, f"step type {kind} is unknown")
+    if kind == BFLOAT16:
+        step = (np.frombuffer(buffer, "<u2").astype(np.uint32) << 16).view(np.float32)
+    else:
+        step = np.frombuffer(buffer, "<f4" if kind == FLOAT32 else "<f2").astype(np.float32)
+    # "Steps MUST be finite"
+    require(bool(np.isfinite(step).all()), "a step is not finite")
+    return step

@@ -1,0 +1,170 @@
+"""A checkpoint directory -> tensors one by one, and what is wrong with it.
+
+Files may be hostile: names stay in the directory, sizes are checked before memory is taken, and
+whatever is wrong becomes a NearplaneError that names the file.
+"""
+
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from jaxtyping import UInt8
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from nearplane import codes
+from nearplane.export import layout, partial
+from nearplane.export.record_check import check_record
+from nearplane.types import NearplaneError
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """An open checkpoint: its configuration, and which file holds which tensor.
+
+    - `layers`: name -> bytes, rows, columns and certificate of each compressed layer.
+    """
+
+    directory: Path
+    config: dict[str, Any]
+    layers: dict[str, dict[str, Any]]
+    file_of: dict[str, str]
+
+    def check_files(self) -> None:
+        """Raise NearplaneError unless every file is there and as long as its header says."""
+        for file in sorted(set(self.file_of.values())):
+            tensors_in(self.directory / file)
+
+    def tensor(self, name: str) -> Tensor:
+        """Return one tensor; its file is mapped, not read."""
+        if name not in self.file_of:
+            raise NearplaneError(f"{self.directory}: there is no tensor {name!r}")
+        with _opened(self.directory / self.file_of[name]) as shard:
+            return shard.get_tensor(name)
+
+    def record(self, layer: str) -> UInt8[Tensor, " bytes"]:
+        """Return a layer's record, after checking its bytes and its shape."""
+        record = self.tensor(layer + layout.RECORD)
+        check_record(record, self.layers[layer], f"{self.directory}: {layer}")
+        return record
+
+    def records(self) -> Iterator[tuple[str, UInt8[Tensor, " bytes"]]]:
+        """Yield every compressed layer's name and checked record, one in memory at a time."""
+        for layer in self.layers:
+            yield layer, self.record(layer)
+
+
+def open_checkpoint(directory: str | Path) -> Checkpoint:
+    """Return the checkpoint in `directory`; NearplaneError says why it is none."""
+    directory = Path(directory)
+    config = read_config(directory)
+    layers = layers_of(config, directory)
+    return Checkpoint(directory, config, layers, _locate_tensors(directory))
+
+
+def read_config(directory: Path) -> dict[str, Any]:
+    """Return config.json of a checkpoint's directory."""
+    if not directory.is_dir():
+        raise NearplaneError(f"{directory} is no directory")
+    if partial.is_partial(directory):
+        raise NearplaneError(f"{directory} is what an interrupted run left, not a checkpoint")
+    if not (directory / layout.CONFIG).is_file():
+        raise NearplaneError(f"{directory} holds no {layout.CONFIG}: it is not a checkpoint")
+    return read_json(directory / layout.CONFIG)
+
+
+def layers_of(config: dict[str, Any], directory: Path) -> dict[str, dict[str, Any]]:
+    """Return what config.json says of the compressed layers."""
+    source = str(directory / layout.CONFIG)
+    return layout.check_quantization_config(config.get("quantization_config"), source)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a file."""
+    try:
+        value = json.loads(path.read_bytes())
+    # ValueError: bad JSON, bad UTF-8, a number of too many digits
+    except (OSError, ValueError, RecursionError) as error:
+        raise NearplaneError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(value, dict):
+        raise NearplaneError(f"{path} holds no JSON object")
+    return value
+
+
+def tensors_in(path: Path) -> dict[str, list[int]]:
+    """Return the name and shape of every tensor in a safetensors file."""
+    with _opened(path) as shard:
+        return {name: shard.get_slice(name).get_shape() for name in shard.keys()}  # noqa: SIM118
+
+
+def check_layers(directory: str | Path) -> list[str]:
+    """Return what is wrong with the tensors and records; every record is decoded. [] if nothing."""
+    problems: list[str] = []
+    with _noting(problems):
+        checkpoint = open_checkpoint(directory)
+        problems += _unknown_records(checkpoint)
+        for file in sorted(set(checkpoint.file_of.values())):
+            with _noting(problems):
+                problems += _misplaced(checkpoint, file)
+        for layer in checkpoint.layers:
+            with _noting(problems):
+                _decode(checkpoint, layer)
+    return problems
+
+
+@contextmanager
+def _noting(problems: list[str]) -> Iterator[None]:
+    try:
+        yield
+    except NearplaneError as error:
+        problems.append(str(error))
+
+
+def _decode(checkpoint: Checkpoint, layer: str) -> None:
+    record = checkpoint.record(layer)
+    try:
+        codes.unpack(record)
+    except codes.CorruptError as error:
+        raise NearplaneError(f"{checkpoint.directory}: {layer}: {error}") from error
+
+
+def _misplaced(checkpoint: Checkpoint, file: str) -> list[str]:
+    """Return where a file and the index disagree about which tensors it holds."""
+    promised = {name for name, place in checkpoint.file_of.items() if place == file}
+    present = tensors_in(checkpoint.directory / file).keys()
+    lacking = [f"{file} lacks the tensor {name!r}" for name in sorted(promised - present)]
+    return lacking + [f"{file} holds {n!r}, not in the index" for n in sorted(present - promised)]
+
+
+def _unknown_records(checkpoint: Checkpoint) -> list[str]:
+    stored = {name for name in checkpoint.file_of if name.endswith(layout.RECORD)}
+    known = {layer + layout.RECORD for layer in checkpoint.layers}
+    return [f"{name} is in no layer of {layout.CONFIG}" for name in sorted(stored - known)]
+
+
+def _locate_tensors(directory: Path) -> dict[str, str]:
+    """Return tensor -> file, from the index if there is one."""
+    index = directory / layout.INDEX
+    if not index.is_file():
+        return dict.fromkeys(tensors_in(directory / layout.SINGLE), layout.SINGLE)
+    weight_map = read_json(index).get("weight_map")
+    if not isinstance(weight_map, dict):
+        raise NearplaneError(f"{index} has no weight_map")
+    for name, file in weight_map.items():
+        # "each SHARD MUST be a plain file name"
+        plain = isinstance(file, str) and layout.is_safe_path(file) and "/" not in file
+        if not plain or not file.endswith(".safetensors"):
+            raise NearplaneError(f"{index} puts {name!r} in {file!r}, which is no shard's name")
+    return weight_map
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, framework="pt") as shard:
+            yield shard
+    except (SafetensorError, OSError) as error:
+        raise NearplaneError(f"{path} cannot be read: {error}") from error

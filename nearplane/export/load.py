@@ -1,0 +1,86 @@
+"""A directory or hub name -> a transformers model whose forward pass runs on the records."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError
+
+from nearplane.export import checkpoint_reader
+from nearplane.types import NearplaneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+
+def load(
+    path: str | Path,
+    *,
+    dtype: torch.dtype | str | None = None,
+    device: torch.device | str | None = None,
+    dequantize: bool = False,
+    trust_remote_code: bool = False,
+) -> "PreTrainedModel":
+    """Return the model of a checkpoint, ready to evaluate.
+
+    Equivalent to transformers' `AutoModelForCausalLM.from_pretrained`, but a checkpoint that is
+    not whole is a NearplaneError.
+
+    - `path`: a directory, or a name on the hub.
+    - `dtype`: of activations and of what is not compressed; the checkpoint's own by default.
+    - `dequantize`: decode every layer now, for speed at the cost of memory.
+    - `trust_remote_code`: run the Python files that a checkpoint of an unusual model brings.
+    """
+    source = _checked(path)
+    model = _complete(source, dtype or "auto", trust_remote_code)
+    if getattr(model, "hf_quantizer", None) is None:
+        raise NearplaneError(f"{path} is not a nearplane checkpoint")
+    if dequantize:
+        model = model.dequantize()
+    return (model if device is None else model.to(device)).eval()  # pyright: ignore[reportArgumentType]
+
+
+def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer that was stored with a checkpoint."""
+    from transformers import AutoTokenizer
+
+    source = _checked(path)
+    try:
+        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+    except (OSError, ValueError) as error:
+        raise NearplaneError(f"{path} has no tokenizer that can be read: {error}") from error
+
+
+def _checked(path: str | Path) -> str:
+    """Return `path` for from_pretrained; a directory is checked first, a hub name passes."""
+    directory = Path(path).expanduser()
+    if directory.is_dir():
+        checkpoint_reader.open_checkpoint(directory).check_files()
+        return str(directory)
+    if isinstance(path, Path) or _looks_local(str(path)):
+        raise NearplaneError(f"there is no directory {path}")
+    return str(path)
+
+
+def _looks_local(name: str) -> bool:
+    """Whether `name` cannot be OWNER/MODEL or MODEL on the hub."""
+    return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
+
+
+def _complete(source: str, dtype: torch.dtype | str, trusted: bool) -> "PreTrainedModel":
+    """Return the model of `source`; NearplaneError if a tensor is missing or of another shape."""
+    from transformers import AutoModelForCausalLM
+
+    try:
+        loaded: Any = AutoModelForCausalLM.from_pretrained(
+            source, dtype=dtype, trust_remote_code=trusted, output_loading_info=True
+        )
+    # RuntimeError: tensors of other shapes than the model's
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+        raise NearplaneError(f"{source} cannot be loaded: {error}") from error
+    model, found = loaded
+    wanting = sorted(str(key) for key in [*found["missing_keys"], *found["mismatched_keys"]])
+    if wanting:
+        some = ", ".join(wanting[:3])
+        raise NearplaneError(f"{source} lacks {len(wanting)} tensors of the model, such as {some}")
+    return model

@@ -1,0 +1,207 @@
+"""transformers reads, writes and dequantizes our checkpoints; importing this registers it.
+
+| theirs | ours |
+|---|---|
+| quant_method "nearplane" | the checkpoint of docs/formats/checkpoint.md |
+| quantization config | config.json's `quantization_config`, kept whole |
+| pre-quantized | always; `nearplane.quantize` makes what `from_pretrained` reads |
+"""
+
+import copy
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+from transformers.quantizers.auto import (
+    AUTO_QUANTIZER_MAPPING,
+    register_quantization_config,
+    register_quantizer,
+)
+from transformers.quantizers.base import HfQuantizer
+from transformers.utils.quantization_config import QuantizationConfigMixin
+
+from nearplane.export import layout
+from nearplane.export.checkpoint_reader import tensors_in
+from nearplane.export.linear import CompressedLinear, empty_like
+from nearplane.export.record_check import check_record
+from nearplane.types import NearplaneError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+class NearplaneConfig(QuantizationConfigMixin):
+    """A checkpoint's `quantization_config`, with keys that this version does not know kept."""
+
+    def __init__(
+        self,
+        format_version: int = layout.FORMAT_VERSION,
+        layers: dict[str, Any] | None = None,
+        quant_method: str = layout.METHOD,
+        **other: Any,
+    ):
+        self.quant_method = quant_method  # pyright: ignore[reportAttributeAccessIssue]
+        self.format_version = format_version
+        self.layers = layers or {}
+        self.other = other
+
+    @classmethod
+    def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **more: Any) -> Any:
+        # before __init__ takes its parts, which may be of any type
+        layout.check_quantization_config(config_dict, "quantization_config")
+        return super().from_dict(config_dict, return_unused_kwargs, **more)
+
+    def to_dict(self) -> dict[str, Any]:
+        return copy.deepcopy(self.other) | {
+            "quant_method": self.quant_method,
+            "format_version": self.format_version,
+            "layers": copy.deepcopy(self.layers),
+        }
+
+
+class NearplaneQuantizer(HfQuantizer):
+    """Puts compressed layers into a model before its tensors are loaded, and checks them after."""
+
+    requires_calibration = True
+    quantization_config: NearplaneConfig
+
+    def is_serializable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return True
+
+    @property
+    def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return False
+
+    def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
+        # config.json names no type, and the first shard holds nothing but records
+        return dtype if dtype.is_floating_point else torch.get_default_dtype()
+
+    def _process_model_before_weight_loading(
+        self, model: "PreTrainedModel", checkpoint_files: list[str] | None = None, **more: Any
+    ) -> None:
+        tied = _tied_layers(model)
+        self.entries: dict[str, dict[str, Any]] = {}
+        for stored_name, entry in self.quantization_config.layers.items():
+            name = _name_in(model, stored_name)
+            if name in tied:
+                raise NearplaneError(
+                    f"{name} is compressed, but config.json ties it to another tensor: "
+                    "it must say tie_word_embeddings = false"
+                )
+            model.set_submodule(name, _replacement(model.get_submodule(name), entry, name))
+            self.entries[name] = entry
+        if checkpoint_files:
+            _check_present(model, self.entries, checkpoint_files)
+
+    def _process_model_after_weight_loading(
+        self, model: "PreTrainedModel", **more: Any
+    ) -> "PreTrainedModel":
+        for name, entry in self.entries.items():
+            record = model.get_buffer(f"{name}{layout.RECORD}")
+            # a record that accelerate left on disk is on the meta device
+            if not record.is_meta:
+                check_record(record, entry, name)
+        return model
+
+    def _dequantize(
+        self, model: "PreTrainedModel", dtype: torch.dtype | None = None
+    ) -> "PreTrainedModel":
+        dtype = model.dtype if dtype is None else dtype
+        for name, module in list(model.named_modules()):
+            if isinstance(module, CompressedLinear):
+                model.set_submodule(name, plain(module, dtype))
+        # a cast that changes nothing would still touch what the model keeps in float32
+        return model if model.dtype == dtype else model.to(dtype)  # pyright: ignore[reportArgumentType]
+
+
+def plain(layer: CompressedLinear, dtype: torch.dtype) -> nn.Module:
+    """Return the nn.Linear or Conv1D that `layer` replaced, holding its decoded weight."""
+    from transformers.pytorch_utils import Conv1D
+
+    value = layer.value().to(dtype)
+    # on the meta device nothing is allocated or initialised for a weight that is replaced below
+    with torch.device("meta"):
+        if layer.transposed:
+            module = Conv1D(layer.out_features, layer.in_features)
+        else:
+            module = nn.Linear(layer.in_features, layer.out_features, bias=layer.bias is not None)
+    module.weight = nn.Parameter(value.t().contiguous() if layer.transposed else value)
+    if layer.bias is not None:
+        module.bias = nn.Parameter(layer.bias.detach().to(dtype))
+    module.training = layer.training
+    return module
+
+
+def _replacement(module: nn.Module, entry: dict[str, Any], name: str) -> CompressedLinear:
+    shape = _shape_of(module)
+    if shape != (entry["rows"], entry["columns"]):
+        raise NearplaneError(
+            f"{name} is compressed as {entry['rows']} x {entry['columns']}, "
+            f"but the model has a {type(module).__name__} of {shape or 'no shape'} there"
+        )
+    return empty_like(module, entry["rows"], entry["columns"], entry["bytes"])
+
+
+def _shape_of(module: nn.Module) -> tuple[int, int] | None:
+    """Return (out, in) of a linear layer, None for another module."""
+    from transformers.pytorch_utils import Conv1D
+
+    if isinstance(module, Conv1D):
+        return module.nf, module.nx
+    return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
+
+
+def _aliases(model: "PreTrainedModel", name: str) -> list[str]:
+    """Return what `name` is called in this model, or in one that has it as its base or head.
+
+    AutoModel reads the checkpoint of AutoModelForCausalLM, where all names begin with "model.".
+    """
+    prefix = f"{model.base_model_prefix}."
+    return [name, name.removeprefix(prefix), prefix + name]
+
+
+def _name_in(model: "PreTrainedModel", name: str) -> str:
+    for alias in _aliases(model, name):
+        try:
+            model.get_submodule(alias)
+            return alias
+        except AttributeError:
+            continue
+    raise NearplaneError(f"config.json compresses {name!r}, which {type(model).__name__} lacks")
+
+
+def _tied_layers(model: "PreTrainedModel") -> set[str]:
+    tied = model.all_tied_weights_keys
+    return {name.removesuffix(".weight") for name in [*tied.keys(), *tied.values()]}
+
+
+def _check_present(
+    model: "PreTrainedModel", entries: dict[str, dict[str, Any]], checkpoint_files: list[str]
+) -> None:
+    """Raise NearplaneError unless the files hold every record, and the biases that go with them.
+
+    transformers would only warn, and leave memory as it found it in their place.
+    """
+    stored: dict[str, list[int]] = {}
+    for file in checkpoint_files:
+        stored |= tensors_in(Path(file))
+    for name, entry in entries.items():
+        needed = (
+            [layout.RECORD] if model.get_submodule(name).bias is None else [layout.RECORD, ".bias"]
+        )
+        for part in needed:
+            found = [stored[n + part] for n in _aliases(model, name) if n + part in stored]
+            if not found:
+                raise NearplaneError(f"the checkpoint's files lack the tensor {name + part!r}")
+            if part == layout.RECORD and found[0] != [entry["bytes"]]:
+                raise NearplaneError(
+                    f"{name}: the record has shape {found[0]}, "
+                    f"where config.json says {entry['bytes']} bytes"
+                )
+
+
+# importing twice, as importlib.reload does, is no error
+if layout.METHOD not in AUTO_QUANTIZER_MAPPING:
+    register_quantization_config(layout.METHOD)(NearplaneConfig)
+    register_quantizer(layout.METHOD)(NearplaneQuantizer)

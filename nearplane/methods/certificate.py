@@ -1,0 +1,61 @@
+"""The error certificate: what rounding cost, and what it could have cost at most."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor
+
+from nearplane.lattice import Basis
+
+SLACK = 1e-4  # of a box side: float32 decides ties a little differently than float64 checks them
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Each row's loss, and its residual R·error in units of half the box sides."""
+
+    loss: Float64[Tensor, " rows"]
+    damped: Float64[Tensor, " rows"]
+    residual: Float64[Tensor, "rows n"]
+
+
+def measure(weight: Float[Tensor, "rows n"], value: Float[Tensor, "rows n"], basis: Basis) -> Losses:
+    """Return the losses of `value` and its residual on the basis's columns, in float64.
+
+    Σ_j residual_j² is the damped loss; the undamped one has λ‖error‖² less.
+    """
+    error = weight.double() - value.double()
+    residual = error[:, basis.columns] @ basis.factor.T
+    damped = residual.square().sum(1)
+    added = basis.damping * basis.hessian.diagonal().double().mean()
+    loss = (damped - added * error.square().sum(1)).clamp_min(0)
+    return Losses(loss, damped, residual)
+
+
+def inside_box(
+    losses: Losses, sides: Float64[Tensor, "#rows n"]
+) -> Bool[Tensor, " rows"]:
+    """Return which rows' residuals lie in the box of half `sides` that Theorem 5 rests on.
+
+    A clipped code leaves the box by as much as it was clipped; an outlier comes back to it.
+    """
+    return (losses.residual.abs() <= sides * (0.5 + SLACK)).all(1)
+
+
+def certify_rows(
+    losses: Losses, sides: Float64[Tensor, "#rows n"]
+) -> tuple[Float64[Tensor, " rows"] | None, str]:
+    """Return ¼ Σ sides² of the rows inside the box, NaN for the others, and why any is void.
+
+    [Chen26, Thm. 5]
+    """
+    inside = inside_box(losses, sides)
+    bound = (sides.square().sum(1) / 4).expand(len(inside)).clone()
+    inside &= losses.damped <= bound
+    voided = int((~inside).sum())
+    if not voided:
+        return bound, ""
+    bound[~inside] = torch.nan
+    void = f"clipped codes void the bound of {voided} of {len(inside)} rows"
+    return (bound if voided < len(inside) else None), void

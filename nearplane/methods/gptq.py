@@ -1,0 +1,51 @@
+"""GPTQ: nearest plane on clipped integers, with static steps for every group."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nearplane.lattice import Basis, nearest_plane
+from nearplane.methods.certificate import certify_rows, measure
+from nearplane.methods.fixed_width import certified, pack
+from nearplane.methods.method import Method, check_order, check_range
+from nearplane.methods.steps import check_group_size, code_range, mse_steps
+from nearplane.types import QuantizedWeight, spread
+
+
+@dataclass(frozen=True)
+class GPTQ(Method):
+    """GPTQ, run as the nearest plane algorithm that it is [Frantar23, Alg. 1; Chen26, Thm. 4].
+
+    Steps are fixed on the original columns before the first weight is rounded, so no order needs
+    an index of groups. Clipping voids the bound of the rows that it touches.
+
+    - `bits`: 2 to 8 per code.
+    - `group_size`: columns that share a step; more than there are means a whole row.
+    - `damping`: fraction of the Hessian's mean diagonal that is added to it.
+
+    Raises OutOfRangeError for bits outside 2 .. 8.
+    """
+
+    bits: int = 3
+    group_size: int = 128
+    order: str = "activation"
+    damping: float = 0.01
+
+    def __post_init__(self) -> None:
+        check_range("bits", self.bits, 2, 8)
+        check_range("group_size", self.group_size, 1, 1 << 30)
+        check_order(self.order)
+        check_range("damping", self.damping, 0, 1000)
+
+    def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
+        group_size = check_group_size(self.group_size, weight.shape[1])
+        step = mse_steps(weight.float(), self.bits, group_size)
+        wide = spread(step, group_size, weight.shape[1]).to(weight.dtype)[:, basis.columns]
+        target, factor = weight[:, basis.columns], basis.factor.to(weight.dtype)
+        code = nearest_plane(target, factor, wide, *code_range(self.bits))
+        back = basis.columns.argsort()
+        losses = measure(weight, (code * wide)[:, back], basis)
+        certificate = certify_rows(losses, basis.factor.diagonal() * wide.double().abs())
+        stored = pack(code[:, back], step, group_size, self.bits)
+        return certified((code[:, back], step, group_size), stored, losses, certificate, basis)

@@ -1,0 +1,45 @@
+"""HRTN: round-to-nearest with one step for the matrix, entropy coded."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nearplane.lattice import Basis, nearest_integer
+from nearplane.methods.certificate import measure
+from nearplane.methods.entropy_coded import check_bpw, facts_of, pack
+from nearplane.methods.method import Method
+from nearplane.methods.rate import Budget, first_scale, meet, sample_rows
+from nearplane.types import QuantizedWeight
+
+
+@dataclass(frozen=True)
+class HRTN(Method):
+    """HPTQ without the lattice: code = round(weight / step) [Chen26, Alg. 12].
+
+    - `bpw`: bits per weight of everything stored, an upper limit.
+
+    Raises OutOfRangeError for a bpw outside 1.1 .. 12, RateError when a matrix is too small for it.
+    """
+
+    bpw: float = 3.125
+
+    def __post_init__(self) -> None:
+        check_bpw(self.bpw)
+
+    def check(self, rows: int, columns: int) -> None:
+        Budget(self.bpw, rows, columns, 1).check()
+
+    def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
+        rows, columns = weight.shape
+
+        def attempt(scale: float, some: slice) -> tuple[Tensor, Tensor]:
+            step = torch.full((1, 1), scale, dtype=torch.float32)
+            return nearest_integer(weight[some] / step.to(weight.dtype), None, None).int(), step
+
+        start = first_scale(weight[sample_rows(rows, columns)], self.bpw)
+        code, step = meet(attempt, lambda r: r[0], Budget(self.bpw, rows, columns, 1), start)
+        losses = measure(weight, code * step.to(weight.dtype), basis)
+        void = "round-to-nearest walks no lattice: Theorem 5 does not speak of it"
+        return pack(code, step, losses, None, void, facts_of(code, basis))

@@ -1,0 +1,41 @@
+"""RTN: round-to-nearest with a step for every group."""
+
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor
+
+from nearplane.lattice import Basis, nearest_integer
+from nearplane.methods.certificate import measure
+from nearplane.methods.fixed_width import certified, pack
+from nearplane.methods.method import Method, check_range
+from nearplane.methods.steps import check_group_size, code_range, mse_steps
+from nearplane.types import QuantizedWeight, spread
+
+
+@dataclass(frozen=True)
+class RTN(Method):
+    """Every weight to its nearest value, clipped to `bits` bits, with steps of least error.
+
+    - `bits`: 2 to 8 per code.
+    - `group_size`: columns that share a step; more than there are means a whole row.
+
+    Raises OutOfRangeError for bits outside 2 .. 8.
+    """
+
+    bits: int = 3
+    group_size: int = 128
+
+    def __post_init__(self) -> None:
+        check_range("bits", self.bits, 2, 8)
+        check_range("group_size", self.group_size, 1, 1 << 30)
+
+    def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
+        group_size = check_group_size(self.group_size, weight.shape[1])
+        step = mse_steps(weight.float(), self.bits, group_size)
+        wide = spread(step, group_size, weight.shape[1]).to(weight.dtype)
+        code = nearest_integer(weight / wide, *code_range(self.bits)).int()
+        losses = measure(weight, code * wide, basis)
+        certificate = None, "round-to-nearest walks no lattice: Theorem 5 does not speak of it"
+        stored = pack(code, step, group_size, self.bits)
+        return certified((code, step, group_size), stored, losses, certificate, basis)

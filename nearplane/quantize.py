@@ -1,0 +1,152 @@
+"""From a model to a checkpoint: walks the model and hands every finished layer to the writer."""
+
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from nearplane.export.checkpoint_writer import CheckpointWriter
+from nearplane.export.companions import companion_files
+from nearplane.export.layout import quantization_config, rounded
+from nearplane.export.partial import check_space
+from nearplane.export.remaining import remaining_tensors
+from nearplane.methods import Method
+from nearplane.types import LayerReport, NearplaneError
+from nearplane.walk.calibration import Account, Text, Wanted, calibrate
+from nearplane.walk.report import count_bits, run_report
+from nearplane.walk.source import Source, open_source
+from nearplane.walk.walk import Rules, Walk
+
+DEFAULT_LENGTH = 2048
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told of a run's progress: `says` gets sentences, `done` every layer and how many."""
+
+    says: Callable[[str], None] = lambda sentence: None
+    done: Callable[[LayerReport, int], None] = lambda report, layers: None
+
+
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    method: Method,
+    calibration: Text,
+    *,
+    sequences: int = 128,
+    length: int | None = None,
+    chat_template: bool = False,
+    rules: Rules | None = None,
+    trust_remote_code: bool = False,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Quantize every linear layer of a causal language model and store it in `out`.
+
+    Blocks are done one after the other, each on what the quantized ones before it give; `out`
+    appears when all is done, or not at all. Returns the report that is stored as report.json.
+
+    - `model`: a directory, a hub name or a .gguf file.
+    - `calibration`: a .txt, .jsonl or .parquet file, strings, token tensors or a data set's name.
+    - `sequences`, `length`: at most so many sequences of so many tokens; the length is 2048 or
+      the model's own limit if that is less.
+    - `rules`: what to skip and what to put up with.
+
+    Raises NearplaneError for anything that a better input would mend; nothing is left behind.
+    """
+    watcher = watcher or Watcher()
+    started = time.perf_counter()
+    with CheckpointWriter(out) as writer:
+        source = open_source(model, trust_remote_code)
+        wanted = Wanted(sequences, length or default_length(source), chat_template)
+        tokens, account = calibrate(calibration, source.tokenizer, wanted)
+        tell_calibration(source, account, wanted, watcher)
+        check_space(out, stored_bytes(source))
+        walk = Walk(source.model, method, tokens, rules or Rules())
+        for sentence in walk.left_out:
+            watcher.says(sentence)
+        reports = []
+        for layer, quantized, report in walk:
+            writer.add(f"{layer.name}.record", quantized.record)
+            reports.append(report)
+            watcher.done(report, len(walk.plan.layers))
+        run = Run(source, walk, reports, method.recipe() | {"calibration": account.for_json()})
+        return run.store(writer, time.perf_counter() - started)
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished walk, on its way to the disk."""
+
+    source: Source
+    walk: Walk
+    reports: Sequence[LayerReport]
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def store(self, writer: CheckpointWriter, seconds: float) -> dict[str, Any]:
+        """Write what is not a record, let the checkpoint appear and return the report."""
+        other = remaining_tensors(self.source.model, {report.name for report in self.reports})
+        for name, tensor in other.items():
+            writer.add(name, tensor)
+        said = {
+            "model": self.source.name,
+            "seconds": seconds,
+            "left_out": self.walk.left_out,
+            "fallbacks": self.walk.fallbacks,
+        }
+        report = run_report(self.reports, count_bits(self.reports, other), self.recipe, said)
+        with tempfile.TemporaryDirectory() as made:
+            files = {**stored_companions(self.source, Path(made)), "report.json": rounded(report)}
+            writer.finish(self.config(), files)
+        return report
+
+    def config(self) -> dict[str, Any]:
+        """Return the model's configuration with the quantization in it."""
+        model: Any = self.source.model
+        config = model.config.to_dict()
+        config.pop("_name_or_path", None)
+        config["architectures"] = [type(model).__name__]
+        config["quantization_config"] = quantization_config(self.recipe, self.reports)
+        return config
+
+
+def default_length(source: Source) -> int:
+    """Return 2048, or the longest sequence that the model takes."""
+    config: Any = source.model.config
+    return min(DEFAULT_LENGTH, getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH)
+
+
+def tell_calibration(source: Source, account: Account, wanted: Wanted, watcher: Watcher) -> None:
+    """Say what became of the calibration text, and what is odd about it."""
+    watcher.says(f"calibration: {account.sentence()}")
+    if account.sequences < wanted.sequences:
+        watcher.says(
+            f"warning: the text fills {account.sequences} of the {wanted.sequences} sequences asked for"
+        )
+    config: Any = source.model.config
+    bos = getattr(config, "bos_token_id", None)
+    if bos is not None and account.opened_by is None and account.source != "token tensors":
+        watcher.says(
+            f"note: the model's configuration names a beginning-of-sequence token ({bos}), but its "
+            "tokenizer opens no text with it; neither does the calibration"
+        )
+
+
+def stored_bytes(source: Source) -> int:
+    """Return the size of the model as it is: no checkpoint of it is larger."""
+    return sum(parameter.nbytes for parameter in source.model.parameters())
+
+
+def stored_companions(source: Source, made: Path) -> dict[str, Path]:
+    """Return the tokenizer's and the other files that go with the model.
+
+    - `made`: an empty directory for files that have to be made, as of a GGUF file's tokenizer.
+    """
+    if not source.name.endswith(".gguf"):
+        return companion_files(source.name)
+    if source.tokenizer is None:
+        raise NearplaneError(f"the tokenizer of {source.name} cannot be read")
+    source.tokenizer.save_pretrained(made)
+    return {path.name: path for path in made.iterdir()}

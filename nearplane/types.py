@@ -1,0 +1,127 @@
+"""The nouns every room shares: data only, no algorithm and no file."""
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from jaxtyping import Float, Float16, Float64, Int32, UInt8
+from torch import Tensor
+
+
+class NearplaneError(Exception):
+    """A problem that one sentence explains; the command line prints it and exits with status 1."""
+
+
+@dataclass(frozen=True)
+class Outliers:
+    """Sparse rows that are added to `step * code`: row i owns entries start[i] : start[i + 1]."""
+
+    start: Int32[Tensor, " rows_plus_one"]
+    column: Int32[Tensor, " count"]
+    value: Float16[Tensor, " count"]
+
+    def add_to_(self, dense: Float[Tensor, "rows columns"]) -> None:
+        """Add every outlier to its place in `dense`."""
+        rows = torch.arange(len(self.start) - 1).repeat_interleave(self.start.diff())
+        dense.index_put_((rows, self.column.long()), self.value.to(dense.dtype), accumulate=True)
+
+
+@dataclass(frozen=True)
+class QuantizedWeight:
+    """One linear layer's weight on a lattice, with its stored bytes and its error certificate.
+
+    value = step · code + outliers
+
+    - `step`: (1, 1) for the matrix, (1, columns) for columns, (rows, groups) for groups of
+      `group_size` columns; the last group may be short.
+    - `record`: the bytes a checkpoint stores (docs/formats/record.md); `code_bytes` of them
+      are codes.
+    - `loss`: error · hessian · errorᵀ of each row, with the Hessian as given (undamped).
+    - `damped_loss`: the same with the damped Hessian the codes were chosen under: what `bound`
+      bounds.
+    - `bound`: an upper bound of `damped_loss`, one number a row [Chen26, Thm. 5]; None where
+      none holds, and then `void` says why.
+    """
+
+    code: Int32[Tensor, "rows columns"]
+    step: Float[Tensor, "step_rows step_columns"]
+    group_size: int
+    outliers: Outliers | None
+    record: UInt8[Tensor, " bytes"]
+    code_bytes: int
+    loss: Float64[Tensor, " rows"]
+    damped_loss: Float64[Tensor, " rows"]
+    bound: Float64[Tensor, " rows"] | None
+    void: str = ""
+    facts: dict[str, float] = field(default_factory=dict)
+
+    def value(self) -> Float[Tensor, "rows columns"]:
+        """Return step · code + outliers, in float32 or the wider type of `step`."""
+        return value(self.code, self.step, self.group_size, self.outliers)
+
+    @property
+    def bpw(self) -> float:
+        """Bits per weight of everything stored: codes, steps, tables, offsets, headers."""
+        return 8 * len(self.record) / self.code.numel()
+
+    @property
+    def code_bpw(self) -> float:
+        """Bits per weight of the codes alone."""
+        return 8 * self.code_bytes / self.code.numel()
+
+    def noting(self, **facts: float) -> "QuantizedWeight":
+        """Return the same weight with more facts for the report."""
+        return replace(self, facts=self.facts | facts)
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What the report and the certificate say of one layer; sums are over its rows.
+
+    - `loss`: Σ error · hessian · errorᵀ, undamped; `damped_loss`: the same, damped.
+    - `energy`: Σ weight · hessian · weightᵀ, so loss / energy is the output's relative error.
+    - `bound`: what `damped_loss` cannot exceed, or None and `void` says why.
+    - `weight_error`: ‖weight − value‖², which needs no calibration to be checked again.
+    - `fallback`: why the layer could not be rounded as asked; empty if it was.
+    """
+
+    name: str
+    method: str
+    rows: int
+    columns: int
+    stored_bytes: int
+    bpw: float
+    code_bpw: float
+    loss: float
+    damped_loss: float
+    energy: float
+    bound: float | None
+    void: str
+    weight_error: float
+    tokens: int
+    dropped_tokens: int
+    dead_columns: int
+    seconds: float
+    fallback: str = ""
+    facts: dict[str, float] = field(default_factory=dict)
+
+
+def value(
+    code: Int32[Tensor, "rows columns"],
+    step: Float[Tensor, "step_rows step_columns"],
+    group_size: int,
+    outliers: Outliers | None,
+) -> Float[Tensor, "rows columns"]:
+    """Return what codes mean: step · code + outliers, in the type of `step`."""
+    dense = code * spread(step, group_size, code.shape[1])
+    if outliers is not None:
+        outliers.add_to_(dense)
+    return dense
+
+
+def spread(
+    step: Float[Tensor, "step_rows step_columns"], group_size: int, columns: int
+) -> Float[Tensor, "step_rows broadcast_columns"]:
+    """Return stored steps in a shape that broadcasts to (rows, columns)."""
+    if step.shape[1] in (1, columns):
+        return step
+    return step.repeat_interleave(group_size, dim=1)[:, :columns]

@@ -1,0 +1,13 @@
+"""The only room that knows transformers exist: calibration, capture, the order of blocks.
+
+| file | idea |
+|---|---|
+| source | opening a model: a directory, a hub name, a GGUF file |
+| documents | reading text in the formats people have |
+| calibration | text to packed sequences, with an account of every token |
+| blocks | a model's blocks and linear layers, found by walking it |
+| observe | which layers share their inputs, seen in one short run |
+| capture | running one block at a time |
+| hessian | the second moment of a layer's inputs |
+| walk | block after block, stage after stage |
+"""

@@ -1,0 +1,94 @@
+"""Finding a model's blocks and their linear layers by walking it, not by a table of families."""
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nearplane.types import NearplaneError
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A linear layer and its full name; its weight is seen as (rows, columns) = (out, in)."""
+
+    name: str
+    module: nn.Module
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the module stores (in, out), as GPT-2's Conv1D does."""
+        return is_conv1d(self.module)
+
+    def weight(self) -> Float[Tensor, "rows columns"]:
+        """Return the weight as (out, in)."""
+        return self.module.weight.T if self.transposed else self.module.weight
+
+    def assign(self, value: Float[Tensor, "rows columns"]) -> None:
+        """Put `value` in the weight's place, in the weight's own type."""
+        self.weight().data.copy_(value)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        rows, columns = self.weight().shape
+        return rows, columns
+
+
+def is_conv1d(module: nn.Module) -> bool:
+    """Whether `module` is transformers' Conv1D: a linear layer with its weight transposed."""
+    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether nearplane can quantize `module`."""
+    return isinstance(module, nn.Linear) or is_conv1d(module)
+
+
+def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+    """Return the name and the list of the blocks that the model runs one after the other.
+
+    The ModuleList with most parameters that holds linear layers and lies in no other such list.
+
+    Raises NearplaneError when the model has none.
+    """
+    lists = {
+        name: module
+        for name, module in model.named_modules()
+        if isinstance(module, nn.ModuleList) and any(is_linear(m) for m in module.modules())
+    }
+    outer = [n for n in lists if not any(n.startswith(o + ".") for o in lists)]
+    if not outer:
+        raise NearplaneError(
+            f"{type(model).__name__} has no list of blocks with linear layers: nothing to quantize"
+        )
+    name = max(outer, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
+    return name, lists[name]
+
+
+def layers_of(block: nn.Module, prefix: str) -> list[Layer]:
+    """Return the linear layers of a block; one that appears twice is listed once."""
+    return [Layer(f"{prefix}.{n}", m) for n, m in block.named_modules() if is_linear(m)]
+
+
+def unquantizable(block: nn.Module, prefix: str) -> list[str]:
+    """Return the names of the parts that hold matrices but are no linear layer that we know."""
+    strange = []
+    for name, module in block.named_modules():
+        matrices = [p for p in module.parameters(recurse=False) if p.ndim >= 2]
+        if matrices and not is_linear(module) and not isinstance(module, nn.Embedding):
+            strange.append(f"{prefix}.{name} ({type(module).__name__})")
+    return strange
+
+
+def weights_of(layers: list[Layer]) -> int:
+    """Return how many weights the layers hold."""
+    return sum(layer.module.weight.numel() for layer in layers)
+
+
+def check_finite(layer: Layer) -> None:
+    """Raise NearplaneError when the layer's weight holds NaN or infinity."""
+    if not torch.isfinite(layer.module.weight).all():
+        raise NearplaneError(
+            f"{layer.name} holds NaN or infinite weights: repair the model before quantizing it"
+        )

@@ -1,0 +1,151 @@
+"""Calibration text -> sequences of tokens, with an account of every token."""
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from nearplane.types import NearplaneError
+from nearplane.walk.documents import read_documents
+
+Text = str | Path | list[str] | Tensor | list[Tensor]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """How much calibration to use, and how.
+
+    - `sequences`, `length`: at most so many sequences of exactly so many tokens.
+    - `chat_template`: whether every document goes through the tokenizer's chat template.
+    """
+
+    sequences: int = 128
+    length: int = 2048
+    chat_template: bool = False
+
+
+@dataclass(frozen=True)
+class Account:
+    """Where the tokens of a calibration went; counts are tokens unless said otherwise."""
+
+    source: str
+    documents: int
+    sequences: int
+    length: int
+    used: int
+    dropped: int
+    padded: int
+    opened_by: int | None
+    fingerprint: str
+    chat_template: bool = False
+
+    def sentence(self) -> str:
+        """Return the account as one line for people."""
+        opening = "" if self.opened_by is None else f", each opened by token {self.opened_by}"
+        return (
+            f"{self.sequences} sequences of {self.length} tokens from {self.documents} documents of "
+            f"{self.source}{opening}: {self.used} tokens used, {self.dropped} dropped, "
+            f"{self.padded} padded"
+        )
+
+    def for_json(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def calibrate(text: Text, tokenizer: Any, wanted: Wanted) -> tuple[Int64[Tensor, "n length"], Account]:
+    """Return packed sequences of tokens and their account.
+
+    Documents are joined by the tokenizer's end-of-sequence token and cut; what does not fill a
+    last sequence is dropped, nothing is padded. Every sequence is opened by the
+    beginning-of-sequence token where the tokenizer puts one before a text. A two-dimensional
+    tensor is taken as it is.
+
+    Raises NearplaneError for text that is missing, unreadable or too short for one sequence.
+    """
+    if wanted.sequences < 1 or wanted.length < 2:
+        raise NearplaneError("calibration needs at least 1 sequence of at least 2 tokens")
+    if isinstance(text, Tensor) and text.ndim == 2:
+        tokens = text[: wanted.sequences].long()
+        return tokens, account_of(tokens, "token tensors", len(text), text.numel(), None)
+    name, documents = tokenized(text, tokenizer, wanted)
+    bos = opening_token(tokenizer) if tokenizer is not None else None
+    body = wanted.length - (bos is not None)
+    stream, count = join(documents, getattr(tokenizer, "eos_token_id", None), wanted.sequences * body)
+    if len(stream) < body:
+        raise NearplaneError(
+            f"the calibration text {name} has {len(stream)} tokens, and one sequence needs "
+            f"{body}: give a longer text or a smaller length"
+        )
+    packed = pack(stream, body, wanted.sequences, bos)
+    return packed, account_of(packed, name, count, len(stream), bos, wanted.chat_template)
+
+
+def opening_token(tokenizer: Any) -> int | None:
+    """Return the beginning-of-sequence token if the tokenizer opens every text with it."""
+    bos = getattr(tokenizer, "bos_token_id", None)
+    opened = tokenizer("a").input_ids
+    return bos if bos is not None and opened and opened[0] == bos else None
+
+
+def tokenized(text: Text, tokenizer: Any, wanted: Wanted) -> tuple[str, Iterable[list[int]]]:
+    """Return the text's name and its documents as lists of tokens."""
+    if isinstance(text, Tensor):
+        return "token tensors", [text.flatten().tolist()]
+    if isinstance(text, list) and text and isinstance(text[0], Tensor):
+        return "token tensors", [t.flatten().tolist() for t in text]
+    if tokenizer is None:
+        raise NearplaneError("the model has no tokenizer: calibrate with token tensors")
+    name, documents = read_documents(text, tokenizer if wanted.chat_template else None)
+    return name, (tokenizer(d, add_special_tokens=False).input_ids for d in documents)
+
+
+def join(
+    documents: Iterable[list[int]], between: int | None, enough: int
+) -> tuple[Int64[Tensor, " tokens"], int]:
+    """Return documents joined by the token `between`, and their number; stops when it has enough."""
+    stream: list[int] = []
+    count = 0
+    for document in documents:
+        if not document:
+            continue
+        if stream and between is not None:
+            stream.append(between)
+        stream += document
+        count += 1
+        if len(stream) >= enough:
+            break
+    return torch.tensor(stream, dtype=torch.long), count
+
+
+def pack(stream: Int64[Tensor, " tokens"], body: int, sequences: int, bos: int | None) -> Tensor:
+    """Return (n, length) sequences cut from the stream, each opened by `bos` if there is one."""
+    n = min(sequences, len(stream) // body)
+    packed = stream[: n * body].view(n, body)
+    if bos is None:
+        return packed
+    return torch.cat([torch.full((n, 1), bos), packed], dim=1)
+
+
+def account_of(
+    packed: Tensor, name: str, documents: int, read: int, bos: int | None, chat: bool = False
+) -> Account:
+    """Return the account of packed sequences out of `read` tokens."""
+    opened = len(packed) if bos is not None else 0
+    used = packed.numel()
+    return Account(
+        source=name,
+        documents=documents,
+        sequences=len(packed),
+        length=packed.shape[1],
+        used=used,
+        dropped=read - (used - opened),
+        padded=0,
+        opened_by=bos,
+        fingerprint=hashlib.sha256(packed.contiguous().numpy().tobytes()).hexdigest(),
+        chat_template=chat,
+    )

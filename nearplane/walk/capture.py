@@ -1,0 +1,110 @@
+"""Running blocks one at a time: their inputs, and the inputs of the layers inside."""
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from nearplane.types import NearplaneError
+
+
+class Stop(Exception):
+    """Ends a forward pass that has done its work."""
+
+
+@dataclass(frozen=True)
+class Call:
+    """The arguments of one block for one batch of sequences."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def on(self, hidden: Tensor) -> "Call":
+        """Return the same call with other hidden states."""
+        if self.args:
+            return replace(self, args=(hidden, *self.args[1:]))
+        return replace(self, kwargs=self.kwargs | {"hidden_states": hidden})
+
+    @property
+    def hidden(self) -> Tensor:
+        return self.args[0] if self.args else self.kwargs["hidden_states"]
+
+    def run(self, block: nn.Module) -> Tensor:
+        """Return the block's hidden states."""
+        return hidden_of(block(*self.args, **self.kwargs))
+
+
+def hidden_of(output: Any) -> Tensor:
+    """Return the hidden states of a block's output, which may be a tuple that starts with them."""
+    return output[0] if isinstance(output, tuple) else output
+
+
+@contextmanager
+def replaced_forward(blocks: nn.ModuleList, forward: Callable[[int, tuple, dict], Any]):
+    """Let every block's forward be `forward(index, args, kwargs)` for a while."""
+    try:
+        for index, block in enumerate(blocks):
+            block.forward = lambda *a, index=index, **k: forward(index, a, k)
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def calls_of_blocks(
+    model: nn.Module, blocks: nn.ModuleList, tuples: list[bool], tokens: Int64[Tensor, "n length"]
+) -> list[Call]:
+    """Return the call of every block for one batch, by the model's own forward pass.
+
+    Blocks hand their hidden states on unchanged, so this costs an embedding: masks and
+    positions, which differ by block in some families, do not depend on hidden states. All calls
+    but the first hold no hidden states of their own.
+
+    - `tuples`: which blocks return a tuple that starts with the hidden states.
+    """
+    calls: list[Call] = []
+
+    def record(index: int, args: tuple, kwargs: dict) -> Any:
+        call = Call(args, kwargs)
+        calls.append(call if index == 0 else call.on(torch.empty(0)))
+        if index == len(blocks) - 1:
+            raise Stop
+        return (call.hidden,) if tuples[index] else call.hidden
+
+    with replaced_forward(blocks, record), torch.no_grad():
+        try:
+            model(input_ids=tokens, use_cache=False)
+        except Stop:
+            pass
+    if len(calls) != len(blocks):
+        raise NearplaneError(
+            f"the model ran {len(calls)} of its {len(blocks)} blocks: it does not walk them in order"
+        )
+    return calls
+
+
+def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> list[Tensor]:
+    """Return what `layer` is given when the block runs `call`; the run ends there.
+
+    - `times`: how often the block calls the layer.
+    """
+    seen: list[Tensor] = []
+
+    def take(_: nn.Module, args: tuple) -> None:
+        seen.append(args[0])
+        if len(seen) == times:
+            raise Stop
+
+    hook = layer.register_forward_pre_hook(take)
+    try:
+        with torch.no_grad():
+            call.run(block)
+    except Stop:
+        pass
+    finally:
+        hook.remove()
+    return seen

@@ -1,0 +1,103 @@
+"""Reading documents: .txt, .jsonl, .parquet, a list of strings or a `datasets` name."""
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from nearplane.types import NearplaneError
+
+COLUMNS = ("text", "content", "messages", "conversations", "prompt")  # tried in this order
+
+
+def read_documents(text: str | Path | list[str], chat: Any = None) -> tuple[str, Iterable[str]]:
+    """Return the name of a source and its documents as strings.
+
+    - `chat`: a tokenizer whose chat template every document goes through, or None.
+
+    Raises NearplaneError when the source cannot be read.
+    """
+    if isinstance(text, list):
+        return f"{len(text)} strings", (as_text(t, chat) for t in text)
+    path = Path(text)
+    if path.is_dir():
+        raise NearplaneError(f"the calibration text {path} is a directory: name a file in it")
+    if not path.exists():
+        return str(text), (as_text(r, chat) for r in read_dataset(str(text)))
+    readers = {".jsonl": read_jsonl, ".json": read_jsonl, ".parquet": read_parquet}
+    read = readers.get(path.suffix, read_text)
+    return str(text), (as_text(r, chat) for r in read(path))
+
+
+def as_text(record: Any, chat: Any) -> str:
+    """Return the string of a record: itself, its text column, or its messages in the template."""
+    if isinstance(record, dict):
+        column = next((c for c in COLUMNS if c in record), None)
+        if column is None:
+            raise NearplaneError(
+                f"a calibration record has none of the fields {', '.join(COLUMNS)}: "
+                f"it has {', '.join(map(str, record)) or 'no fields'}"
+            )
+        record = record[column]
+    if not isinstance(record, str | list):
+        raise NearplaneError(f"a calibration record is {type(record).__name__}, not text")
+    if chat is None:
+        return record if isinstance(record, str) else "\n".join(str(m["content"]) for m in record)
+    messages = [{"role": "user", "content": record}] if isinstance(record, str) else record
+    if not getattr(chat, "chat_template", None):
+        raise NearplaneError("this model's tokenizer has no chat template: leave --chat-template out")
+    return chat.apply_chat_template(messages, tokenize=False)
+
+
+def read_text(path: Path) -> Iterator[str]:
+    """Yield the file as one document."""
+    try:
+        yield path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise NearplaneError(f"{path} is not UTF-8 text (byte {error.start})") from error
+    except OSError as error:
+        raise NearplaneError(f"{path} cannot be read: {error.strerror}") from error
+
+
+def read_jsonl(path: Path) -> Iterator[Any]:
+    """Yield one record a line."""
+    for number, line in enumerate("".join(read_text(path)).splitlines(), 1):
+        if not line.strip():
+            continue
+        try:
+            yield json.loads(line)
+        except ValueError as error:
+            raise NearplaneError(f"line {number} of {path} is not JSON: {error}") from error
+
+
+def read_parquet(path: Path) -> Iterator[Any]:
+    """Yield one record a row; needs pyarrow."""
+    try:
+        import pyarrow.parquet
+    except ImportError as error:
+        raise NearplaneError("reading parquet needs pyarrow: pip install nearplane[data]") from error
+    try:
+        file = pyarrow.parquet.ParquetFile(path)
+        for batch in file.iter_batches(batch_size=256):
+            yield from batch.to_pylist()
+    except (pyarrow.ArrowException, OSError) as error:
+        raise NearplaneError(f"{path} is not a readable parquet file: {error}") from error
+
+
+def read_dataset(name: str) -> Iterator[Any]:
+    """Yield the records of a `datasets` name, NAME[:CONFIG][:SPLIT], streamed; split train if unsaid."""
+    parts = name.split(":")
+    hub_name, config = parts[0], parts[1] if len(parts) == 3 else None
+    missing = NearplaneError(f"there is no file {name}, and no data set of that name can be loaded")
+    if name.endswith((".txt", ".json", ".jsonl", ".parquet")):
+        raise NearplaneError(f"the calibration file {name} does not exist")
+    try:
+        import datasets
+    except ImportError as error:
+        raise NearplaneError(f"{missing}: pip install nearplane[data] to load data sets") from error
+    try:
+        split = parts[-1] if len(parts) > 1 else "train"
+        yield from datasets.load_dataset(hub_name, config, split=split, streaming=True)
+    except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise NearplaneError(f"{missing}: {reason}") from error

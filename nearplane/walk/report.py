@@ -1,0 +1,88 @@
+"""The account of a whole run: every layer, the totals, the calibration and the time."""
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from math import isfinite
+from typing import Any
+
+from nearplane.types import LayerReport
+
+FORMAT = 1
+
+
+@dataclass(frozen=True)
+class Bits:
+    """Where the bytes of a model are: in quantized weights, or in everything else.
+
+    - `other_bytes`, `other_numbers`: tensors kept as they were (embeddings, norms, biases).
+    """
+
+    quantized_bytes: int
+    quantized_weights: int
+    other_bytes: int
+    other_numbers: int
+
+    @property
+    def bpw(self) -> float:
+        """Bits per quantized weight, all that their records store."""
+        return 8 * self.quantized_bytes / max(self.quantized_weights, 1)
+
+    @property
+    def bpw_of_file(self) -> float:
+        """Bits per number of the whole model."""
+        numbers = self.quantized_weights + self.other_numbers
+        return 8 * (self.quantized_bytes + self.other_bytes) / max(numbers, 1)
+
+    def for_json(self) -> dict[str, Any]:
+        return asdict(self) | {"bpw": self.bpw, "bpw_of_file": self.bpw_of_file}
+
+
+def count_bits(layers: Sequence[LayerReport], other: dict[str, Any]) -> Bits:
+    """Return the bits of quantized layers and of the tensors beside them."""
+    return Bits(
+        quantized_bytes=sum(layer.stored_bytes for layer in layers),
+        quantized_weights=sum(layer.rows * layer.columns for layer in layers),
+        other_bytes=sum(tensor.nbytes for tensor in other.values()),
+        other_numbers=sum(tensor.numel() for tensor in other.values()),
+    )
+
+
+def layer_row(layer: LayerReport) -> dict[str, Any]:
+    """Return a layer's report with the ratios that people look for; None where there is none."""
+    row = asdict(layer)
+    row["relative_loss"] = ratio(layer.loss, layer.energy)
+    row["loss_over_bound"] = ratio(layer.damped_loss, layer.bound)
+    return row | {"relative_bound": ratio(layer.bound, layer.energy)}
+
+
+def ratio(over: float | None, under: float | None) -> float | None:
+    """Return over / under, or None where that is no number."""
+    if over is None or not under or not isfinite(over / under):
+        return None
+    return over / under
+
+
+def run_report(
+    layers: Sequence[LayerReport],
+    bits: Bits,
+    recipe: dict[str, Any],
+    said: dict[str, Any],
+) -> dict[str, Any]:
+    """Return report.json: the recipe, totals and one row a layer.
+
+    - `said`: what else the run has to say: seconds, what was left out, which layers fell back.
+    """
+    bounded = [layer for layer in layers if layer.bound is not None]
+    energy = sum(layer.energy for layer in layers)
+    return {
+        "report_version": FORMAT,
+        "recipe": recipe,
+        "bits": bits.for_json(),
+        "certified_layers": len(bounded),
+        "relative_loss": ratio(sum(layer.loss for layer in layers), energy),
+        "loss_over_bound": ratio(
+            sum(layer.damped_loss for layer in bounded), sum(layer.bound or 0 for layer in bounded)
+        ),
+        **said,
+        "layers": [layer_row(layer) for layer in layers],
+    }

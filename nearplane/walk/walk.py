@@ -1,0 +1,185 @@
+"""The walk: block after block, stage after stage, every layer rounded on what it really sees."""
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor, nn
+
+from nearplane.lattice import NotPositiveDefiniteError
+from nearplane.lattice.basis import Basis
+from nearplane.methods import Method
+from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
+from nearplane.walk.blocks import Layer, check_finite, unquantizable
+from nearplane.walk.capture import Call, calls_of_blocks, inputs_of
+from nearplane.walk.hessian import HessianSum
+from nearplane.walk.observe import Plan, Stage, observe
+
+BATCH_TOKENS = 4096
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What the walk leaves out and what it puts up with.
+
+    - `skip`: regular expressions; layers whose names match one stay as they are.
+    - `strict`: refuse a model with parts that cannot be quantized, instead of naming them.
+    - `fallback_share`: the share of layers that may fall back to round-to-nearest.
+    """
+
+    skip: tuple[str, ...] = ()
+    strict: bool = False
+    fallback_share: float = 0.05
+
+
+@dataclass
+class Walk:
+    """A model on its way through a method; iterate over it once to quantize it in place.
+
+    Yields (layer, quantized weight, report) as each layer is done. Afterwards `fallbacks` names
+    the layers that were rounded to nearest; `left_out` what was not quantized, and why.
+    """
+
+    model: nn.Module
+    method: Method
+    tokens: Int64[Tensor, "n length"]
+    rules: Rules = field(default_factory=Rules)
+    plan: Plan = field(init=False)
+    left_out: list[str] = field(init=False)
+    fallbacks: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.plan = observe(self.model, self.tokens)
+        self.left_out = self.what_is_left_out()
+        wanted = [layer for layer in self.plan.layers if not self.skipped(layer)]
+        if not wanted:
+            raise NearplaneError("every layer is skipped: nothing to quantize")
+        for layer in wanted:
+            check_finite(layer)
+            try:
+                self.method.check(*layer.shape)
+            except NearplaneError as error:
+                raise NearplaneError(f"{layer.name}: {error}") from error
+
+    def skipped(self, layer: Layer) -> bool:
+        return any(re.search(pattern, layer.name) for pattern in self.rules.skip)
+
+    def what_is_left_out(self) -> list[str]:
+        """Return sentences on the parts of blocks that stay as they are."""
+        strange = [
+            part
+            for index, block in enumerate(self.plan.blocks)
+            for part in unquantizable(block, f"{self.plan.name}.{index}")
+        ]
+        if strange and self.rules.strict:
+            raise NearplaneError(f"these parts cannot be quantized: {', '.join(strange)}")
+        named = [f"{part} cannot be quantized" for part in strange]
+        named += [f"{layer.name} was not reached by any token" for layer in self.plan.silent]
+        return named + [f"{la.name} is skipped as asked" for la in self.plan.layers if self.skipped(la)]
+
+    def __iter__(self) -> Iterator[tuple[Layer, QuantizedWeight, LayerReport]]:
+        batches = self.tokens.split(max(1, BATCH_TOKENS // self.tokens.shape[1]))
+        calls = [
+            calls_of_blocks(self.model, self.plan.blocks, self.plan.tuples, batch)
+            for batch in batches
+        ]
+        hidden = [call[0].hidden for call in calls]
+        for index, block in enumerate(self.plan.blocks):
+            now = [call[index].on(h) for call, h in zip(calls, hidden, strict=True)]
+            for stage in self.plan.stages[index]:
+                yield from self.quantize_stage(block, stage, now)
+            if index + 1 < len(self.plan.blocks):
+                with torch.no_grad():
+                    hidden = [call.run(block) for call in now]
+
+    def quantize_stage(
+        self, block: nn.Module, stage: Stage, calls: list[Call]
+    ) -> Iterator[tuple[Layer, QuantizedWeight, LayerReport]]:
+        """Quantize the layers that share one Hessian."""
+        wanted = [layer for layer in stage.layers if not self.skipped(layer)]
+        if not wanted:
+            return
+        started = time.perf_counter()
+        moment = HessianSum(wanted[0].shape[1])
+        for call in calls:
+            for inputs in inputs_of(block, wanted[0].module, stage.times, call):
+                moment.add(inputs)
+        hessian = moment.mean()
+        basis, fallback = self.basis_of(hessian, moment, wanted)
+        shared = (time.perf_counter() - started) / len(wanted)
+        for layer in wanted:
+            began = time.perf_counter()
+            original = layer.weight().detach().float()
+            quantized = self.method(original, basis)
+            layer.assign(quantized.value())
+            seconds = shared + time.perf_counter() - began
+            measured = Measured(hessian, moment, fallback, seconds)
+            yield layer, quantized, report_of(layer, self.method, original, quantized, measured)
+
+    def basis_of(
+        self, hessian: Float[Tensor, "n n"], moment: HessianSum, layers: list[Layer]
+    ) -> tuple[Basis, str]:
+        """Return the basis of a stage; where there is none, that of plain rounding, and why."""
+        try:
+            if not moment.tokens or not hessian.any():
+                raise NotPositiveDefiniteError("no token with a finite, non-zero input reached it")
+            return self.method.basis(hessian), ""
+        except NotPositiveDefiniteError as error:
+            self.fallbacks += [layer.name for layer in layers]
+            share = len(self.fallbacks) / len(self.plan.layers)
+            if share > self.rules.fallback_share:
+                raise NearplaneError(
+                    f"{len(self.fallbacks)} of {len(self.plan.layers)} layers could not be rounded on "
+                    f"their inputs ({', '.join(self.fallbacks[:3])}: {error})"
+                ) from error
+            return self.method.basis(torch.eye(len(hessian))), str(error)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the walk knows of a layer beside its weights."""
+
+    hessian: Float[Tensor, "n n"]
+    moment: HessianSum
+    fallback: str
+    seconds: float
+
+
+def report_of(
+    layer: Layer,
+    method: Method,
+    original: Float[Tensor, "rows columns"],
+    quantized: QuantizedWeight,
+    measured: Measured,
+) -> LayerReport:
+    """Return what the report and the certificate say of a layer."""
+    bound = quantized.facts.get("layer_bound")
+    if bound is None and quantized.bound is not None and not quantized.bound.isnan().any():
+        bound = float(quantized.bound.sum())
+    energy = ((original @ measured.hessian) * original).sum(dtype=torch.float64)
+    error = original.double() - quantized.value().double()
+    void = f"rounded to nearest: {measured.fallback}" if measured.fallback else quantized.void
+    return LayerReport(
+        name=layer.name,
+        method=method.name,
+        rows=original.shape[0],
+        columns=original.shape[1],
+        stored_bytes=len(quantized.record),
+        bpw=quantized.bpw,
+        code_bpw=quantized.code_bpw,
+        loss=float(quantized.loss.sum()),
+        damped_loss=float(quantized.damped_loss.sum()),
+        energy=float(energy),
+        bound=None if measured.fallback else bound,
+        void=void,
+        weight_error=float(error.square().sum()),
+        tokens=measured.moment.tokens,
+        dropped_tokens=measured.moment.dropped,
+        dead_columns=int((measured.hessian.diagonal() == 0).sum()),
+        seconds=measured.seconds,
+        fallback=measured.fallback,
+        facts=quantized.facts,
+    )

@@ -1,0 +1,149 @@
+"""What tests/golden/record/*.bin hold; run as a module to write files that are missing.
+
+Cases are formulas, so that no random generator's next version can change what is expected.
+"""
+
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from nearplane.codes import Code, Dense, Huffman, record
+from nearplane.codes.header import LAYOUT
+from nearplane.types import Outliers
+
+FOLDER = Path(__file__).parent / "record"
+
+
+@dataclass(frozen=True)
+class Case:
+    """The arguments of `record.pack`."""
+
+    code: torch.Tensor
+    step: torch.Tensor
+    group_size: int
+    outliers: Outliers | None
+    coder: Code
+
+    def pack(self) -> bytes:
+        parts = self.code, self.step, self.group_size, self.outliers, self.coder
+        return bytes(record.pack(*parts)[0].numpy())
+
+
+def bell(rows: int, columns: int, spread: int) -> torch.Tensor:
+    """Return integers that look Gaussian: sums of three bytes of a multiplicative hash."""
+    word = np.arange(1, rows * columns + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+    word ^= word >> np.uint64(29)
+    word *= np.uint64(0xBF58476D1CE4E5B9)
+    total = sum((word >> np.uint64(shift)) & np.uint64(255) for shift in (40, 48, 56))
+    centred = (total.astype(np.int64) - 382) * spread
+    return torch.from_numpy(np.floor_divide(centred, 256).astype(np.int32)).reshape(rows, columns)
+
+
+def huffman_scalar_escapes() -> Case:
+    code = bell(60, 100, 5)
+    code[7, 3], code[7, 4], code[59, 99] = 2**31 - 1, -(2**31), 1000
+    return Case(code, torch.tensor([[0.0123]]), 100, None, Huffman())
+
+
+def huffman_columns() -> Case:
+    step = (torch.arange(1, 71) / 64).reshape(1, 70)
+    return Case(bell(90, 70, 9), step, 70, None, Huffman())
+
+
+def huffman_long_codes() -> Case:
+    code = torch.cat([torch.full((1 << k,), 14 - k) for k in range(13)]).to(torch.int32)
+    step = torch.tensor([[3.0e-5 * 2**-20]])
+    return Case(code.reshape(1, -1), step, code.numel(), None, Huffman(15))
+
+
+def dense_groups_outliers() -> Case:
+    code = bell(40, 200, 3).clamp(-4, 3)
+    step = -(torch.arange(1, 161).reshape(40, 4) / 1024)
+    start = (torch.arange(41) // 2 * 3).to(torch.int32)
+    column = torch.tensor([0, 64, 199] * 20, dtype=torch.int32)
+    value = (torch.arange(60) / 8 - 3).to(torch.float16)
+    return Case(code, step, 64, Outliers(start, column, value), Dense(3))
+
+
+def huffman_wide_steps() -> Case:
+    step = torch.tensor([[1.0e-30, 1.0e30, 0.0, -0.0, 3.0]]).to(torch.bfloat16).float()
+    return Case(bell(50, 5, 4), step, 5, None, Huffman(7))
+
+
+def one_symbol() -> Case:
+    return Case(torch.full((50, 60), -7, dtype=torch.int32), torch.ones(50, 2), 32, None, Huffman())
+
+
+def one_weight() -> Case:
+    empty = torch.zeros(0, dtype=torch.int32)
+    nothing = Outliers(torch.zeros(2, dtype=torch.int32), empty, empty.to(torch.float16))
+    code = torch.full((1, 1), -(2**31), dtype=torch.int32)
+    return Case(code, torch.tensor([[1.0]]), 1, nothing, Dense())
+
+
+CASES: tuple[Callable[[], Case], ...] = (
+    huffman_scalar_escapes,
+    huffman_columns,
+    huffman_long_codes,
+    huffman_wide_steps,
+    dense_groups_outliers,
+    one_symbol,
+    one_weight,
+)
+
+
+def edited(case: Case, change: dict[int, int]) -> bytes:
+    """Return a case's record with some bytes replaced, and the CRC made right again."""
+    body = bytearray(case.pack()[:-4])
+    for at, byte in change.items():
+        body[at] = byte
+    return bytes(body) + zlib.crc32(body).to_bytes(4, "little")
+
+
+def promising(case: Case, **fields: int) -> bytes:
+    """Return a case's record with other header fields, and the CRC made right again."""
+    data = case.pack()
+    body = replace(record.inspect(data), **fields).to_bytes() + data[LAYOUT.size : -4]
+    return body + zlib.crc32(body).to_bytes(4, "little")
+
+
+def bad_records() -> dict[str, bytes]:
+    """Return by name what must be refused; the escaped case's codes begin at byte 36."""
+    escaped, columns, dense = huffman_scalar_escapes(), huffman_columns(), dense_groups_outliers()
+    good, codes = escaped.pack(), LAYOUT.size + 4
+    last, huge = len(dense.pack()) - 5, dict.fromkeys(("rows", "columns", "group_size"), 2**31 - 1)
+    return {
+        "empty": b"",
+        "truncated": good[:-1],
+        "trailing": good + b"\0",
+        "flipped": good[:200] + bytes([good[200] ^ 16]) + good[201:],
+        "version": edited(escaped, {4: 2}),
+        "code-tag": edited(escaped, {5: 77}),
+        "promise-2-62-weights": promising(columns, **huge),
+        "promise-code-bytes": promising(columns, rows=2**31 - 1, code_bytes=2**63),
+        "step-infinite": edited(dense, {LAYOUT.size + 1: 0x7C}),
+        "lengths-incomplete": edited(escaped, {codes + 24: 0xFF}),
+        "one-escape-more": edited(escaped, {codes + 8: good[codes + 8] + 1}),
+        "lane-width": edited(escaped, {codes + 21: 13}),
+        "outlier-not-finite": edited(dense, {last: 0x7E}),
+        "no-such-word": edited(one_symbol(), {len(one_symbol().pack()) - 9: 1}),
+    }
+
+
+def write_missing(name: str, data: bytes) -> None:
+    path = FOLDER / f"{name}.bin"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+        print("wrote", path)
+
+
+if __name__ == "__main__":
+    for case in CASES:
+        write_missing(f"v1-{case.__name__.replace('_', '-')}", case().pack())
+    for name, data in bad_records().items():
+        write_missing(f"must_fail/v1-{name}", data)
