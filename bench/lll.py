@@ -7,9 +7,11 @@ cut to its first K columns. A line compares the reduced basis with plain nearest
 lattice, at the same step:
 
     loss      loss(LLL) / loss(plain), summed over rows
+    bound     the same of Theorem 5's bound
     largest   largest |code|, plain -> LLL
     entropy   bits per code of one table, plain -> LLL
-    net       entropy(LLL) − entropy(plain) + ½ log₂ loss: bits per weight it costs at equal loss
+    net       ½ log₂ of the loss ratio once LLL's step is changed so that its entropy is plain's:
+              bits per weight that LLL costs (negative: saves)
     unequal   the same for steps const / R_jj on the plain basis, which need no reduction
     limit     −½ log₂(AM/GM) of the pivots: neither can go below it at high rate
 """
@@ -17,6 +19,7 @@ lattice, at the same step:
 import argparse
 import math
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -43,14 +46,13 @@ def entropy(code: torch.Tensor) -> float:
     return float(-(share * share.log2()).sum())
 
 
-def step_at(target: torch.Tensor, factor: torch.Tensor, bits: float) -> torch.Tensor:
-    """Return the step at which plain nearest plane's codes have `bits` of entropy."""
+def scale_at(round_with: Callable[[float], torch.Tensor], bits: float) -> float:
+    """Return the factor on the steps at which the codes have `bits` of entropy."""
     low, high = -12.0, 6.0
     for _ in range(20):
         middle = (low + high) / 2
-        code = nearest_plane(target, factor, torch.full((1, 1), 2.0**middle).double())
-        low, high = (middle, high) if entropy(code) > bits else (low, middle)
-    return torch.full((1, factor.shape[1]), 2.0**high).double()
+        low, high = (middle, high) if entropy(round_with(2.0**middle)) > bits else (low, middle)
+    return 2.0**high
 
 
 def compare(
@@ -60,33 +62,37 @@ def compare(
     basis = lattice.basis(hessian, order, damping)
     random = torch.Generator().manual_seed(1)
     target = torch.randn(rows, len(hessian), generator=random).double()
-    step = step_at(target, basis.factor, bits)
+    factor, equal = basis.factor, torch.ones(1, len(hessian)).double()
+    unequal = 1 / factor.diagonal()[None]
+
     started = time.perf_counter()
-    transform = lll(basis.factor, step)
+    transform = lll(factor, equal)  # a common factor on the steps changes nothing
     seconds = time.perf_counter() - started
-    codes = {
-        "plain": nearest_plane(target, basis.factor, step),
-        "lll": nearest_plane_reduced(target, basis.factor, step, transform),
-    }
-    loss = {
-        k: float(((target - step * c) @ basis.factor.T).square().sum()) for k, c in codes.items()
-    }
-    unequal = 1 / basis.factor.diagonal()[None]
-    unequal = unequal * (step[0, 0] * basis.factor.diagonal().log().mean().exp())
-    other = nearest_plane(target, basis.factor, unequal)
-    other_loss = float(((target - unequal * other) @ basis.factor.T).square().sum())
-    before = entropy(codes["plain"])
-    pivots = reduced_factor(basis.factor, step, transform)[1].diagonal()
+
+    def plain(scale: float, step: torch.Tensor = equal) -> torch.Tensor:
+        return nearest_plane(target, factor, step * scale)
+
+    def reduced(scale: float) -> torch.Tensor:
+        return nearest_plane_reduced(target, factor, equal * scale, transform)
+
+    def loss(code: torch.Tensor, step: torch.Tensor) -> float:
+        return float(((target - step * code) @ factor.T).square().sum())
+
+    scale = scale_at(plain, bits)
+    before, after, base = plain(scale), reduced(scale), loss(plain(scale), equal * scale)
+    again = scale_at(reduced, bits)
+    other = scale_at(lambda x: plain(x, unequal), bits)
+    pivots = reduced_factor(factor, equal, transform)[1].diagonal()
     return {
-        "loss": loss["lll"] / loss["plain"],
-        "bound": float(pivots.square().sum() / (basis.factor.diagonal() * step).square().sum()),
-        "largest": float(codes["plain"].abs().max()),
-        "largest_lll": float(codes["lll"].abs().max()),
-        "entropy": before,
-        "entropy_lll": entropy(codes["lll"]),
-        "net": entropy(codes["lll"]) - before + math.log2(loss["lll"] / loss["plain"]) / 2,
-        "unequal": entropy(other) - before + math.log2(other_loss / loss["plain"]) / 2,
-        "limit": -lattice.am_gm_bits(basis.factor),
+        "loss": loss(after, equal * scale) / base,
+        "bound": float(pivots.square().sum() / factor.diagonal().square().sum()),
+        "largest": float(before.abs().max()),
+        "largest_lll": float(after.abs().max()),
+        "entropy": entropy(before),
+        "entropy_lll": entropy(after),
+        "net": math.log2(loss(reduced(again), equal * again) / base) / 2,
+        "unequal": math.log2(loss(plain(other, unequal), unequal * other) / base) / 2,
+        "limit": -lattice.am_gm_bits(factor),
         "seconds": seconds,
     }
 
@@ -110,7 +116,8 @@ def main() -> None:
     parser.add_argument("--orders", nargs="+", default=list(lattice.ORDERS))
     args = parser.parse_args()
     torch.set_num_threads(1)
-    print("hessian            K  order       damping  loss   bound  largest  entropy       net  unequal   limit     s")
+    head = "loss   bound  largest  entropy       net  unequal   limit     s"
+    print(f"hessian            K  order       damping  {head}")
     for columns in args.columns:
         for name, hessian in hessians(args.hessians, columns).items():
             for order in args.orders:

@@ -7,33 +7,40 @@ Which code should I use?
 - `Dense(bits)`: integers clipped to a few bits (RTN, GPTQ, SSQR); outliers go to the sparse rows
   beside them. The fastest to read.
 
-`record.pack` and `record.unpack` turn a whole matrix (integers, steps, outliers) into the bytes a
-checkpoint stores and back; `record.price` tells the size from a histogram alone. A new code is a
+`pack` and `unpack` turn a whole matrix (integers, steps, outliers) into the bytes a
+checkpoint stores and back; `price` tells the size from a histogram alone. A new code is a
 frozen dataclass like these two (`registry.Code`), one import line and one `register` line here,
 and a document in docs/formats/. Bytes that break their document raise `CorruptError`.
 """
 
-from nearplane.codes import record
 from nearplane.codes.alphabet import entropy, histogram
 from nearplane.codes.corrupt import CorruptError
 from nearplane.codes.dense import Dense
 from nearplane.codes.huffman import Huffman
+from nearplane.codes.record import ENTRY_BYTES, Unpacked, inspect, pack, price, size, unpack
 from nearplane.codes.registry import CODES, Code, by_tag, register
-from nearplane.codes.steps import round_step
+from nearplane.codes.steps import round_step, sixteen_bits
 
 register(Huffman())
 register(Dense())
 
 __all__ = [
     "CODES",
+    "ENTRY_BYTES",
     "Code",
     "CorruptError",
     "Dense",
     "Huffman",
+    "Unpacked",
     "by_tag",
     "entropy",
     "histogram",
-    "record",
+    "inspect",
+    "pack",
+    "price",
     "register",
     "round_step",
+    "sixteen_bits",
+    "size",
+    "unpack",
 ]

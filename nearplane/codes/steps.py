@@ -21,13 +21,17 @@ def round_step(step: Float[Tensor, "rows groups"]) -> Float32[Tensor, "rows grou
     """
     step = step.to(torch.float32)
     if step.numel() > 1:
-        size = step.abs()
-        fits = (size == 0) | ((size >= SMALLEST_NORMAL) & (size <= LARGEST))
-        short = torch.float16 if bool(fits.all()) else torch.bfloat16
-        step = step.to(short).to(torch.float32)
+        step = step.to(sixteen_bits(step)).to(torch.float32)
     if not bool(step.isfinite().all()):
         raise ValueError("a step is not finite in the type that would store it")
     return step
+
+
+def sixteen_bits(step: Float[Tensor, "rows groups"], leeway: float = 1) -> torch.dtype:
+    """Return float16 if its normal range holds `step` / leeway .. `step` · leeway, else bfloat16."""
+    size = step.abs()
+    fits = (size == 0) | ((size / leeway >= SMALLEST_NORMAL) & (size * leeway <= LARGEST))
+    return torch.float16 if bool(fits.all()) else torch.bfloat16
 
 
 def encode(step: Float32[np.ndarray, " count"]) -> tuple[int, bytes]:

@@ -12,7 +12,9 @@ def squared_sides(
     return factor.diagonal().double().square() * step.double().square()
 
 
-def bound(factor: Float[Tensor, "n n"], step: Float[Tensor, "#rows #n"]) -> Float64[Tensor, "#rows"]:
+def bound(
+    factor: Float[Tensor, "n n"], step: Float[Tensor, "#rows #n"]
+) -> Float64[Tensor, "#rows"]:
     """Return ¼ Σ_j R_jj² s_j², an upper bound of each row's loss [Chen26, Thm. 5].
 
     Holds for unclipped codes and losses under the damped Hessian RᵀR; a residual lies in a box

@@ -4,7 +4,9 @@ from jaxtyping import Float
 from torch import Tensor
 
 
-def damp(hessian: Float[Tensor, "columns columns"], damping: float) -> Float[Tensor, "columns columns"]:
+def damp(
+    hessian: Float[Tensor, "columns columns"], damping: float
+) -> Float[Tensor, "columns columns"]:
     """Return hessian + damping · mean(diag(hessian)) · I in float64, symmetrised.
 
     In lattice terms √λ·I is appended below the inputs; λ → ∞ turns nearest plane into

@@ -61,19 +61,57 @@ def nearest_plane(
 
     Cost: rows · n² / 2 multiply-adds, all but a share LEAF / n of them in matrix products.
     """
-    rows, n = target.shape
+    if 1 in step.shape:
+        return unit_lattice(target, factor, step, (low, high))
     columns = target.T.contiguous()
-    step = step.to(target.dtype).expand(rows, n).T if step.shape[1] > 1 else step.T.expand(n, -1)
-    step = step.to(target.dtype)
-    code = torch.empty(n, rows, dtype=torch.int32, device=target.device)
+    steps = step.to(target.dtype).expand_as(target).T.contiguous().unbind()
+    code = torch.empty_like(columns)
+    codes = code.unbind()
 
     def choose(j: int, best: Tensor) -> Tensor:
-        nearest = nearest_integer(best.div_(step[j]), low, high)
-        code[j] = nearest
-        return nearest.mul_(step[j])
+        codes[j].copy_(nearest_integer(best / steps[j], low, high))
+        return codes[j] * steps[j]
 
     sweep(columns, factor.to(target.dtype), choose)
-    return code.T.contiguous()
+    return code.T.to(torch.int32, memory_format=torch.contiguous_format)
+
+
+def unit_lattice(
+    target: Float[Tensor, "rows n"],
+    factor: Float[Tensor, "n n"],
+    step: Float[Tensor, "#rows #n"],
+    limits: tuple[int | None, int | None],
+) -> Int32[Tensor, "rows n"]:
+    """Return the codes of a step that varies along one axis only, on a lattice of step 1.
+
+    With target / step and R · diag(step) for column steps the integers are their own values:
+    three operations a column instead of seven.
+    """
+    columns = (target / step).T.contiguous()
+    scaled = factor * step if step.shape[1] > 1 else factor
+    code = torch.empty_like(columns)
+    codes = code.unbind()
+
+    def choose(j: int, best: Tensor) -> Tensor:
+        nearest = torch.round(best, out=codes[j])
+        return nearest if limits == (None, None) else nearest.clamp_(*limits)
+
+    sweep(columns, scaled.to(target.dtype), choose)
+    return code.T.to(torch.int32, memory_format=torch.contiguous_format)
+
+
+def alone(function: Callable[..., None]) -> Callable[..., None]:
+    """Let `function` run on one thread: its steps are too short to be worth a meeting of many."""
+
+    def on_one_thread(*args: int) -> None:
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)
+        try:
+            function(*args)
+        finally:
+            torch.set_num_threads(threads)
+
+    return on_one_thread
 
 
 def sweep(
@@ -90,9 +128,9 @@ def sweep(
     and is `choose`'s to overwrite. Columns are rows here, so that each is contiguous. The target
     is never overwritten: no drift. Returns the errors target − value.
     """
-    unit = factor / factor.diagonal()[:, None]
+    unit = (factor / factor.diagonal()[:, None]).triu_(1)
     best = target.clone()
-    error = torch.empty_like(target)
+    error = torch.zeros_like(target)
 
     def solve(first: int, end: int) -> None:
         if end - first <= LEAF:
@@ -102,11 +140,18 @@ def sweep(
         best[first:middle].addmm_(unit[first:middle, middle:end], error[middle:end])
         solve(first, middle)
 
+    @alone
     def leaf(first: int, end: int) -> None:
-        for j in reversed(range(first, end)):
-            if j + 1 < end:
-                best[j].addmv_(error[j + 1 : end].T, unit[j, j + 1 : end])
-            torch.sub(target[j], choose(j, best[j]), out=error[j])
+        # views are made once a leaf: making them costs as much as the arithmetic
+        pulls = unit[first:end, first:end].unbind()
+        made = error[first:end]
+        rows = zip(
+            pulls, best[first:end].unbind(), target[first:end].unbind(), made.unbind(), strict=True
+        )
+        earlier = made.T  # zero where no error was made yet
+        for j, (pull, here, wanted, error_here) in reversed(list(enumerate(rows, first))):
+            here.addmv_(earlier, pull)
+            torch.sub(wanted, choose(j, here), out=error_here)
 
     if len(target):
         solve(0, len(target))

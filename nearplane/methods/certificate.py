@@ -10,6 +10,8 @@ from nearplane.lattice import Basis
 
 SLACK = 1e-4  # of a box side: float32 decides ties a little differently than float64 checks them
 
+NO_LATTICE = "round-to-nearest walks no lattice: Theorem 5 does not speak of it"
+
 
 @dataclass(frozen=True)
 class Losses:
@@ -20,7 +22,9 @@ class Losses:
     residual: Float64[Tensor, "rows n"]
 
 
-def measure(weight: Float[Tensor, "rows n"], value: Float[Tensor, "rows n"], basis: Basis) -> Losses:
+def measure(
+    weight: Float[Tensor, "rows n"], value: Float[Tensor, "rows n"], basis: Basis
+) -> Losses:
     """Return the losses of `value` and its residual on the basis's columns, in float64.
 
     Σ_j residual_j² is the damped loss; the undamped one has λ‖error‖² less.
@@ -33,9 +37,7 @@ def measure(weight: Float[Tensor, "rows n"], value: Float[Tensor, "rows n"], bas
     return Losses(loss, damped, residual)
 
 
-def inside_box(
-    losses: Losses, sides: Float64[Tensor, "#rows n"]
-) -> Bool[Tensor, " rows"]:
+def inside_box(losses: Losses, sides: Float64[Tensor, "#rows n"]) -> Bool[Tensor, " rows"]:
     """Return which rows' residuals lie in the box of half `sides` that Theorem 5 rests on.
 
     A clipped code leaves the box by as much as it was clipped; an outlier comes back to it.

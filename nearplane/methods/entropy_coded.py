@@ -1,12 +1,13 @@
 """What the entropy-coded methods share: the range of rates, the record, the facts they report."""
 
-from jaxtyping import Float, Float64, Int32
+from jaxtyping import Float64, Int32
 from torch import Tensor
 
 from nearplane import codes
 from nearplane.lattice import Basis, am_gm_bits
 from nearplane.methods.certificate import Losses
 from nearplane.methods.method import check_range
+from nearplane.methods.rate import Coded, histogram
 from nearplane.types import QuantizedWeight
 
 
@@ -17,7 +18,7 @@ def check_bpw(bpw: float) -> None:
 
 def facts_of(code: Int32[Tensor, "rows columns"], basis: Basis) -> dict[str, float]:
     """Return what a report says of the codes and the basis."""
-    symbols, counts = codes.histogram(code.numpy().reshape(-1))
+    symbols, counts = histogram(code)
     return {
         "entropy": codes.entropy(counts),
         "largest_code": float(max(abs(int(symbols[0])), abs(int(symbols[-1])))),
@@ -26,26 +27,24 @@ def facts_of(code: Int32[Tensor, "rows columns"], basis: Basis) -> dict[str, flo
     }
 
 
-def pack(
-    code: Int32[Tensor, "rows columns"],
-    step: Float[Tensor, "1 step_columns"],
+def certified(
+    coded: Coded,
+    stored: tuple[Tensor, int],
     losses: Losses,
-    bound: Float64[Tensor, " rows"] | None,
-    void: str,
-    facts: dict[str, float],
+    certificate: tuple[Float64[Tensor, " rows"] | None, str],
+    basis: Basis,
 ) -> QuantizedWeight:
-    """Return the Huffman-coded weight with its certificate."""
-    record, code_bytes = codes.record.pack(code, step, code.shape[1], None, codes.Huffman())
+    """Return the weight of codes on the original columns with its record and certificate."""
     return QuantizedWeight(
-        code=code,
-        step=step,
-        group_size=code.shape[1],
+        code=coded.code,
+        step=coded.step,
+        group_size=coded.code.shape[1],
         outliers=None,
-        record=record,
-        code_bytes=code_bytes,
+        record=stored[0],
+        code_bytes=stored[1],
         loss=losses.loss,
         damped_loss=losses.damped,
-        bound=bound,
-        void=void,
-        facts=facts,
+        bound=certificate[0],
+        void=certificate[1],
+        facts=facts_of(coded.code, basis),
     )

@@ -17,7 +17,7 @@ def pack(
     outliers: Outliers | None = None,
 ) -> tuple[Tensor, int]:
     """Return the record of low-bit codes and how many of its bytes are codes."""
-    return codes.record.pack(code, step, group_size, outliers, codes.Dense(bits))
+    return codes.pack(code, step, group_size, outliers, codes.Dense(bits))
 
 
 def certified(

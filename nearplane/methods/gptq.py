@@ -41,7 +41,8 @@ class GPTQ(Method):
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         group_size = check_group_size(self.group_size, weight.shape[1])
         step = mse_steps(weight.float(), self.bits, group_size)
-        wide = spread(step, group_size, weight.shape[1]).to(weight.dtype)[:, basis.columns]
+        wide = spread(step, group_size, weight.shape[1]).to(weight.dtype).expand_as(weight)
+        wide = wide[:, basis.columns]
         target, factor = weight[:, basis.columns], basis.factor.to(weight.dtype)
         code = nearest_plane(target, factor, wide, *code_range(self.bits))
         back = basis.columns.argsort()

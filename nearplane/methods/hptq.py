@@ -8,9 +8,9 @@ from torch import Tensor
 
 from nearplane.lattice import Basis, nearest_plane
 from nearplane.methods.certificate import certify_rows, measure
-from nearplane.methods.entropy_coded import check_bpw, facts_of, pack
+from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
-from nearplane.methods.rate import Budget, first_scale, meet, sample_rows
+from nearplane.methods.rate import Budget, Coded, first_scale, meet, sample_rows
 from nearplane.types import QuantizedWeight
 
 
@@ -43,14 +43,14 @@ class HPTQ(Method):
         target = weight[:, basis.columns]
         factor = basis.factor.to(weight.dtype)
 
-        def attempt(scale: float, some: slice) -> tuple[Tensor, Tensor]:
+        def attempt(scale: float, some: slice) -> Coded:
             step = torch.full((1, 1), scale, dtype=torch.float32)
-            return nearest_plane(target[some], factor, step.to(weight.dtype)), step
+            return Coded(nearest_plane(target[some], factor, step.to(weight.dtype)), step)
 
-        some = sample_rows(rows, columns)
-        start = first_scale(weight[some], self.bpw)
-        code, step = meet(attempt, lambda r: r[0], Budget(self.bpw, rows, columns, 1), start)
-        code = code[:, basis.columns.argsort()]
-        losses = measure(weight, code * step.to(weight.dtype), basis)
-        bound, void = certify_rows(losses, basis.factor.diagonal()[None] * step.double())
-        return pack(code, step, losses, bound, void, facts_of(code, basis))
+        start = first_scale(weight[sample_rows(rows, columns)], self.bpw)
+        rounded, stored = meet(
+            attempt, basis.columns.argsort(), Budget(self.bpw, rows, columns, 1), start
+        )
+        losses = measure(weight, rounded.code * rounded.step.to(weight.dtype), basis)
+        sides = basis.factor.diagonal()[None] * rounded.step.double()
+        return certified(rounded, stored, losses, certify_rows(losses, sides), basis)

@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearplane.lattice import Basis, nearest_integer
-from nearplane.methods.certificate import measure
-from nearplane.methods.entropy_coded import check_bpw, facts_of, pack
+from nearplane.methods.certificate import NO_LATTICE, measure
+from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method
-from nearplane.methods.rate import Budget, first_scale, meet, sample_rows
+from nearplane.methods.rate import Budget, Coded, first_scale, meet, sample_rows
 from nearplane.types import QuantizedWeight
 
 
@@ -34,12 +34,13 @@ class HRTN(Method):
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         rows, columns = weight.shape
 
-        def attempt(scale: float, some: slice) -> tuple[Tensor, Tensor]:
+        def attempt(scale: float, some: slice) -> Coded:
             step = torch.full((1, 1), scale, dtype=torch.float32)
-            return nearest_integer(weight[some] / step.to(weight.dtype), None, None).int(), step
+            return Coded(nearest_integer(weight[some] / step, None, None).int(), step)
 
         start = first_scale(weight[sample_rows(rows, columns)], self.bpw)
-        code, step = meet(attempt, lambda r: r[0], Budget(self.bpw, rows, columns, 1), start)
-        losses = measure(weight, code * step.to(weight.dtype), basis)
-        void = "round-to-nearest walks no lattice: Theorem 5 does not speak of it"
-        return pack(code, step, losses, None, void, facts_of(code, basis))
+        coded, stored = meet(
+            attempt, torch.arange(columns), Budget(self.bpw, rows, columns, 1), start
+        )
+        losses = measure(weight, coded.code * coded.step.to(weight.dtype), basis)
+        return certified(coded, stored, losses, (None, NO_LATTICE), basis)

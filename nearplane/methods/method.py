@@ -33,7 +33,9 @@ class Method(ABC):
         cls.name = cls.__name__.lower()
         METHODS[cls.name] = cls
 
-    def __call__(self, weight: Float[Tensor, "rows columns"], hessian: Tensor | Basis) -> QuantizedWeight:
+    def __call__(
+        self, weight: Float[Tensor, "rows columns"], hessian: Tensor | Basis
+    ) -> QuantizedWeight:
         """Return `weight` on a lattice, for inputs with second moment `hessian`.
 
         - `hessian`: (columns, columns), mean of x xᵀ over tokens, or the `basis` made of it.
@@ -82,9 +84,7 @@ def from_recipe(recipe: dict[str, Any]) -> Method:
         raise NearplaneError(f"{name} does not take these options: {error}") from error
 
 
-def check_range(
-    name: str, value: int | float, low: int | float, high: int | float
-) -> None:
+def check_range(name: str, value: int | float, low: int | float, high: int | float) -> None:
     """Raise OutOfRangeError unless low <= value <= high."""
     if not low <= value <= high:
         raise OutOfRangeError(f"{name} must lie between {low:g} and {high:g}, not {value:g}")

@@ -6,7 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearplane.lattice import Basis, nearest_integer
-from nearplane.methods.certificate import measure
+from nearplane.methods.certificate import NO_LATTICE, measure
 from nearplane.methods.fixed_width import certified, pack
 from nearplane.methods.method import Method, check_range
 from nearplane.methods.steps import check_group_size, code_range, mse_steps
@@ -36,6 +36,5 @@ class RTN(Method):
         wide = spread(step, group_size, weight.shape[1]).to(weight.dtype)
         code = nearest_integer(weight / wide, *code_range(self.bits)).int()
         losses = measure(weight, code * wide, basis)
-        certificate = None, "round-to-nearest walks no lattice: Theorem 5 does not speak of it"
         stored = pack(code, step, group_size, self.bits)
-        return certified((code, step, group_size), stored, losses, certificate, basis)
+        return certified((code, step, group_size), stored, losses, (None, NO_LATTICE), basis)

@@ -10,11 +10,12 @@ from nearplane import codes
 from nearplane.lattice import Basis, nearest_integer, sweep
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.fixed_width import certified, pack
-from nearplane.methods.method import Method, check_order, check_range
+from nearplane.methods.method import Method, OutOfRangeError, check_order, check_range
 from nearplane.methods.steps import check_group_size, code_range, mse_steps
 from nearplane.types import Outliers, QuantizedWeight, spread
 
 BISECTIONS = 10
+LARGEST = 65504.0  # of float16; a weight beyond it keeps an error, and its row loses the bound
 WIDENINGS = 6  # doublings of the bracket before a rate counts as out of reach
 
 
@@ -57,7 +58,7 @@ class SSQR(Method):
         check_order(self.order)
         check_range("damping", self.damping, 0, 1000)
         if self.per not in ("row", "matrix"):
-            raise ValueError(f"per must be 'row' or 'matrix', not {self.per!r}")
+            raise OutOfRangeError(f"per must be 'row' or 'matrix', not {self.per!r}")
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         group_size = check_group_size(self.group_size, weight.shape[1])
@@ -66,7 +67,7 @@ class SSQR(Method):
         rounded = self.round(weight, basis, step, group_size)
         back = basis.columns.argsort()
         code, outliers = rounded.code[:, back], gather(rounded, back)
-        wide = spread(step, group_size, weight.shape[1]).to(weight.dtype)
+        wide = spread(step, group_size, weight.shape[1]).to(weight.dtype).expand_as(weight)
         value = code * wide
         outliers.add_to_(value)
         losses = measure(weight, value, basis)
@@ -79,8 +80,9 @@ class SSQR(Method):
         self, weight: Tensor, basis: Basis, step: Float[Tensor, "rows groups"], group_size: int
     ) -> Rounded:
         """Run nearest plane, taking out what leaves the range of codes."""
-        wide = spread(step, group_size, weight.shape[1])[:, basis.columns].to(weight.dtype)
-        return round_with_outliers(weight[:, basis.columns], basis, wide, code_range(self.bits))
+        wide = spread(step, group_size, weight.shape[1]).to(weight.dtype).expand_as(weight)
+        target, wide = weight[:, basis.columns], wide[:, basis.columns]
+        return round_with_outliers(target, basis, wide, code_range(self.bits))
 
     def search(
         self, weight: Tensor, basis: Basis, start: Float[Tensor, "rows groups"], group_size: int
@@ -99,7 +101,10 @@ class SSQR(Method):
             few = self.few_enough(rounded)
             better = few & (best.isnan() | (middle < best))
             best = torch.where(better, middle, best)
-            low, high = torch.where(few, low, middle), torch.where(few, middle, high.maximum(middle))
+            low, high = (
+                torch.where(few, low, middle),
+                torch.where(few, middle, high.maximum(middle)),
+            )
             if not best.isnan().any() and float((high - low).max()) < 4 / 2**BISECTIONS:
                 break
         return scaled(start, best.nan_to_num(float(WIDENINGS)))
@@ -135,7 +140,7 @@ def round_with_outliers(
         code[j] = nearest
         leaves[j] = wished != nearest
         value = nearest * step[j]
-        outlier[j] = torch.where(leaves[j], best - value, 0)
+        outlier[j] = torch.where(leaves[j], best - value, 0).clamp(-LARGEST, LARGEST)
         return value + outlier[j]
 
     sweep(columns, basis.factor.to(target.dtype), choose)

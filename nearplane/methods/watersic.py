@@ -3,25 +3,16 @@
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Float64, Int32
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.lattice import Basis, nearest_integer, sweep
-from nearplane.methods.certificate import Losses, measure
-from nearplane.methods.entropy_coded import check_bpw, facts_of, pack
+from nearplane.lattice import Basis, sweep
+from nearplane.methods.certificate import measure
+from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
-from nearplane.methods.rate import Budget, first_scale, meet, sample_rows
+from nearplane.methods.rate import Budget, Coded, first_scale, meet, sample_rows
 from nearplane.types import QuantizedWeight
-
-
-@dataclass(frozen=True)
-class Rounded:
-    """One attempt on the basis's columns: codes, decision steps α and stored steps α·γ."""
-
-    code: Int32[Tensor, "rows n"]
-    alpha: Float[Tensor, " n"]
-    step: Float[Tensor, " n"]
 
 
 @dataclass(frozen=True)
@@ -59,47 +50,47 @@ class WaterSIC(Method):
         target = weight[:, basis.columns]
         inverse_pivot = 1 / basis.factor.diagonal()
 
-        def attempt(scale: float, some: slice) -> Rounded:
+        def attempt(scale: float, some: slice) -> Coded:
             return round_columns(target[some], basis, inverse_pivot * scale, self.gain)
 
-        some = sample_rows(rows, columns)
-        start = first_scale(target[some] / inverse_pivot.to(weight.dtype), self.bpw)
-        rounded = meet(attempt, lambda r: r.code, Budget(self.bpw, rows, columns, columns), start)
+        model = target[sample_rows(rows, columns)] / inverse_pivot.to(weight.dtype)
+        budget = Budget(self.bpw, rows, columns, columns)
         back = basis.columns.argsort()
-        code, step = rounded.code[:, back], rounded.step[back][None]
-        losses = measure(weight, code * step.to(weight.dtype), basis)
-        bound = row_bounds(rounded, basis)
-        side = rounded.alpha.double() * basis.factor.diagonal()
-        layer_bound = float(side.square().sum()) * rows / 4
-        facts = facts_of(code, basis) | {"layer_bound": layer_bound}
-        return pack(code, step, losses, bound, "", facts)
+        coded, stored = meet(attempt, back, budget, first_scale(model, self.bpw))
+        losses = measure(weight, coded.code * coded.step.to(weight.dtype), basis)
+        sides = coded.side.double() * basis.pivots
+        weight = certified(coded, stored, losses, (row_bounds(coded, basis), ""), basis)
+        return weight.noting(layer_bound=float(sides.square().sum()) * rows / 4)
 
 
 def round_columns(
-    target: Float[Tensor, "rows n"], basis: Basis, alpha: Float[Tensor, " n"], gain: bool
-) -> Rounded:
-    """Round with decision steps α and give every column the step of least error, in 16 bits."""
-    columns = target.T.contiguous()
-    alpha = codes.round_step(alpha.float()[None])[0].to(target.dtype)
-    step = alpha.clone()
-    code = torch.empty_like(columns, dtype=torch.int32)
+    target: Float[Tensor, "rows n"], basis: Basis, side: Float[Tensor, " n"], gain: bool
+) -> Coded:
+    """Round with decision steps `side` and give every column the step of least error, in 16 bits."""
+    side = codes.round_step(side.float()[None]).to(target.dtype)
+    stored = codes.sixteen_bits(side, leeway=2.0)  # gains lie between ½ and 1½
+    side = side.to(stored).to(target.dtype)
+    # on the lattice of step 1, where integers are their own values
+    columns = (target / side).T.contiguous()
+    gains = torch.ones(len(columns), dtype=target.dtype)
+    code = torch.empty_like(columns)
+    codes_of, gain_of, side_of = code.unbind(), gains.unbind(), side[0].unbind()
 
     def choose(j: int, best: Tensor) -> Tensor:
-        nearest = nearest_integer(best / alpha[j], None, None)
-        code[j] = nearest
-        energy = nearest.square().sum()
-        if gain and energy > 0:
-            fitted = (nearest @ best / energy).float().view(1, 1).expand(1, 2)
-            step[j] = codes.round_step(fitted)[0, 0]
-        return nearest * step[j]
+        nearest = torch.round(best, out=codes_of[j])
+        if not gain:
+            return nearest
+        # zeros keep gain 1; what is stored, not what was wished, is what later columns make up for
+        fitted = nearest.dot(best) / nearest.dot(nearest) * side_of[j]
+        fitted = fitted.nan_to_num(nan=float(side_of[j])).to(stored).to(target.dtype)
+        return nearest * torch.div(fitted, side_of[j], out=gain_of[j])
 
-    sweep(columns, basis.factor.to(target.dtype), choose)
-    return Rounded(code.T.contiguous(), alpha, step.float())
+    sweep(columns, (basis.factor * side.double()).to(target.dtype), choose)
+    step = (side * gains).to(stored).float()
+    return Coded(code.T.to(torch.int32, memory_format=torch.contiguous_format), step, side.float())
 
 
-def row_bounds(rounded: Rounded, basis: Basis) -> Float64[Tensor, " rows"]:
-    """Return Σ_j (½ + |1 − γ_j| |code_ij|)² α_j² R_jj², which no row's loss exceeds."""
-    pivot = basis.factor.diagonal()
-    alpha = rounded.alpha.double()
-    drift = (alpha - rounded.step.double()).abs() * rounded.code.abs()
-    return ((alpha / 2 + drift) * pivot).square().sum(1)
+def row_bounds(coded: Coded, basis: Basis) -> Float64[Tensor, " rows"]:
+    """Return Σ_j (½ + |1 − γ_j| |code_ij|)² side_j² R_jj², which no row's loss exceeds."""
+    drift = (coded.side - coded.step).double().abs() * coded.code.abs()
+    return ((coded.side.double() / 2 + drift) * basis.pivots).square().sum(1)

@@ -37,7 +37,10 @@ class Layer:
 
 def is_conv1d(module: nn.Module) -> bool:
     """Whether `module` is transformers' Conv1D: a linear layer with its weight transposed."""
-    return type(module).__name__ == "Conv1D" and type(module).__module__ == "transformers.pytorch_utils"
+    return (
+        type(module).__name__ == "Conv1D"
+        and type(module).__module__ == "transformers.pytorch_utils"
+    )
 
 
 def is_linear(module: nn.Module) -> bool:

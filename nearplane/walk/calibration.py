@@ -57,7 +57,9 @@ class Account:
         return asdict(self)
 
 
-def calibrate(text: Text, tokenizer: Any, wanted: Wanted) -> tuple[Int64[Tensor, "n length"], Account]:
+def calibrate(
+    text: Text, tokenizer: Any, wanted: Wanted
+) -> tuple[Int64[Tensor, "n length"], Account]:
     """Return packed sequences of tokens and their account.
 
     Documents are joined by the tokenizer's end-of-sequence token and cut; what does not fill a
@@ -75,7 +77,9 @@ def calibrate(text: Text, tokenizer: Any, wanted: Wanted) -> tuple[Int64[Tensor,
     name, documents = tokenized(text, tokenizer, wanted)
     bos = opening_token(tokenizer) if tokenizer is not None else None
     body = wanted.length - (bos is not None)
-    stream, count = join(documents, getattr(tokenizer, "eos_token_id", None), wanted.sequences * body)
+    stream, count = join(
+        documents, getattr(tokenizer, "eos_token_id", None), wanted.sequences * body
+    )
     if len(stream) < body:
         raise NearplaneError(
             f"the calibration text {name} has {len(stream)} tokens, and one sequence needs "

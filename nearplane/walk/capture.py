@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from greenlet import getcurrent, greenlet
 from jaxtyping import Int64
 from torch import Tensor, nn
 
@@ -85,6 +86,50 @@ def calls_of_blocks(
             f"the model ran {len(calls)} of its {len(blocks)} blocks: it does not walk them in order"
         )
     return calls
+
+
+class PausedRun:
+    """One run of a block that stops in front of chosen layers until it is told to go on.
+
+    The walk needs the inputs of a stage before its layers are quantized and the outputs after;
+    a run that waits in between does every product once, where starting anew for each stage
+    would do the block two times over. Greenlets keep all on one thread, and so on one pool of
+    torch's workers.
+
+    - `stops`: layers to stop at; each is stopped at when it is first called.
+    """
+
+    def __init__(self, block: nn.Module, stops: list[nn.Module], call: Call):
+        self.call = call
+        self.waiting = set(stops)
+        self.green = greenlet(lambda: self.run(block))
+
+    def run(self, block: nn.Module) -> Tensor:
+        hooks = [stop.register_forward_pre_hook(self.pause) for stop in list(self.waiting)]
+        try:
+            return self.call.run(block)
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def pause(self, layer: nn.Module, args: tuple) -> None:
+        # the hooks of every run hang on the same layers; only the current run has reached one
+        if getcurrent() is self.green and layer in self.waiting:
+            self.waiting.remove(layer)
+            self.green.parent.switch((layer, args[0]))
+
+    def to(self, layer: nn.Module) -> Tensor:
+        """Go on to `layer`, the next stop, and return what it is given."""
+        with torch.no_grad():
+            stop, inputs = self.green.switch()
+        if stop is not layer:
+            raise NearplaneError("the model ran its layers in another order than before")
+        return inputs
+
+    def finish(self) -> Tensor:
+        """Go on to the end and return the block's hidden states."""
+        with torch.no_grad():
+            return self.green.switch()
 
 
 def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> list[Tensor]:

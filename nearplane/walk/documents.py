@@ -45,7 +45,9 @@ def as_text(record: Any, chat: Any) -> str:
         return record if isinstance(record, str) else "\n".join(str(m["content"]) for m in record)
     messages = [{"role": "user", "content": record}] if isinstance(record, str) else record
     if not getattr(chat, "chat_template", None):
-        raise NearplaneError("this model's tokenizer has no chat template: leave --chat-template out")
+        raise NearplaneError(
+            "this model's tokenizer has no chat template: leave --chat-template out"
+        )
     return chat.apply_chat_template(messages, tokenize=False)
 
 
@@ -75,7 +77,9 @@ def read_parquet(path: Path) -> Iterator[Any]:
     try:
         import pyarrow.parquet
     except ImportError as error:
-        raise NearplaneError("reading parquet needs pyarrow: pip install nearplane[data]") from error
+        raise NearplaneError(
+            "reading parquet needs pyarrow: pip install nearplane[data]"
+        ) from error
     try:
         file = pyarrow.parquet.ParquetFile(path)
         for batch in file.iter_batches(batch_size=256):

@@ -2,7 +2,7 @@
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -14,11 +14,13 @@ from nearplane.lattice.basis import Basis
 from nearplane.methods import Method
 from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
 from nearplane.walk.blocks import Layer, check_finite, unquantizable
-from nearplane.walk.capture import Call, calls_of_blocks, inputs_of
+from nearplane.walk.capture import Call, PausedRun, calls_of_blocks, inputs_of
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.observe import Plan, Stage, observe
 
 BATCH_TOKENS = 4096
+
+Done = tuple[Layer, QuantizedWeight, LayerReport]
 
 
 @dataclass(frozen=True)
@@ -78,9 +80,11 @@ class Walk:
             raise NearplaneError(f"these parts cannot be quantized: {', '.join(strange)}")
         named = [f"{part} cannot be quantized" for part in strange]
         named += [f"{layer.name} was not reached by any token" for layer in self.plan.silent]
-        return named + [f"{la.name} is skipped as asked" for la in self.plan.layers if self.skipped(la)]
+        return named + [
+            f"{la.name} is skipped as asked" for la in self.plan.layers if self.skipped(la)
+        ]
 
-    def __iter__(self) -> Iterator[tuple[Layer, QuantizedWeight, LayerReport]]:
+    def __iter__(self) -> Iterator[Done]:
         batches = self.tokens.split(max(1, BATCH_TOKENS // self.tokens.shape[1]))
         calls = [
             calls_of_blocks(self.model, self.plan.blocks, self.plan.tuples, batch)
@@ -89,30 +93,42 @@ class Walk:
         hidden = [call[0].hidden for call in calls]
         for index, block in enumerate(self.plan.blocks):
             now = [call[index].on(h) for call, h in zip(calls, hidden, strict=True)]
-            for stage in self.plan.stages[index]:
-                yield from self.quantize_stage(block, stage, now)
-            if index + 1 < len(self.plan.blocks):
-                with torch.no_grad():
-                    hidden = [call.run(block) for call in now]
+            hidden = yield from self.quantize_block(block, self.plan.stages[index], now)
+
+    def quantize_block(
+        self, block: nn.Module, stages: list[Stage], calls: list[Call]
+    ) -> Generator[Done, None, list[Tensor]]:
+        """Quantize a block stage by stage; returns its hidden states for every call."""
+        stages = [s for s in stages if not all(map(self.skipped, s.layers))]
+        stops = [stage.layers[0].module for stage in stages]
+        runs = [PausedRun(block, stops, call) for call in calls]
+        for stage in stages:
+            yield from self.quantize_stage(block, stage, runs)
+        return [run.finish() for run in runs]
 
     def quantize_stage(
-        self, block: nn.Module, stage: Stage, calls: list[Call]
-    ) -> Iterator[tuple[Layer, QuantizedWeight, LayerReport]]:
+        self, block: nn.Module, stage: Stage, runs: list[PausedRun]
+    ) -> Generator[Done, None, None]:
         """Quantize the layers that share one Hessian."""
         wanted = [layer for layer in stage.layers if not self.skipped(layer)]
-        if not wanted:
-            return
         started = time.perf_counter()
         moment = HessianSum(wanted[0].shape[1])
-        for call in calls:
-            for inputs in inputs_of(block, wanted[0].module, stage.times, call):
+        for run in runs:
+            first = run.to(stage.layers[0].module)
+            # what a layer is given later in the same run is not known yet
+            again = (
+                inputs_of(block, stage.layers[0].module, stage.times, run.call)[1:]
+                if stage.times > 1
+                else []
+            )
+            for inputs in [first, *again]:
                 moment.add(inputs)
         hessian = moment.mean()
         basis, fallback = self.basis_of(hessian, moment, wanted)
         shared = (time.perf_counter() - started) / len(wanted)
         for layer in wanted:
             began = time.perf_counter()
-            original = layer.weight().detach().float()
+            original = layer.weight().detach().to(torch.float32, copy=True)
             quantized = self.method(original, basis)
             layer.assign(quantized.value())
             seconds = shared + time.perf_counter() - began

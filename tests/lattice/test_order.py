@@ -43,6 +43,15 @@ def test_min_pivot_is_algorithm_3(n, condition):
     assert min_pivot(damped).tolist() == plain.smallest_pivots(damped.numpy())
 
 
+def test_min_pivot_is_of_the_damped_hessian():
+    """Damping moves the smallest pivots, so an order is made for the basis that will be used."""
+    hessian = problem(9, 1, 100).hessian
+    found = {damping: order(hessian, "min-pivot", damping).tolist() for damping in (1e-4, 1.0)}
+    for damping, columns in found.items():
+        assert columns[::-1] == plain.smallest_pivots(damp(hessian, damping).numpy())
+    assert found[1e-4] != found[1.0]
+
+
 @pytest.mark.parametrize("tokens, dead", [(30, 0), (300, 40), (30, 40)])
 def test_min_pivot_of_bad_hessians(tokens, dead):
     """Rank-deficient and dead columns; dead ones tie exactly and all have the smallest pivot."""

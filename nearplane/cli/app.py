@@ -1,0 +1,30 @@
+"""The table of commands; the modules import what takes long when they run."""
+
+import typer
+
+from nearplane.cli import checking, demo, quantizing, using
+from nearplane.cli.failure import explained
+
+app = typer.Typer(
+    help="Compress large language models by solving every layer as a closest-vector problem.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+COMMANDS = (
+    (
+        "quantize",
+        quantizing.quantize,
+        "nearplane quantize HuggingFaceTB/SmolLM2-135M out --bpw 3.125 --calibration notes.txt",
+    ),
+    ("plan", quantizing.plan, "nearplane plan HuggingFaceTB/SmolLM2-135M --method gptq --bits 4"),
+    ("verify", checking.verify, "nearplane verify out --against HuggingFaceTB/SmolLM2-135M"),
+    ("inspect", checking.inspect, "nearplane inspect out"),
+    ("eval", using.evaluate, "nearplane eval out --text test.txt --context 1024"),
+    ("run", using.run, 'nearplane run out "The nearest plane is" --tokens 32'),
+    ("demo", demo.demo, "nearplane demo"),
+)
+
+for name, command, example in COMMANDS:
+    app.command(name, epilog=f"Example: {example}")(explained(command))

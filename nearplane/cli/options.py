@@ -1,0 +1,42 @@
+"""Command options made from a dataclass's fields, so that commands can share them."""
+
+import dataclasses
+import inspect
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+Command = TypeVar("Command", bound=Callable[..., None])
+
+
+def parameters_of(settings: type) -> list[inspect.Parameter]:
+    """Return one keyword parameter a field; the fields are annotated as typer likes them."""
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=field.type,
+        )
+        for field in dataclasses.fields(settings)
+    ]
+
+
+def taking(*groups: list[inspect.Parameter]) -> Callable[[Command], Command]:
+    """Let a command's **options appear to typer as the parameters of `groups`."""
+
+    def decorate(command: Command) -> Command:
+        signature = inspect.signature(command)
+        named = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        named += [parameter for group in groups for parameter in group]
+        wanted: Any = command
+        wanted.__signature__ = signature.replace(parameters=named)
+        wanted.__annotations__ = {p.name: p.annotation for p in named}
+        return command
+
+    return decorate
+
+
+def parsed(settings: type, options: dict[str, Any]) -> Any:
+    """Return an instance of `settings` from those of the options that are its fields."""
+    names = {field.name for field in dataclasses.fields(settings)}
+    return settings(**{name: value for name, value in options.items() if name in names})

@@ -1,0 +1,143 @@
+"""quantize and plan."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from nearplane.cli.method_options import chosen, method_help, method_parameters
+from nearplane.cli.options import parameters_of, parsed, taking
+from nearplane.types import NearplaneError
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A directory, a hub name or a .gguf")]
+Out = Annotated[str, typer.Argument(metavar="OUT", help="A new or empty directory")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What quantize and plan are told beside the model and the method's own options."""
+
+    method: Annotated[str, typer.Option(help=method_help())] = "hptq"
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text the model is rounded on: a .txt, .jsonl or .parquet file, "
+            "or a data set as NAME[:CONFIG][:SPLIT]"
+        ),
+    ] = None
+    sequences: Annotated[int, typer.Option(help="At most so many sequences")] = 128
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a sequence; 2048, or the model's limit if less")
+    ] = None
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Put documents in the tokenizer's template")
+    ] = False
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave layers alone whose names match this expression; repeatable"),
+    ] = None
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a model with parts that cannot be quantized")
+    ] = False
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python files that the model brings")
+    ] = False
+    threads: Annotated[int | None, typer.Option(help="Use so many cores")] = None
+
+
+@taking(parameters_of(Settings), method_parameters())
+def quantize(
+    model: Model,
+    out: Out,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what it would take, as plan does")
+    ] = False,
+    **options: Any,
+) -> None:
+    """Quantize MODEL and store it in OUT, which appears whole or not at all."""
+    settings: Settings = parsed(Settings, options)
+    method = chosen(settings.method, options)
+    if dry_run:
+        return plan(model, **options)
+    if settings.calibration is None:
+        raise NearplaneError("say what to calibrate on: --calibration FILE_OR_DATASET")
+    prepare(settings)
+    from nearplane.cli.progress import watching
+    from nearplane.export.partial import resolved_output
+    from nearplane.quantize import quantize as run
+    from nearplane.walk.plan import survey
+
+    resolved_output(out)
+    rules = rules_of(settings)
+    found = survey(model, method, rules, settings.trust_remote_code)
+    typer.echo(found.sentence(), err=True)
+    with watching() as watcher:
+        report = run(
+            model,
+            out,
+            method,
+            settings.calibration,
+            sequences=settings.sequences,
+            length=settings.length,
+            chat_template=settings.chat_template,
+            rules=rules,
+            trust_remote_code=settings.trust_remote_code,
+            watcher=watcher,
+        )
+    print_totals(out, report)
+
+
+@taking(parameters_of(Settings), method_parameters())
+def plan(model: Model, **options: Any) -> None:
+    """Say what quantizing MODEL would take, before a weight is loaded."""
+    settings: Settings = parsed(Settings, options)
+    method = chosen(settings.method, options)
+    prepare(settings)
+    from nearplane.walk.plan import estimate, survey
+
+    rules = rules_of(settings)
+    found = survey(model, method, rules, settings.trust_remote_code)
+    for line in estimate(found, settings.sequences, settings.length).lines():
+        typer.echo(line)
+
+
+def rules_of(settings: Settings) -> Any:
+    """Return what the walk leaves out; NearplaneError for a pattern that is none."""
+    from nearplane.walk.walk import Rules
+
+    for pattern in settings.skip or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise NearplaneError(f"--skip {pattern!r} is no regular expression: {error}") from error
+    return Rules(skip=tuple(settings.skip or ()), strict=settings.strict)
+
+
+def prepare(settings: Settings) -> None:
+    """Set the number of threads and silence the libraries."""
+    import torch
+
+    from nearplane.cli.quiet import quiet
+
+    if settings.threads is not None:
+        if settings.threads < 1:
+            raise NearplaneError(f"--threads must be at least 1, not {settings.threads}")
+        torch.set_num_threads(settings.threads)
+    quiet()
+
+
+def print_totals(out: str, report: dict[str, Any]) -> None:
+    """Print what was made, in a few lines."""
+    bits, layers = report["bits"], report["layers"]
+    typer.echo(f"{out}: {len(layers)} layers in {report['seconds']:.0f} s")
+    typer.echo(
+        f"bits per weight: {bits['bpw']:.4f} of {bits['quantized_weights']:,} quantized weights, "
+        f"{bits['bpw_of_file']:.4f} of the whole model"
+    )
+    certified = f"{report['certified_layers']} of {len(layers)} layers keep to their bound"
+    if report["loss_over_bound"] is not None:
+        certified += f", at {report['loss_over_bound']:.2f} of it"
+    typer.echo(certified)
+    for name in report["fallbacks"]:
+        typer.echo(f"warning: {name} was rounded to nearest")

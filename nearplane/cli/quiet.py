@@ -1,0 +1,21 @@
+"""The libraries below keep their progress bars and remarks to themselves; errors still come."""
+
+import logging
+import warnings
+from typing import Any
+
+
+def quiet() -> None:
+    """Silence transformers and the hub; called before a model is opened."""
+    from huggingface_hub.utils import disable_progress_bars
+    from transformers import modeling_gguf_pytorch_utils
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    disable_progress_bars()
+    # the one bar of transformers that does not ask whether bars are wanted
+    gguf: Any = modeling_gguf_pytorch_utils
+    gguf.tqdm = transformers_logging.tqdm
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", category=FutureWarning)

@@ -1,0 +1,117 @@
+"""eval and run."""
+
+from typing import Annotated, Any
+
+import typer
+
+from nearplane.types import NearplaneError
+
+Dequantize = Annotated[
+    bool,
+    typer.Option(
+        help="Decode every layer once, for speed at the cost of memory, or at every use; "
+        "the results are the same"
+    ),
+]
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A checkpoint or a model")],
+    text: Annotated[str, typer.Option(help="A text file the model was not calibrated on")],
+    context: Annotated[int, typer.Option(help="Tokens of a window")] = 1024,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens between windows; only the last so many are scored")
+    ] = None,
+    windows: Annotated[int | None, typer.Option(help="At most so many windows")] = None,
+    dequantize: Dequantize = True,
+) -> None:
+    """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
+    from nearplane.cli.quiet import quiet
+    from nearplane.evaluate.perplexity import Cut, cut_text, perplexity
+
+    cut = Cut(context, stride, windows)
+    quiet()
+    opened, tokenizer = open_model(model, dequantize)
+    if tokenizer is None:
+        raise NearplaneError(f"{model} has no tokenizer that can be read")
+    result = perplexity(opened, cut_text(text, tokenizer, cut), cut)
+    typer.echo(result.sentence())
+    typer.echo(bits_sentence(model, opened))
+
+
+def run(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint or a model")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the text begins with")],
+    tokens: Annotated[int, typer.Option(help="At most so many new tokens")] = 64,
+    chat: Annotated[
+        bool | None,
+        typer.Option(help="Put the prompt in the chat template; unsaid: if there is one"),
+    ] = None,
+    dequantize: Dequantize = True,
+) -> None:
+    """Continue a prompt, greedily, and write the text as it comes."""
+    from nearplane.cli.quiet import quiet
+
+    if tokens < 1:
+        raise NearplaneError(f"--tokens must be at least 1, not {tokens}")
+    quiet()
+    model, tokenizer = open_model(directory, dequantize)
+    if tokenizer is None:
+        raise NearplaneError(f"{directory} has no tokenizer that can be read")
+    write_on(model, tokenizer, encoded(tokenizer, prompt, chat), tokens)
+
+
+def open_model(name: str, dequantize: bool) -> tuple[Any, Any]:
+    """Return the model and the tokenizer of a checkpoint, or of a model that is not compressed."""
+    from nearplane.export.load import load, load_tokenizer
+    from nearplane.walk.source import location, open_config, open_source
+
+    config = open_config(name, location(name))
+    quantization = getattr(config, "quantization_config", None)
+    if quantization is None or dict(quantization).get("quant_method") != "nearplane":
+        source = open_source(name)
+        return source.model, source.tokenizer
+    return load(name, dequantize=dequantize), load_tokenizer(name)
+
+
+def bits_sentence(name: str, model: Any) -> str:
+    """Return a checkpoint's bits per weight, or the model's type."""
+    from pathlib import Path
+
+    from nearplane.evaluate.bits import account, is_checkpoint
+
+    if is_checkpoint(name):
+        return account(Path(name)).sentence()
+    return f"not compressed: {str(model.dtype).removeprefix('torch.')}"
+
+
+def encoded(tokenizer: Any, prompt: str, chat: bool | None) -> Any:
+    """Return the prompt as model inputs."""
+    template = getattr(tokenizer, "chat_template", None)
+    if chat and not template:
+        raise NearplaneError("this model's tokenizer has no chat template: leave --chat out")
+    if chat is None:
+        chat = template is not None
+    if not chat:
+        return tokenizer(prompt, return_tensors="pt")
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+
+
+def write_on(model: Any, tokenizer: Any, inputs: Any, tokens: int) -> None:
+    """Generate greedily and print every word as soon as it is sure."""
+    from transformers import GenerationConfig, TextStreamer
+
+    if not inputs["input_ids"].shape[1]:
+        raise NearplaneError("the prompt is empty, and this model needs a token to begin with")
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    config = GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+    )
+    kept = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
+    model.generate(**kept, generation_config=config, streamer=streamer)

@@ -1,0 +1,222 @@
+"""quantize and plan: what they make, what they say, and what they refuse in one sentence."""
+
+import json
+import os
+import shutil
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from nearplane.cli import method_options
+from nearplane.methods import GPTQ, METHODS
+from nearplane.types import NearplaneError
+from tests.cli import tiny
+
+
+def refused(result, *said):
+    """Assert that a command failed with one sentence, and return it."""
+    assert result.exit_code == 1, result.output
+    lines = result.stderr.strip().splitlines()
+    errors = [line for line in lines if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0] == lines[-1], result.stderr
+    assert "Traceback" not in result.output
+    for part in said:
+        assert part in errors[0]
+    return errors[0]
+
+
+@pytest.fixture
+def place(tmp_path):
+    """Return an empty directory that must be empty again after the test."""
+    directory = tmp_path / "place"
+    directory.mkdir()
+    yield directory
+    assert not list(directory.iterdir())
+
+
+def attempt(nearplane, model, place, text, *options):
+    return nearplane("quantize", model, place / "out", "--calibration", text, *options)
+
+
+def test_quantize_makes_a_checkpoint(checkpoint):
+    report = json.loads((checkpoint / "report.json").read_text())
+    assert len(report["layers"]) == 14 and report["bits"]["bpw"] <= 5
+    assert report["recipe"]["method"] == "hptq" and report["certified_layers"] == 14
+
+
+def test_plain_lines_tell_of_every_layer(nearplane, model_dir, text, tmp_path):
+    result = nearplane(
+        *("quantize", model_dir, tmp_path / "out", "--calibration", text, *tiny.SMALL),
+        *("--skip", "mlp", "--skip", r"k_proj$"),
+    )
+    assert result.exit_code == 0
+    assert sum(line.startswith("[") for line in result.stderr.splitlines()) == 6
+    assert "model.layers.0.mlp.up_proj is skipped as asked" in result.stderr
+    assert "6 layers in" in result.stdout
+
+
+@pytest.mark.parametrize("method", sorted(METHODS))
+def test_every_method_is_reached_by_its_name(nearplane, model_dir, text, tmp_path, method):
+    words = ["--method", method.upper(), *tiny.SMALL[2:]]
+    if "bpw" in method_options.fields_of(METHODS[method]):
+        words += ["--bpw", "5"]
+    result = nearplane(
+        "quantize", model_dir, tmp_path / "o", "--calibration", text, *words, "--skip", "mlp"
+    )
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "o" / "report.json").read_text())
+    assert report["recipe"]["method"] == method
+
+
+def test_options_reach_the_method():
+    given = {"bits": 4, "group_size": 32, "order": "natural", "bpw": None, "calibration": "x"}
+    assert method_options.chosen("gptq", given) == GPTQ(bits=4, group_size=32, order="natural")
+    assert method_options.chosen("watersic", {"gain": False}).gain is False
+
+
+def test_every_field_is_an_option(nearplane):
+    shown = nearplane("quantize", "--help").output.replace("\n", " ")
+    for field in method_options.all_fields():
+        assert f"--{field.replace('_', '-')}" in shown
+    for name in METHODS:
+        assert name in shown
+
+
+def test_an_option_of_another_method_is_refused(nearplane, model_dir, place, text):
+    result = attempt(nearplane, model_dir, place, text, "--method", "gptq", "--bpw", "3")
+    assert refused(result).endswith("--bpw is no option of gptq, but of hptq, hrtn, watersic")
+
+
+def test_fields_out_of_range_are_refused():
+    for name, wrong in (("ssqr", {"per": "both"}), ("hptq", {"order": "up"}), ("rtn", {"bits": 1})):
+        with pytest.raises(NearplaneError, match=name):
+            method_options.chosen(name, wrong)
+
+
+def test_plan_and_dry_run_say_the_same_sizes(nearplane, model_dir, tmp_path):
+    plan = nearplane("plan", model_dir, "--bpw", "5")
+    dry = nearplane("quantize", model_dir, tmp_path / "out", "--bpw", "5", "--dry-run")
+    assert plan.exit_code == dry.exit_code == 0, plan.output
+    assert plan.stdout.splitlines()[:3] == dry.stdout.splitlines()[:3]
+    assert "peak memory" in plan.stdout and "assumed" in plan.stdout
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--method", "nosuch"), "no method is called 'nosuch'; there are gptq, hptq"),
+        (("--bpw", "20"), "bpw must lie between 1.1 and 12, not 20"),
+        (("--method", "rtn", "--bits", "9"), "bits must lie between 2 and 8, not 9"),
+        (("--bpw", "1.1"), "the nearest that can is"),
+        (("--sequences", "0"), "at least 1 sequence"),
+        (("--length", "5000", "--bpw", "5"), "tokens, and one sequence needs 4999"),
+        (("--skip", ".", "--bpw", "5"), "every layer is skipped"),
+        (("--skip", "(", "--bpw", "5"), "regular expression"),
+        (("--threads", "0"), "--threads must be at least 1"),
+    ],
+)
+def test_bad_options_get_one_sentence(nearplane, model_dir, place, text, options, said):
+    refused(attempt(nearplane, model_dir, place, text, *options), said)
+
+
+def test_an_impossible_target_names_the_layer_before_anything_is_loaded(
+    nearplane, model_dir, place
+):
+    result = nearplane("plan", model_dir, "--bpw", "1.1")
+    refused(result, "model.layers.0.self_attn", "the nearest that can is")
+
+
+def test_calibration_must_be_said(nearplane, model_dir, place):
+    refused(nearplane("quantize", model_dir, place / "out"), "--calibration")
+
+
+@pytest.mark.parametrize("content, said", [(b"", "has 0 tokens"), (b"\xff\xfe", "not UTF-8")])
+def test_unusable_calibration_is_refused(nearplane, model_dir, place, tmp_path, content, said):
+    path = tmp_path / "bad.txt"
+    path.write_bytes(content)
+    refused(attempt(nearplane, model_dir, place, path, *tiny.SMALL), said)
+
+
+def test_a_missing_calibration_file_is_named(nearplane, model_dir, place):
+    refused(attempt(nearplane, model_dir, place, "nosuch.txt", *tiny.SMALL), "nosuch.txt")
+
+
+def test_models_that_are_none_are_refused(nearplane, place, text, tmp_path, model_dir, checkpoint):
+    without_weights = shutil.copytree(model_dir, tmp_path / "bare")
+    (without_weights / "model.safetensors").unlink()
+    (tmp_path / "empty").mkdir()
+    for model, said in (
+        (without_weights, "has no weights"),
+        (tmp_path / "nosuch", "there is no model directory"),
+        (tmp_path / "empty", "config.json"),
+        (text, "is a file"),
+        (checkpoint, "quantized already, with nearplane"),
+    ):
+        refused(attempt(nearplane, model, place, text, *tiny.SMALL), said)
+
+
+def test_a_damaged_configuration_is_refused(nearplane, place, text, tmp_path, model_dir):
+    broken = shutil.copytree(model_dir, tmp_path / "broken")
+    (broken / "config.json").write_text("{")
+    refused(attempt(nearplane, broken, place, text, *tiny.SMALL), "broken")
+
+
+def test_truncated_weights_are_refused(nearplane, place, text, tmp_path, model_dir):
+    broken = shutil.copytree(model_dir, tmp_path / "broken")
+    data = (broken / "model.safetensors").read_bytes()
+    (broken / "model.safetensors").write_bytes(data[: len(data) // 2])
+    refused(attempt(nearplane, broken, place, text, *tiny.SMALL), "broken")
+
+
+def test_nan_weights_name_the_layer(nearplane, place, text, tmp_path, model_dir):
+    broken = shutil.copytree(model_dir, tmp_path / "broken")
+    tensors = load_file(broken / "model.safetensors")
+    name = "model.layers.1.mlp.down_proj.weight"
+    tensors[name][0, 0] = torch.nan
+    save_file(tensors, broken / "model.safetensors", metadata={"format": "pt"})
+    result = attempt(nearplane, broken, place, text, *tiny.SMALL)
+    refused(result, "model.layers.1.mlp.down_proj", "NaN")
+
+
+def test_places_that_cannot_be_written_are_refused(
+    nearplane, model_dir, text, checkpoint, tmp_path
+):
+    file = tiny.write_text(tmp_path / "file")
+    for out, said in (
+        (checkpoint, "is not empty"),
+        (file, "is a file"),
+        (file / "out", "cannot write in"),
+        ("/proc/nearplane/out", "cannot write in"),
+    ):
+        result = nearplane("quantize", model_dir, out, "--calibration", text, *tiny.SMALL)
+        refused(result, said)
+    assert file.read_text() == tiny.TEXT
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_an_unreadable_text_is_refused(nearplane, model_dir, place, tmp_path):
+    path = tiny.write_text(tmp_path / "closed.txt")
+    path.chmod(0)
+    refused(attempt(nearplane, model_dir, place, path, *tiny.SMALL), "cannot be read")
+
+
+def test_strict_refuses_parts_that_are_no_linear_layers(nearplane, place, text, tmp_path):
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        hidden_size=32,
+        intermediate_size=32,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        num_local_experts=2,
+        vocab_size=320,
+    )
+    mixture = tmp_path / "mixture"
+    MixtralForCausalLM(config).save_pretrained(mixture)
+    tiny.tokenizer(bos=False).save_pretrained(mixture)
+    refused(attempt(nearplane, mixture, place, text, "--strict", *tiny.SMALL), "experts")
+    plan = nearplane("plan", mixture, "--bpw", "6")
+    assert plan.exit_code == 0 and "experts" in plan.stdout

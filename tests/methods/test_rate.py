@@ -1,0 +1,123 @@
+"""The search for the step that meets a rate: METHOD 14, number 12."""
+
+import math
+
+import pytest
+import torch
+
+from nearplane import codes
+from nearplane.lattice import nearest_integer
+from nearplane.methods.rate import Budget, Coded, RateError, first_scale, meet, sample_rows
+from tests.problem import problem
+
+GAUSS = problem(0, 256, 256).weight.float()  # 65,536 independent standard normals
+HERE = torch.arange(256)
+
+
+def attempt(scale, some):
+    code = nearest_integer(GAUSS[some] / scale, None, None).int()
+    return Coded(code, torch.full((1, 1), scale))
+
+
+def rate(coded) -> float:
+    """Return bits per weight of the record, its directory entry counted."""
+    record, _ = codes.pack(coded.code, coded.step, coded.code.shape[1], None, codes.Huffman())
+    return 8 * (len(record) + codes.ENTRY_BYTES) / coded.code.numel()
+
+
+def test_first_scale_of_a_gaussian():
+    """H(round(w / s)) ≈ ½ log₂(2πe) − log₂ s, so s = 2^(2.047 − 4) within 0.01 bits."""
+    scale = first_scale(GAUSS, 4.0)
+    assert abs(math.log2(scale) - (math.log2(2 * math.pi * math.e) / 2 - 4)) < 0.01
+    counts = codes.histogram(attempt(scale, slice(None)).code.numpy().reshape(-1))[1]
+    assert abs(codes.entropy(counts) - 4.0) < 0.005
+
+
+@pytest.mark.parametrize("power", [-40, -3, 0, 11, 70])
+def test_first_scale_is_equivariant(power):
+    scaled = first_scale(GAUSS * 2.0**power, 3.0)
+    assert math.isclose(scaled, first_scale(GAUSS, 3.0) * 2.0**power, rel_tol=1e-6)
+
+
+@pytest.mark.parametrize("bpw", [1.5, 2.125, 3.125, 7.0])
+def test_meet_ends_just_under_the_target(bpw):
+    coded, (record, code_bytes) = meet(
+        attempt, HERE, Budget(bpw, 256, 256, 1), first_scale(GAUSS, bpw)
+    )
+    assert bpw - 0.01 <= rate(coded) <= bpw
+    expected, expected_bytes = coded.packed()
+    assert torch.equal(record, expected) and code_bytes == expected_bytes
+
+
+def test_meet_near_one_bit():
+    """Where Huffman codes end, the rate hardly falls with the step: only the limit is sure."""
+    coded, _ = meet(attempt, HERE, Budget(1.2, 256, 256, 1), first_scale(GAUSS, 1.2))
+    assert 1.15 <= rate(coded) <= 1.2
+
+
+@pytest.mark.parametrize("start", [1e-4, 1e-2, 1.0, 100.0])
+def test_meet_recovers_from_a_bad_start(start):
+    coded, _ = meet(attempt, HERE, Budget(3.0, 256, 256, 1), start)
+    assert 2.95 <= rate(coded) <= 3.0
+
+
+def test_meet_packs_the_columns_where_they_belong():
+    """An attempt's columns are the basis's; the record's are the original ones."""
+    back = torch.randperm(256, generator=torch.Generator().manual_seed(1))
+    coded, (record, _) = meet(attempt, back, Budget(3.0, 256, 256, 1), 0.4)
+    scale = float(coded.step)
+    assert torch.equal(coded.code, attempt(scale, slice(None)).code[:, back])
+    assert torch.equal(codes.unpack(record).code, coded.code)
+    assert rate(coded) <= 3.0
+
+
+def test_the_likely_rate_is_near_the_records():
+    coded, budget = attempt(0.4, slice(None)), Budget(3.0, 256, 256, 1)
+    assert budget.of_bytes(0) == 8 * codes.ENTRY_BYTES / 65536
+    assert abs(budget.likely_rate(coded.code) - rate(coded)) < 0.01
+    # a quarter of the rows: the entropy of 16,384 samples is known to about 0.01 bits
+    assert abs(budget.likely_rate(coded.code[::4]) - rate(coded)) < 0.05
+
+
+def test_the_rate_falls_as_steps_grow():
+    """Law 12, within 0.003 bits: Huffman lengths move in whole bits."""
+    rates = [rate(attempt(0.1 * 1.1**k, slice(None))) for k in range(30)]
+    assert all(b <= a + 0.003 for a, b in zip(rates, rates[1:], strict=False))
+
+
+def test_several_steps_cost_two_bytes_each():
+    code = attempt(0.4, slice(None)).code
+    one, many = Budget(3.0, 256, 256, 1), Budget(3.0, 256, 256, 256)
+    assert math.isclose(many.likely_rate(code) - one.likely_rate(code), 8 * (2 * 256 - 4) / 65536)
+
+
+def test_a_matrix_too_small_for_its_header():
+    with pytest.raises(RateError, match="4 x 5: the nearest that can is") as caught:
+        Budget(3.0, 4, 5, 1).check()
+    nearest = float(str(caught.value).rsplit(" ", 1)[1])
+    Budget(nearest, 4, 5, 1).check()
+    with pytest.raises(RateError):
+        Budget(nearest - 0.02, 4, 5, 1).check()
+
+
+def test_a_rate_that_no_step_reaches():
+    """Codes that never shrink: the search ends and says so."""
+    fixed = attempt(0.01, slice(None))
+    with pytest.raises(RateError, match="no step was found"):
+        budget = Budget(3.0, 256, 256, 1)
+        meet(lambda scale, some: Coded(fixed.code[some], fixed.step), HERE, budget, 1.0)
+
+
+def test_columns_move_with_their_steps():
+    code, step = torch.arange(6, dtype=torch.int32).reshape(2, 3), torch.tensor([[1.0, 2.0, 3.0]])
+    moved = Coded(code, step, step * 2).on(torch.tensor([2, 0, 1]))
+    assert moved.code.tolist() == [[2, 0, 1], [5, 3, 4]]
+    assert moved.step.tolist() == [[3, 1, 2]] and moved.side.tolist() == [[6, 2, 4]]
+    assert Coded(code, step[:, :1]).on(torch.tensor([2, 0, 1])).step.tolist() == [[1]]
+
+
+@pytest.mark.parametrize("rows, columns", [(1, 1), (1, 10**6), (7, 100), (5000, 64), (100, 4096)])
+def test_sample_rows(rows, columns):
+    some = torch.arange(rows)[sample_rows(rows, columns)]
+    assert len(some) * columns >= min(rows * columns, 60_000)
+    assert len(some) <= max(1, rows)
