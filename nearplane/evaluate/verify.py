@@ -100,7 +100,9 @@ class Compared:
 
 def doubts(name: str, entry: dict[str, Any]) -> Iterator[str]:
     """Yield what cannot be true of a layer's certificate."""
-    numbers = {key: entry.get(key) for key in ("loss", "damped_loss", "energy", "weight_error")}
+    numbers: dict[str, Any] = {
+        key: entry.get(key) for key in ("loss", "damped_loss", "energy", "weight_error")
+    }
     for key, number in numbers.items():
         if not isinstance(number, int | float) or not math.isfinite(number) or number < 0:
             yield f"{name}: the certificate's {key} is {number!r}, not a number from 0 up"

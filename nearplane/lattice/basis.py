@@ -10,6 +10,7 @@ from nearplane.lattice.damping import damp
 from nearplane.lattice.factor import NotPositiveDefiniteError, factor
 from nearplane.lattice.order import order as order_columns
 
+SMALLEST = 1e-7
 RETRIES = 4  # times that damping grows tenfold before a Hessian is given up
 
 
@@ -45,10 +46,10 @@ class Basis:
 def basis(hessian: Float[Tensor, "n n"], order: str, damping: float) -> Basis:
     """Return the basis of `hessian`, with damping grown tenfold up to RETRIES times if it must be.
 
-    Raises NotPositiveDefiniteError when no damping tried gives a factor.
+    Damping 0 grows from SMALLEST. Raises NotPositiveDefiniteError when no damping tried gives a factor.
     """
     for retry in range(RETRIES + 1):
-        grown = damping * 10**retry
+        grown = damping if retry == 0 else max(damping, SMALLEST) * 10**retry
         try:
             columns = order_columns(hessian, order, grown).flip(0)
             return Basis(hessian, columns, factor(hessian, columns.flip(0), grown), grown)

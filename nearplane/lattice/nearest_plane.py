@@ -87,7 +87,7 @@ def unit_lattice(
     With target / step and R · diag(step) for column steps the integers are their own values:
     three operations a column instead of seven.
     """
-    columns = (target / step).T.contiguous()
+    columns = (target / step.to(target.dtype)).T.contiguous()
     scaled = factor * step if step.shape[1] > 1 else factor
     code = torch.empty_like(columns)
     codes = code.unbind()

@@ -13,12 +13,12 @@ PANEL = 64  # columns whose updates are delayed and applied as one matrix produc
 def order(hessian: Tensor, name: str, damping: float = 0.01) -> Int64[Tensor, " columns"]:
     """Return a permutation of the columns whose first entry is rounded first.
 
-    - "natural": the last column first, as GPTQ without act-order rounds column 0 first: 0, 1, 2 ...
+    - "natural": 0, 1, 2 ..., as GPTQ without act-order.
     - "activation": the largest diagonal entry first (GPTQ's act-order).
     - "min-pivot": the reverse of the elimination that always takes the smallest remaining
       pivot [Chen26, Alg. 3]; `damping` is that of the basis it is made for.
 
-    Ties go to the lower column. Raises ValueError for another name.
+    Of equal columns the one with the lower index is taken (eliminated, in min-pivot) first. Raises ValueError for another name.
     """
     if name == "natural":
         return torch.arange(len(hessian), device=hessian.device)

@@ -5,21 +5,25 @@ Finding: LLL finds next to nothing that an order of the columns has not found. M
     python bench/lll.py --hessians FILE --columns 32 64 128 256 --rows 512 \\
         --orders activation min-pivot
 
-with one step for all rows at 3.00 bits of entropy, Gaussian weights, on the first K columns of 8
-Hessians of SmolLM2-135M (q, o, gate, down of blocks 2 and 20; 8192 tokens of WikiText-2), damping
-0.01 and 1e-4. "Net" is entropy gained + ½ log₂ of the loss ratio: bits per weight at equal loss.
+with one step for all rows, Gaussian weights, plain nearest plane at 3.00 bits of entropy, the first
+K columns of 8 Hessians of a trained model of SmolLM2-135M's shape (q, o, gate, down of blocks 2 and
+20; 8192 tokens of WikiText-2) and damping 0.01 and 1e-4: 64 cases an order. Loss, entropy and codes
+are at the same step; "net" is ½ log₂ of the loss ratio after LLL's step was changed to give equal
+entropy: bits per weight, negative where LLL saves some.
 
-| starting order | loss, LLL / plain | entropy | largest code | net |
-|---|---|---|---|---|
-| activation | 0.953 .. 1.004 | 3.00 -> 3.00 | 8 -> 8 (worst 32 -> 39) | +0.004 .. −0.031 |
-| min-pivot | 0.998 .. 1.002 | 3.00 -> 3.00 | the same | +0.003 .. −0.002 |
+| starting order | loss, LLL / plain | entropy | largest code | net, median | net, range |
+|---|---|---|---|---|---|
+| activation | 0.953 .. 1.004 | 3.00 -> 3.00 | 8 -> 8 (worst 32 -> 39) | −0.001 | −0.032 .. 0.003 |
+| min-pivot | 0.998 .. 1.002 | 3.00 -> 3.00 | unchanged | 0.000 | −0.002 .. 0.004 |
 
-The median net is −0.001 and 0.000. Synthetic Hessians (no --hessians): the same at damping 0.01
-(activation 0 .. −0.045, min-pivot 0 .. −0.014). Only a spectrum of 1e6 under a damping of 1e-4
-gains, and less the more columns there are: min-pivot −0.435, −0.247, −0.002 bits at K = 32, 64,
-128, where loss falls to 0.46, 0.58, 0.99 of plain and entropy rises from 3.00 to 3.13, 3.15, 3.00.
-LLL keeps det R, so it can gain at most ½ log₂(AM/GM) of the pivots; steps of const / R_jj take
-more of that (+0.01 .. −2.6 bits on the real ones) without a transform. So no method uses it.
+On synthetic Hessians (no --hessians) at damping 0.01: −0.046 .. 0.001 and −0.013 .. 0.001. More
+only where a spectrum of 1e6 meets a damping of 1e-4 and few columns: from min-pivot −0.362, −0.156,
+−0.001 bits at K = 32, 64, 128; there, at the same step, loss falls to 0.46, 0.58, 0.99 of plain and
+entropy rises from 3.00 to 3.13, 3.15, 3.00.
+
+Why: T keeps det R, and min-pivot already puts the small pivots where LLL's swaps would; the spread
+of pivots that is left (½ log₂(AM/GM), 0.004 .. 2.5 bits on the real ones) belongs to the lattice.
+Unequal steps take some of it (median −0.03, to −2.6 bits) without a transform. No method uses LLL.
 """
 
 import torch

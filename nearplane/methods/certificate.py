@@ -29,12 +29,24 @@ def measure(
 
     Σ_j residual_j² is the damped loss; the undamped one has λ‖error‖² less.
     """
-    error = weight.double() - value.double()
-    residual = error[:, basis.columns] @ basis.factor.T
+    error = (weight - value).double()
+    residual = times_triangle(error[:, basis.columns], basis.factor)
     damped = residual.square().sum(1)
     added = basis.damping * basis.hessian.diagonal().double().mean()
     loss = (damped - added * error.square().sum(1)).clamp_min(0)
     return Losses(loss, damped, residual)
+
+
+def times_triangle(
+    error: Float64[Tensor, "rows n"], factor: Float64[Tensor, "n n"]
+) -> Float64[Tensor, "rows n"]:
+    """Return error · factorᵀ for an upper triangular factor, leaving out most of its zeros."""
+    product = torch.empty_like(error)
+    width = max(64, -(-len(factor) // 4))
+    for first in range(0, len(factor), width):
+        stripe = slice(first, first + width)
+        product[:, stripe] = error[:, first:] @ factor[stripe, first:].T
+    return product
 
 
 def inside_box(losses: Losses, sides: Float64[Tensor, "#rows n"]) -> Bool[Tensor, " rows"]:

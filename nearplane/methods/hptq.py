@@ -10,7 +10,7 @@ from nearplane.lattice import Basis, nearest_plane
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
-from nearplane.methods.rate import Budget, Coded, first_scale, meet, sample_rows
+from nearplane.methods.rate import Budget, Coded, expected_pull, first_scale, meet, sample_rows
 from nearplane.types import QuantizedWeight
 
 
@@ -47,10 +47,9 @@ class HPTQ(Method):
             step = torch.full((1, 1), scale, dtype=torch.float32)
             return Coded(nearest_plane(target[some], factor, step.to(weight.dtype)), step)
 
-        start = first_scale(weight[sample_rows(rows, columns)], self.bpw)
-        rounded, stored = meet(
-            attempt, basis.columns.argsort(), Budget(self.bpw, rows, columns, 1), start
-        )
+        budget, some = Budget(self.bpw, rows, columns, 1), sample_rows(rows, columns)
+        start = first_scale(budget, target[some], expected_pull(factor, len(target[some])))
+        rounded, stored = meet(attempt, basis.columns.argsort(), budget, start)
         losses = measure(weight, rounded.code * rounded.step.to(weight.dtype), basis)
         sides = basis.factor.diagonal()[None] * rounded.step.double()
         return certified(rounded, stored, losses, certify_rows(losses, sides), basis)

@@ -38,9 +38,8 @@ class HRTN(Method):
             step = torch.full((1, 1), scale, dtype=torch.float32)
             return Coded(nearest_integer(weight[some] / step, None, None).int(), step)
 
-        start = first_scale(weight[sample_rows(rows, columns)], self.bpw)
-        coded, stored = meet(
-            attempt, torch.arange(columns), Budget(self.bpw, rows, columns, 1), start
-        )
+        budget = Budget(self.bpw, rows, columns, 1)
+        start = first_scale(budget, weight[sample_rows(rows, columns)], None)
+        coded, stored = meet(attempt, torch.arange(columns), budget, start)
         losses = measure(weight, coded.code * coded.step.to(weight.dtype), basis)
         return certified(coded, stored, losses, (None, NO_LATTICE), basis)

@@ -51,6 +51,7 @@ class Method(ABC):
             )
         if not torch.isfinite(weight).all():
             raise NearplaneError("the weight holds NaN or infinite values")
+        self.check(*weight.shape)
         precise = weight if weight.dtype == torch.float64 else weight.float()
         return self.quantize(precise, basis)
 
@@ -60,7 +61,7 @@ class Method(ABC):
             hessian.double(), getattr(self, "order", "natural"), getattr(self, "damping", 0.01)
         )
 
-    def check(self, rows: int, columns: int) -> None:
+    def check(self, rows: int, columns: int) -> None:  # noqa: B027 - most methods fit any shape
         """Raise NearplaneError if no matrix of this shape can meet the method's target."""
 
     @abstractmethod

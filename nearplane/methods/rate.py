@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from math import ceil, inf
+from math import ceil, inf, log2
 
 import numpy as np
+import torch
 from jaxtyping import Float, Float32, Int32, Int64, UInt8
 from torch import Tensor
 
@@ -13,11 +14,13 @@ from nearplane.types import NearplaneError
 
 SAMPLE_WEIGHTS = 60_000  # integers enough to know a rate to 0.01 bit
 SAMPLE_PASSES = 2
+LARGE = 4_000_000  # weights beyond which a pass over a sample is cheap beside a full one
 FULL_PASSES = 6
 TOLERANCE = 0.003  # bits a weight under the target that are not worth another pass
 MARGIN = 0.0004  # what the likely rate may be too low by
 NORMAL_BITS = 2.047  # ½ log₂ 2πe
 MODEL_STEPS = 4
+LARGEST = 2**20  # a code beyond which no step is made smaller: int32 and float32 end not far away
 
 
 class RateError(NearplaneError):
@@ -60,6 +63,11 @@ class Budget:
     columns: int
     steps: int
 
+    @property
+    def target(self) -> float:
+        """What to aim at: the middle of what counts as met."""
+        return self.bpw - MARGIN - TOLERANCE / 2
+
     def likely_rate(self, code: Int32[Tensor, "some_rows columns"]) -> float:
         """Return about the bits a weight that a matrix with such codes in all its rows stores."""
         symbols, counts = histogram(code)
@@ -82,21 +90,39 @@ class Budget:
             )
 
 
-def first_scale(scaled: Float[Tensor, "..."], bits: float) -> float:
-    """Return an s at which round(scaled / s) has about `bits` bits of entropy.
+def first_scale(
+    budget: Budget, scaled: Float[Tensor, "some_rows n"], pull: Float[Tensor, "some_rows n"] | None
+) -> float:
+    """Return an s at which round(scaled / s + pull) meets the budget about.
 
-    The rate model H(round(w / s)) ≈ h(w) − log₂ s, made exact on the weights themselves: it
-    starts from a normal distribution's h(w) = log₂ σ + ½ log₂ 2πe.
+    The rate model: integers are the weights' own plus the errors that nearest plane passes on
+    (`expected_pull`); their rate falls by about a bit when s doubles. It starts from a normal
+    distribution's entropy log₂ σ + ½ log₂ 2πe.
     """
     sigma = float(scaled.double().square().mean().sqrt())
     if sigma == 0:
         return 1.0
-    scale = sigma * 2 ** (NORMAL_BITS - bits)
+    scale = sigma * 2 ** (NORMAL_BITS - budget.bpw)
+    finest = float(scaled.abs().amax()) / LARGEST
     for _ in range(MODEL_STEPS):
-        # beyond 2^24 steps an integer has more bits than any target
-        ratio = (scaled / scale).clamp_(-(2.0**24), 2.0**24)
-        scale *= 2 ** (codes.entropy(histogram(ratio.round_().int())[1]) - bits)
-    return scale
+        scale = max(scale, finest)
+        best = scaled / scale if pull is None else scaled / scale + pull
+        scale *= 2 ** (budget.likely_rate(best.round_().int()) - budget.target)
+    return max(scale, finest)
+
+
+def expected_pull(factor: Float[Tensor, "n n"], rows: int) -> Float[Tensor, "rows n"]:
+    """Return draws of what nearest plane's earlier errors add to a column, in steps.
+
+    Residuals are uniform in a box (`lattice.expected_loss`), so with u uniform in (−½, ½)ⁿ and
+    the unit factor U = diag(R)⁻¹R on the lattice of step 1, errors are U⁻¹u and the pull is
+    u − U⁻¹u: a triangular solve in place of a sweep over the columns.
+    """
+    draws = torch.Generator().manual_seed(0)
+    u = torch.rand(len(factor), rows, generator=draws, dtype=factor.dtype) - 0.5
+    unit = factor / factor.diagonal()[:, None]
+    error = torch.linalg.solve_triangular(unit, u, upper=True, unitriangular=True)
+    return (u - error).T.clamp_(-LARGEST, LARGEST)
 
 
 def histogram(code: Int32[Tensor, "..."]) -> tuple[np.ndarray, np.ndarray]:
@@ -118,14 +144,15 @@ def meet(
 ) -> tuple[Coded, tuple[Tensor, int]]:
     """Return `attempt(scale, all rows)` on columns `back`, at or just under the target; its record.
 
-    rate falls by about a bit when the scale doubles, so scale ← scale · 2^(rate − target):
-    SAMPLE_PASSES times on some rows, then on all of them until the rate is under the target by
-    less than TOLERANCE; at most FULL_PASSES times once it has been under it at all.
+    rate falls by about a bit when the scale doubles, so scale ← scale · 2^(rate − target), in a
+    large matrix first on some of its rows, until the rate is under the target by less than
+    TOLERANCE; at most FULL_PASSES times once it has been under it at all.
 
     Raises RateError when no scale was found whose rate is low enough.
     """
-    budget.check()
-    scale, best, smallest_gap = on_sample(attempt, budget, start), None, inf
+    scale, best, smallest_gap = start, None, inf
+    if budget.rows * budget.columns > LARGE:
+        scale = on_sample(attempt, budget, start)
     for passes in range(4 * FULL_PASSES):
         coded = attempt(scale, slice(None))
         gap = budget.bpw - MARGIN - budget.likely_rate(coded.code)
@@ -139,16 +166,24 @@ def meet(
                 return original, (record, code_bytes)
             best, smallest_gap, gap = None, inf, -overshoot
         # further past the target each time, so that the rate ends up under it
-        scale *= 2 ** (TOLERANCE / 2 * (1 + passes // FULL_PASSES * 8) - gap)
+        growth = TOLERANCE / 2 * (1 + passes // FULL_PASSES * 8) - gap
+        scale *= 2 ** max(growth, -headroom(coded.code))
     raise RateError(f"no step was found that stores {budget.bpw:g} bits per weight or fewer")
+
+
+def headroom(code: Int32[Tensor, "some_rows columns"]) -> float:
+    """Return how often the steps may be halved before a code of these is LARGEST."""
+    largest = max(1, *(abs(int(x)) for x in code.aminmax()))
+    return max(0.0, log2(LARGEST / largest))
 
 
 def on_sample(attempt: Callable[[float, slice], Coded], budget: Budget, start: float) -> float:
     """Return the scale that some of the rows say will meet the target."""
     some, scale = sample_rows(budget.rows, budget.columns), start
     for _ in range(SAMPLE_PASSES):
-        surplus = budget.likely_rate(attempt(scale, some).code) - budget.bpw
-        scale *= 2 ** (surplus + MARGIN + TOLERANCE / 2)
+        code = attempt(scale, some).code
+        surplus = budget.likely_rate(code) - budget.target
+        scale *= 2 ** max(surplus, -headroom(code))
         if abs(surplus) < 2 * TOLERANCE:
             break
     return scale

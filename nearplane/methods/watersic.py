@@ -11,7 +11,7 @@ from nearplane.lattice import Basis, sweep
 from nearplane.methods.certificate import measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
-from nearplane.methods.rate import Budget, Coded, first_scale, meet, sample_rows
+from nearplane.methods.rate import Budget, Coded, expected_pull, first_scale, meet, sample_rows
 from nearplane.types import QuantizedWeight
 
 
@@ -53,10 +53,11 @@ class WaterSIC(Method):
         def attempt(scale: float, some: slice) -> Coded:
             return round_columns(target[some], basis, inverse_pivot * scale, self.gain)
 
-        model = target[sample_rows(rows, columns)] / inverse_pivot.to(weight.dtype)
         budget = Budget(self.bpw, rows, columns, columns)
-        back = basis.columns.argsort()
-        coded, stored = meet(attempt, back, budget, first_scale(model, self.bpw))
+        lattice = (target / inverse_pivot.to(weight.dtype))[sample_rows(rows, columns)]
+        unit = (basis.factor * inverse_pivot).to(weight.dtype)
+        start = first_scale(budget, lattice, expected_pull(unit, len(lattice)))
+        coded, stored = meet(attempt, basis.columns.argsort(), budget, start)
         losses = measure(weight, coded.code * coded.step.to(weight.dtype), basis)
         sides = coded.side.double() * basis.pivots
         weight = certified(coded, stored, losses, (row_bounds(coded, basis), ""), basis)

@@ -5,6 +5,7 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from math import ceil, log2
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from nearplane.walk.source import first_line, location, open_config
 from nearplane.walk.walk import BATCH_TOKENS, Rules
 
 DEFAULT_LENGTH = 2048
-BASE_BYTES = 400e6  # Python, torch and transformers
+BASE_BYTES = 1e9  # Python, torch, transformers, and freed blocks that the allocator keeps
 STEP_BITS = 16
 OUTLIER_BITS = 16
 RECORD_BYTES = 150  # header, check sum and directory entry
@@ -98,10 +99,11 @@ class Estimate:
 
     @property
     def peak_bytes(self) -> int:
-        """The model, the hidden states twice, the largest layer's working set, and Python."""
+        """The model, what paused runs of a block hold, the largest layer's working set, Python."""
         width = max(columns for _, columns in map(shape_of, self.survey.layers))
         hidden = getattr(text_config(self.survey.model), "hidden_size", width)
-        states = 2 * self.tokens * hidden * self.survey.dtype.itemsize
+        # residual, normed and mixed states of every token, and two as wide as the widest layer
+        states = self.tokens * (4 * hidden + 2 * width) * self.survey.dtype.itemsize
         working = max(working_bytes(*shape_of(layer)) for layer in self.survey.layers)
         batch = 4 * min(BATCH_TOKENS, self.tokens) * width * 4
         return round(self.survey.model_bytes + states + working + batch + BASE_BYTES)
@@ -131,7 +133,7 @@ class Estimate:
             f"{len(survey.stages)} Hessians",
             f"measured just now: {rates.float32_flops / 1e9:.0f} GFLOP/s in float32, "
             f"{rates.model_flops / 1e9:.0f} in {str(survey.dtype).removeprefix('torch.')}, "
-            f"{rates.coded_weights / 1e6:.2f} million weights a second through {survey.method.name}",
+            f"{rates.coded_weights / 1e6:.2f} million weights/s through {survey.method.name}",
             "expect the right order of magnitude, not more",
         ]
         if self.peak_bytes > available:
@@ -196,14 +198,11 @@ def stages_of(model: Any, layers: list[Layer]) -> list[list[Layer]]:
     groups: dict[int, list[Layer]] = {}
     alive: list[Tensor] = []  # so that no identity is used twice
 
-    def note(layer: Layer, inputs: Tensor) -> None:
-        alive.append(inputs)
-        groups.setdefault(id(inputs), []).append(layer)
+    def note(layer: Layer, _: nn.Module, args: tuple[Tensor, ...]) -> None:
+        alive.append(args[0])
+        groups.setdefault(id(args[0]), []).append(layer)
 
-    hooks = [
-        layer.module.register_forward_pre_hook(lambda _, args, la=layer: note(la, args[0]))
-        for layer in layers
-    ]
+    hooks = [la.module.register_forward_pre_hook(partial(note, la)) for la in layers]
     try:
         with torch.no_grad():
             model(**nothing(4), use_cache=False)

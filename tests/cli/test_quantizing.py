@@ -152,7 +152,7 @@ def test_models_that_are_none_are_refused(nearplane, place, text, tmp_path, mode
         (tmp_path / "nosuch", "there is no model directory"),
         (tmp_path / "empty", "config.json"),
         (text, "is a file"),
-        (checkpoint, "quantized already, with nearplane"),
+        (checkpoint, "quantized already"),
     ):
         refused(attempt(nearplane, model, place, text, *tiny.SMALL), said)
 

@@ -300,3 +300,13 @@ def test_nearest_integer():
     assert lattice.nearest_integer(x, -1, 2).tolist() == [-1, -1, 0, 0, 2, 2, 2, -1]
     assert lattice.nearest_integer(x, None, 0).tolist() == [-2, -2, 0, 0, 0, 0, 0, -3]
     assert x.tolist()[0] == -2.5
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_target_decides_the_precision(kind):
+    """A float64 factor and float64 steps may round a float32 target."""
+    p = problem(12, 50, 40)
+    step, order = steps(12, 50, 40, kind), order_of(p, "natural")
+    factor = lattice.factor(p.hessian, order, DAMPING)
+    code = nearest_plane(p.weight.float(), factor, step)
+    assert torch.equal(code, nearest_plane(p.weight.float(), factor.float(), step.float()))

