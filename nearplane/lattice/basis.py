@@ -49,7 +49,7 @@ def basis(hessian: Float[Tensor, "n n"], order: str, damping: float) -> Basis:
     Damping 0 grows from SMALLEST. Raises NotPositiveDefiniteError when no damping tried gives a factor.
     """
     for retry in range(RETRIES + 1):
-        grown = damping if retry == 0 else max(damping, SMALLEST) * 10**retry
+        grown = (damping or SMALLEST * bool(retry)) * 10**retry
         try:
             columns = order_columns(hessian, order, grown).flip(0)
             return Basis(hessian, columns, factor(hessian, columns.flip(0), grown), grown)
