@@ -71,7 +71,7 @@ def quantize(
         for layer, quantized, report in walk:
             writer.add(f"{layer.name}.record", quantized.record)
             reports.append(report)
-            watcher.done(report, len(walk.plan.layers))
+            watcher.done(report, len(walk.wanted))
         run = Run(source, walk, reports, method.recipe() | {"calibration": account.for_json()})
         return run.store(writer, time.perf_counter() - started)
 

@@ -1,5 +1,6 @@
 """Damping: the small multiple of the identity that makes a Hessian a basis."""
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -14,7 +15,6 @@ def damp(
 
     - `damping`: a fraction; 0.01 adds 1 % of the mean diagonal.
     """
-    damped = hessian.double()
-    damped = (damped + damped.T) / 2
+    damped = hessian.to(torch.float64, copy=True).add_(hessian.T).div_(2)
     damped.diagonal().add_(damping * damped.diagonal().mean())
     return damped

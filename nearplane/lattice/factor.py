@@ -18,7 +18,7 @@ def factor(
     """Return the upper triangular R with RᵀR = the damped Hessian on columns order.flip(0).
 
     The order's first entry is R's last column, where nearest plane starts. One float64 Cholesky,
-    no inverse (docs/ARCHITECTURE.md).
+    no inverse.
 
     Raises NotPositiveDefiniteError when the damped Hessian has no factor.
 

@@ -1,6 +1,7 @@
 """Babai's nearest plane on one Cholesky factor, plain and blocked."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Int32
@@ -100,20 +101,6 @@ def unit_lattice(
     return code.T.to(torch.int32, memory_format=torch.contiguous_format)
 
 
-def alone(function: Callable[..., None]) -> Callable[..., None]:
-    """Let `function` run on one thread: its steps are too short to be worth a meeting of many."""
-
-    def on_one_thread(*args: int) -> None:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            function(*args)
-        finally:
-            torch.set_num_threads(threads)
-
-    return on_one_thread
-
-
 def sweep(
     target: Float[Tensor, "n rows"],
     factor: Float[Tensor, "n n"],
@@ -129,30 +116,45 @@ def sweep(
     is never overwritten: no drift. Returns the errors target − value.
     """
     unit = (factor / factor.diagonal()[:, None]).triu_(1)
-    best = target.clone()
-    error = torch.zeros_like(target)
+    walk = Walk(target, unit, target.clone(), torch.zeros_like(target), choose)
+    walk.solve(0, len(target))
+    return walk.error
 
-    def solve(first: int, end: int) -> None:
+
+@dataclass(frozen=True)
+class Walk:
+    """A sweep under way: what is wished for, the unit factor, what is best now, errors made."""
+
+    target: Float[Tensor, "n rows"]
+    unit: Float[Tensor, "n n"]
+    best: Float[Tensor, "n rows"]
+    error: Float[Tensor, "n rows"]
+    choose: Callable[[int, Tensor], Tensor]
+
+    def solve(self, first: int, end: int) -> None:
+        """Round columns first .. end − 1: the right half, its pull on the left half, the left."""
         if end - first <= LEAF:
-            return leaf(first, end)
+            return self.leaf(first, end)
         middle = end - max(LEAF, (end - first) // 2 // LEAF * LEAF)
-        solve(middle, end)
-        best[first:middle].addmm_(unit[first:middle, middle:end], error[middle:end])
-        solve(first, middle)
+        self.solve(middle, end)
+        pull = self.unit[first:middle, middle:end]
+        self.best[first:middle].addmm_(pull, self.error[middle:end])
+        self.solve(first, middle)
 
-    @alone
-    def leaf(first: int, end: int) -> None:
-        # views are made once a leaf: making them costs as much as the arithmetic
-        pulls = unit[first:end, first:end].unbind()
-        made = error[first:end]
-        rows = zip(
-            pulls, best[first:end].unbind(), target[first:end].unbind(), made.unbind(), strict=True
-        )
+    def leaf(self, first: int, end: int) -> None:
+        """Round few columns, one after the other."""
+        made = self.error[first:end]
         earlier = made.T  # zero where no error was made yet
-        for j, (pull, here, wanted, error_here) in reversed(list(enumerate(rows, first))):
-            here.addmv_(earlier, pull)
-            torch.sub(wanted, choose(j, here), out=error_here)
-
-    if len(target):
-        solve(0, len(target))
-    return error
+        # views are made once a leaf: making them costs as much as the arithmetic
+        parts = self.unit[first:end, first:end], self.best[first:end], self.target[first:end], made
+        columns = list(zip(*(part.unbind() for part in parts), strict=True))
+        threads = torch.get_num_threads()
+        # steps this short are not worth a meeting of threads
+        torch.set_num_threads(1)
+        try:
+            for j in reversed(range(first, end)):
+                pull, best, wished, error = columns[j - first]
+                best.addmv_(earlier, pull)
+                torch.sub(wished, self.choose(j, best), out=error)
+        finally:
+            torch.set_num_threads(threads)

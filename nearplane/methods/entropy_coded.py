@@ -7,7 +7,8 @@ from nearplane import codes
 from nearplane.lattice import Basis, am_gm_bits
 from nearplane.methods.certificate import Losses
 from nearplane.methods.method import check_range
-from nearplane.methods.rate import Coded, histogram
+from nearplane.methods.rate import histogram
+from nearplane.methods.search import Coded
 from nearplane.types import QuantizedWeight
 
 

@@ -10,7 +10,8 @@ from nearplane.lattice import Basis, nearest_plane
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
-from nearplane.methods.rate import Budget, Coded, expected_pull, first_scale, meet, sample_rows
+from nearplane.methods.rate import Budget, expected_pull, first_scale, sample_rows
+from nearplane.methods.search import Coded, Search, Stored, Try, drive, meet
 from nearplane.types import QuantizedWeight
 
 
@@ -39,17 +40,42 @@ class HPTQ(Method):
         Budget(self.bpw, rows, columns, 1).check()
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
-        rows, columns = weight.shape
-        target = weight[:, basis.columns]
-        factor = basis.factor.to(weight.dtype)
+        return self.quantize_together([weight], basis)[0]
 
-        def attempt(scale: float, some: slice) -> Coded:
-            step = torch.full((1, 1), scale, dtype=torch.float32)
-            return Coded(nearest_plane(target[some], factor, step.to(weight.dtype)), step)
+    def quantize_together(self, weights: list[Tensor], basis: Basis) -> list[QuantizedWeight]:
+        """Return weights that share a basis, each with its own step, in common sweeps."""
+        factor = basis.factor.to(weights[0].dtype)
+        targets = [weight[:, basis.columns] for weight in weights]
+        back = basis.columns.argsort()
+        searches = [self.search(target, factor, back) for target in targets]
+        found = drive(searches, lambda tries: sweep_together(targets, factor, tries))
+        return [
+            certified_on(weight, coded, stored, basis)
+            for weight, (coded, stored) in zip(weights, found, strict=True)
+        ]
 
+    def search(self, target: Tensor, factor: Tensor, back: Tensor) -> Search:
+        """Return the search for the step of one matrix."""
+        rows, columns = target.shape
         budget, some = Budget(self.bpw, rows, columns, 1), sample_rows(rows, columns)
         start = first_scale(budget, target[some], expected_pull(factor, len(target[some])))
-        rounded, stored = meet(attempt, basis.columns.argsort(), budget, start)
-        losses = measure(weight, rounded.code * rounded.step.to(weight.dtype), basis)
-        sides = basis.factor.diagonal()[None] * rounded.step.double()
-        return certified(rounded, stored, losses, certify_rows(losses, sides), basis)
+        return meet(budget, start, back)
+
+
+def sweep_together(
+    targets: list[Tensor], factor: Float[Tensor, "n n"], tries: dict[int, Try]
+) -> dict[int, Coded]:
+    """Return the codes of every try, from one walk over the columns for all of them."""
+    rows = [targets[index][wish.rows] for index, wish in tries.items()]
+    scales = [torch.full((1, 1), wish.scale, dtype=torch.float32) for wish in tries.values()]
+    step = torch.cat([s.expand(len(r), 1) for s, r in zip(scales, rows, strict=True)])
+    code = nearest_plane(torch.cat(rows), factor, step.to(factor.dtype))
+    parts = code.split([len(r) for r in rows])
+    return {i: Coded(part, s) for i, part, s in zip(tries, parts, scales, strict=True)}
+
+
+def certified_on(weight: Tensor, coded: Coded, stored: Stored, basis: Basis) -> QuantizedWeight:
+    """Return the weight with the certificate of Theorem 5."""
+    losses = measure(weight, coded.code * coded.step.to(weight.dtype), basis)
+    sides = basis.factor.diagonal()[None] * coded.step.double()
+    return certified(coded, stored, losses, certify_rows(losses, sides), basis)

@@ -10,7 +10,8 @@ from nearplane.lattice import Basis, nearest_integer
 from nearplane.methods.certificate import NO_LATTICE, measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method
-from nearplane.methods.rate import Budget, Coded, first_scale, meet, sample_rows
+from nearplane.methods.rate import Budget, first_scale, sample_rows
+from nearplane.methods.search import Coded, Try, drive, meet
 from nearplane.types import QuantizedWeight
 
 
@@ -34,12 +35,12 @@ class HRTN(Method):
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         rows, columns = weight.shape
 
-        def attempt(scale: float, some: slice) -> Coded:
-            step = torch.full((1, 1), scale, dtype=torch.float32)
-            return Coded(nearest_integer(weight[some] / step, None, None).int(), step)
+        def attempt(tries: dict[int, Try]) -> dict[int, Coded]:
+            step = torch.full((1, 1), tries[0].scale, dtype=torch.float32)
+            return {0: Coded(nearest_integer(weight[tries[0].rows] / step, None, None).int(), step)}
 
         budget = Budget(self.bpw, rows, columns, 1)
         start = first_scale(budget, weight[sample_rows(rows, columns)], None)
-        coded, stored = meet(attempt, torch.arange(columns), budget, start)
+        ((coded, stored),) = drive([meet(budget, start, torch.arange(columns))], attempt)
         losses = measure(weight, coded.code * coded.step.to(weight.dtype), basis)
         return certified(coded, stored, losses, (None, NO_LATTICE), basis)

@@ -44,6 +44,14 @@ class Method(ABC):
         be met.
         """
         basis = hessian if isinstance(hessian, Basis) else self.basis(hessian)
+        return self.together([weight], basis)[0]
+
+    def together(self, weights: list[Tensor], basis: Basis) -> list[QuantizedWeight]:
+        """Return weights that share their inputs, as calling the method on each would."""
+        return self.quantize_together([self.checked(weight, basis) for weight in weights], basis)
+
+    def checked(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> Tensor:
+        """Return `weight` in at least float32; raises NearplaneError if it cannot be quantized."""
         if weight.ndim != 2 or weight.shape[1] != len(basis.factor):
             raise NearplaneError(
                 f"a weight of shape {tuple(weight.shape)} does not fit a Hessian of "
@@ -52,17 +60,20 @@ class Method(ABC):
         if not torch.isfinite(weight).all():
             raise NearplaneError("the weight holds NaN or infinite values")
         self.check(*weight.shape)
-        precise = weight if weight.dtype == torch.float64 else weight.float()
-        return self.quantize(precise, basis)
+        return weight if weight.dtype == torch.float64 else weight.float()
 
     def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
         """Return the basis this method rounds on; layers that share inputs can share it."""
         return lattice.basis(
-            hessian.double(), getattr(self, "order", "natural"), getattr(self, "damping", 0.01)
+            hessian, getattr(self, "order", "natural"), getattr(self, "damping", 0.01)
         )
 
     def check(self, rows: int, columns: int) -> None:  # noqa: B027 - most methods fit any shape
         """Raise NearplaneError if no matrix of this shape can meet the method's target."""
+
+    def quantize_together(self, weights: list[Tensor], basis: Basis) -> list[QuantizedWeight]:
+        """Return every weight quantized; a method may do them in one go where that is faster."""
+        return [self.quantize(weight, basis) for weight in weights]
 
     @abstractmethod
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:

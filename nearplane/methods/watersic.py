@@ -11,7 +11,8 @@ from nearplane.lattice import Basis, sweep
 from nearplane.methods.certificate import measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
-from nearplane.methods.rate import Budget, Coded, expected_pull, first_scale, meet, sample_rows
+from nearplane.methods.rate import Budget, expected_pull, first_scale, sample_rows
+from nearplane.methods.search import Coded, Try, drive, meet
 from nearplane.types import QuantizedWeight
 
 
@@ -50,14 +51,15 @@ class WaterSIC(Method):
         target = weight[:, basis.columns]
         inverse_pivot = 1 / basis.factor.diagonal()
 
-        def attempt(scale: float, some: slice) -> Coded:
-            return round_columns(target[some], basis, inverse_pivot * scale, self.gain)
+        def attempt(tries: dict[int, Try]) -> dict[int, Coded]:
+            side = inverse_pivot * tries[0].scale
+            return {0: round_columns(target[tries[0].rows], basis, side, self.gain)}
 
         budget = Budget(self.bpw, rows, columns, columns)
         lattice = (target / inverse_pivot.to(weight.dtype))[sample_rows(rows, columns)]
         unit = (basis.factor * inverse_pivot).to(weight.dtype)
         start = first_scale(budget, lattice, expected_pull(unit, len(lattice)))
-        coded, stored = meet(attempt, basis.columns.argsort(), budget, start)
+        ((coded, stored),) = drive([meet(budget, start, basis.columns.argsort())], attempt)
         losses = measure(weight, coded.code * coded.step.to(weight.dtype), basis)
         sides = coded.side.double() * basis.pivots
         weight = certified(coded, stored, losses, (row_bounds(coded, basis), ""), basis)

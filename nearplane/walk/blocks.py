@@ -26,8 +26,14 @@ class Layer:
         return self.module.weight.T if self.transposed else self.module.weight
 
     def assign(self, value: Float[Tensor, "rows columns"]) -> None:
-        """Put `value` in the weight's place, in the weight's own type."""
-        self.weight().data.copy_(value)
+        """Put `value` in the weight's place, in the weight's own type and in memory of its own."""
+        weight = self.module.weight
+        stored = value.T if self.transposed else value
+        weight.data = stored.to(weight.dtype, memory_format=torch.contiguous_format)
+
+    def release(self) -> None:
+        """Let go of the weight; the layer cannot run any more."""
+        self.module.weight.data = torch.empty(0, dtype=self.module.weight.dtype)
 
     @property
     def shape(self) -> tuple[int, int]:

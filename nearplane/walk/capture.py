@@ -102,19 +102,20 @@ class PausedRun:
     def __init__(self, block: nn.Module, stops: list[nn.Module], call: Call):
         self.call = call
         self.waiting = set(stops)
-        self.green = greenlet(lambda: self.run(block))
+        self.green: greenlet | None = greenlet(self.run)
+        self.block = block
 
-    def run(self, block: nn.Module) -> Tensor:
+    def run(self) -> Tensor:
         hooks = [stop.register_forward_pre_hook(self.pause) for stop in list(self.waiting)]
         try:
-            return self.call.run(block)
+            return self.call.run(self.block)
         finally:
             for hook in hooks:
                 hook.remove()
 
     def pause(self, layer: nn.Module, args: tuple) -> None:
         # the hooks of every run hang on the same layers; only the current run has reached one
-        if getcurrent() is self.green and layer in self.waiting:
+        if layer in self.waiting and getcurrent() is self.green:
             self.waiting.remove(layer)
             self.green.parent.switch((layer, args[0]))
 
@@ -128,8 +129,10 @@ class PausedRun:
 
     def finish(self) -> Tensor:
         """Go on to the end and return the block's hidden states."""
+        # let go of what the run holds: it and its greenlet hold each other
+        green, self.green = self.green, None
         with torch.no_grad():
-            return self.green.switch()
+            return green.switch()
 
 
 def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> list[Tensor]:

@@ -8,6 +8,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 STRIPES = 4  # only the stripes on and above the diagonal are computed: 5/8 of the full product
+NARROW = 1024  # columns up to which one product is as fast
 
 
 class HessianSum:
@@ -54,7 +55,7 @@ def products_as_exact_as(dtype: torch.dtype) -> Iterator[None]:
 def add_upper_gram_(total: Float32[Tensor, "n n"], x: Float32[Tensor, "tokens n"]) -> None:
     """Add xᵀx to the upper triangle of `total`; below the diagonal stripes nothing is written."""
     n = len(total)
-    width = max(64, -(-n // STRIPES))
+    width = n if n <= NARROW else -(-n // STRIPES)
     for first in range(0, n, width):
         stripe = slice(first, min(first + width, n))
         total[stripe, first:].addmm_(x[:, stripe].T, x[:, first:])

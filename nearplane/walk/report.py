@@ -73,15 +73,16 @@ def run_report(
     - `said`: what else the run has to say: seconds, what was left out, which layers fell back.
     """
     bounded = [layer for layer in layers if layer.bound is not None]
-    energy = sum(layer.energy for layer in layers)
+    energy = sum((layer.energy for layer in layers), 0.0)
     return {
         "report_version": FORMAT,
         "recipe": recipe,
         "bits": bits.for_json(),
         "certified_layers": len(bounded),
-        "relative_loss": ratio(sum(layer.loss for layer in layers), energy),
+        "relative_loss": ratio(sum((layer.loss for layer in layers), 0.0), energy),
         "loss_over_bound": ratio(
-            sum(layer.damped_loss for layer in bounded), sum(layer.bound or 0 for layer in bounded)
+            sum((layer.damped_loss for layer in bounded), 0.0),
+            sum((layer.bound or 0.0 for layer in bounded), 0.0),
         ),
         **said,
         "layers": [layer_row(layer) for layer in layers],

@@ -16,6 +16,7 @@ from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
 from nearplane.walk.blocks import Layer, check_finite, unquantizable
 from nearplane.walk.capture import Call, PausedRun, calls_of_blocks, inputs_of
 from nearplane.walk.hessian import HessianSum
+from nearplane.walk.memory import forget_file_pages, trim
 from nearplane.walk.observe import Plan, Stage, observe
 
 BATCH_TOKENS = 4096
@@ -39,9 +40,10 @@ class Rules:
 
 @dataclass
 class Walk:
-    """A model on its way through a method; iterate over it once to quantize it in place.
+    """A model on its way through a method; iterate over it once.
 
-    Yields (layer, quantized weight, report) as each layer is done. Afterwards `fallbacks` names
+    Yields (layer, quantized weight, report) as each layer is done. The weights of a finished
+    block are let go: what remains of the model is what was not quantized. Afterwards `fallbacks` names
     the layers that were rounded to nearest; `left_out` what was not quantized, and why.
     """
 
@@ -50,16 +52,18 @@ class Walk:
     tokens: Int64[Tensor, "n length"]
     rules: Rules = field(default_factory=Rules)
     plan: Plan = field(init=False)
+    wanted: list[Layer] = field(init=False)
     left_out: list[str] = field(init=False)
     fallbacks: list[str] = field(default_factory=list)
+    done: set[Layer] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         self.plan = observe(self.model, self.tokens)
         self.left_out = self.what_is_left_out()
-        wanted = [layer for layer in self.plan.layers if not self.skipped(layer)]
-        if not wanted:
+        self.wanted = [layer for layer in self.plan.layers if not self.skipped(layer)]
+        if not self.wanted:
             raise NearplaneError("every layer is skipped: nothing to quantize")
-        for layer in wanted:
+        for layer in self.wanted:
             check_finite(layer)
             try:
                 self.method.check(*layer.shape)
@@ -91,6 +95,7 @@ class Walk:
             for batch in batches
         ]
         hidden = [call[0].hidden for call in calls]
+        forget_file_pages()
         for index, block in enumerate(self.plan.blocks):
             now = [call[index].on(h) for call, h in zip(calls, hidden, strict=True)]
             hidden = yield from self.quantize_block(block, self.plan.stages[index], now)
@@ -104,7 +109,13 @@ class Walk:
         runs = [PausedRun(block, stops, call) for call in calls]
         for stage in stages:
             yield from self.quantize_stage(block, stage, runs)
-        return [run.finish() for run in runs]
+        hidden = [run.finish() for run in runs]
+        for layer in (layer for stage in stages for layer in stage.layers):
+            if layer in self.done:
+                layer.release()
+        forget_file_pages()
+        trim()
+        return hidden
 
     def quantize_stage(
         self, block: nn.Module, stage: Stage, runs: list[PausedRun]
@@ -125,15 +136,14 @@ class Walk:
                 moment.add(inputs)
         hessian = moment.mean()
         basis, fallback = self.basis_of(hessian, moment, wanted)
-        shared = (time.perf_counter() - started) / len(wanted)
-        for layer in wanted:
-            began = time.perf_counter()
-            original = layer.weight().detach().to(torch.float32, copy=True)
-            quantized = self.method(original, basis)
-            layer.assign(quantized.value())
-            seconds = shared + time.perf_counter() - began
-            measured = Measured(hessian, moment, fallback, seconds)
-            yield layer, quantized, report_of(layer, self.method, original, quantized, measured)
+        originals = [la.weight().detach().to(torch.float32, copy=True) for la in wanted]
+        quantized = self.method.together(originals, basis)
+        seconds = (time.perf_counter() - started) / len(wanted)
+        measured = Measured(hessian, moment, fallback, seconds)
+        for layer, original, weight in zip(wanted, originals, quantized, strict=True):
+            layer.assign(weight.value())
+            self.done.add(layer)
+            yield layer, weight, report_of(layer, self.method, original, weight, measured)
 
     def basis_of(
         self, hessian: Float[Tensor, "n n"], moment: HessianSum, layers: list[Layer]
@@ -145,10 +155,10 @@ class Walk:
             return self.method.basis(hessian), ""
         except NotPositiveDefiniteError as error:
             self.fallbacks += [layer.name for layer in layers]
-            share = len(self.fallbacks) / len(self.plan.layers)
+            share = len(self.fallbacks) / len(self.wanted)
             if share > self.rules.fallback_share:
                 raise NearplaneError(
-                    f"{len(self.fallbacks)} of {len(self.plan.layers)} layers could not be rounded on "
+                    f"{len(self.fallbacks)} of {len(self.wanted)} layers could not be rounded on "
                     f"their inputs ({', '.join(self.fallbacks[:3])}: {error})"
                 ) from error
             return self.method.basis(torch.eye(len(hessian))), str(error)

@@ -1,0 +1,46 @@
+"""Giving memory back to the system: what a walk is done with should not count as used."""
+
+import ctypes
+import re
+from pathlib import Path
+
+MADV_DONTNEED = 4
+MAPS = Path("/proc/self/smaps")
+HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)$")
+
+
+def trim() -> None:
+    """Return freed heap memory to the system; tensors that come and go leave holes in it."""
+    trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if trim_heap is not None:
+        trim_heap(0)
+
+
+def forget_file_pages(suffix: str = ".safetensors") -> None:
+    """Let go of the pages of mapped weight files; they are read again when they are needed.
+
+    Only mappings that nobody has written to: their pages are the file's own. Does nothing where
+    the system has no /proc.
+    """
+    if not MAPS.exists():
+        return
+    advise = ctypes.CDLL(None, use_errno=True).madvise
+    advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
+    for start, end in clean_mappings(MAPS.read_text(errors="replace"), suffix):
+        advise(start, end - start, MADV_DONTNEED)
+
+
+def clean_mappings(smaps: str, suffix: str) -> list[tuple[int, int]]:
+    """Return start and end of the mappings of files named *suffix that hold no written page."""
+    clean, current = [], None
+    for line in smaps.splitlines():
+        header = HEADER.match(line)
+        if header:
+            named = header[3].endswith(suffix)
+            current = (int(header[1], 16), int(header[2], 16)) if named else None
+        elif current and line.startswith(("Private_Dirty:", "Shared_Dirty:", "Anonymous:")):
+            if int(line.split()[1]):
+                current = None
+        elif current and line.startswith("VmFlags:"):
+            clean.append(current)
+    return clean
