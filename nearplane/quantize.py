@@ -123,7 +123,8 @@ def tell_calibration(source: Source, account: Account, wanted: Wanted, watcher: 
     watcher.says(f"calibration: {account.sentence()}")
     if account.sequences < wanted.sequences:
         watcher.says(
-            f"warning: the text fills {account.sequences} of the {wanted.sequences} sequences asked for"
+            f"warning: the text fills {account.sequences} of the {wanted.sequences} sequences "
+            "asked for"
         )
     config: Any = source.model.config
     bos = getattr(config, "bos_token_id", None)

@@ -28,7 +28,7 @@ def round_step(step: Float[Tensor, "rows groups"]) -> Float32[Tensor, "rows grou
 
 
 def sixteen_bits(step: Float[Tensor, "rows groups"], leeway: float = 1) -> torch.dtype:
-    """Return float16 if its normal range holds `step` / leeway .. `step` · leeway, else bfloat16."""
+    """Return float16 if its normal range holds `step`, leeway times up or down, else bfloat16."""
     size = step.abs()
     fits = (size == 0) | ((size / leeway >= SMALLEST_NORMAL) & (size * leeway <= LARGEST))
     return torch.float16 if bool(fits.all()) else torch.bfloat16

@@ -46,7 +46,9 @@ class Basis:
 def basis(hessian: Float[Tensor, "n n"], order: str, damping: float) -> Basis:
     """Return the basis of `hessian`, with damping grown tenfold up to RETRIES times if it must be.
 
-    Damping 0 grows from SMALLEST. Raises NotPositiveDefiniteError when no damping tried gives a factor.
+    Damping 0 grows from SMALLEST.
+
+    Raises NotPositiveDefiniteError when no damping tried gives a factor.
     """
     for retry in range(RETRIES + 1):
         grown = (damping or SMALLEST * bool(retry)) * 10**retry

@@ -18,7 +18,9 @@ def order(hessian: Tensor, name: str, damping: float = 0.01) -> Int64[Tensor, " 
     - "min-pivot": the reverse of the elimination that always takes the smallest remaining
       pivot [Chen26, Alg. 3]; `damping` is that of the basis it is made for.
 
-    Of equal columns the one with the lower index is taken (eliminated, in min-pivot) first. Raises ValueError for another name.
+    Of equal columns the one with the lower index is taken (eliminated, in min-pivot) first.
+
+    Raises ValueError for another name.
     """
     if name == "natural":
         return torch.arange(len(hessian), device=hessian.device)

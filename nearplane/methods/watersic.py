@@ -69,7 +69,7 @@ class WaterSIC(Method):
 def round_columns(
     target: Float[Tensor, "rows n"], basis: Basis, side: Float[Tensor, " n"], gain: bool
 ) -> Coded:
-    """Round with decision steps `side` and give every column the step of least error, in 16 bits."""
+    """Round with decision steps `side`; give every column the 16-bit step of least error."""
     side = codes.round_step(side.float()[None]).to(target.dtype)
     stored = codes.sixteen_bits(side, leeway=2.0)  # gains lie between ½ and 1½
     side = side.to(stored).to(target.dtype)

@@ -48,8 +48,8 @@ class Account:
         """Return the account as one line for people."""
         opening = "" if self.opened_by is None else f", each opened by token {self.opened_by}"
         return (
-            f"{self.sequences} sequences of {self.length} tokens from {self.documents} documents of "
-            f"{self.source}{opening}: {self.used} tokens used, {self.dropped} dropped, "
+            f"{self.sequences} sequences of {self.length} tokens from {self.documents} documents "
+            f"of {self.source}{opening}: {self.used} tokens used, {self.dropped} dropped, "
             f"{self.padded} padded"
         )
 
@@ -111,7 +111,7 @@ def tokenized(text: Text, tokenizer: Any, wanted: Wanted) -> tuple[str, Iterable
 def join(
     documents: Iterable[list[int]], between: int | None, enough: int
 ) -> tuple[Int64[Tensor, " tokens"], int]:
-    """Return documents joined by the token `between`, and their number; stops when it has enough."""
+    """Return documents joined by the token `between`, and their number; stops at enough."""
     stream: list[int] = []
     count = 0
     for document in documents:

@@ -83,7 +83,8 @@ def calls_of_blocks(
             pass
     if len(calls) != len(blocks):
         raise NearplaneError(
-            f"the model ran {len(calls)} of its {len(blocks)} blocks: it does not walk them in order"
+            f"the model ran {len(calls)} of its {len(blocks)} blocks: "
+            "it does not walk them in order"
         )
     return calls
 

@@ -19,7 +19,7 @@ from nearplane.walk.hessian import HessianSum
 from nearplane.walk.memory import forget_file_pages, trim
 from nearplane.walk.observe import Plan, Stage, observe
 
-BATCH_TOKENS = 4096
+BATCH_TOKENS = 2048
 
 Done = tuple[Layer, QuantizedWeight, LayerReport]
 
@@ -134,6 +134,7 @@ class Walk:
             )
             for inputs in [first, *again]:
                 moment.add(inputs)
+        trim()
         hessian = moment.mean()
         basis, fallback = self.basis_of(hessian, moment, wanted)
         originals = [la.weight().detach().to(torch.float32, copy=True) for la in wanted]

@@ -7,15 +7,9 @@ import torch
 
 from nearplane import codes
 from nearplane.lattice import basis, nearest_integer, nearest_plane
-from nearplane.methods.rate import (
-    Budget,
-    Coded,
-    RateError,
-    expected_pull,
-    first_scale,
-    meet,
-    sample_rows,
-)
+from nearplane.methods import HPTQ
+from nearplane.methods.rate import Budget, RateError, expected_pull, first_scale, sample_rows
+from nearplane.methods.search import Coded, drive, meet
 from tests.problem import problem
 
 GAUSS = problem(0, 256, 256).weight.float()  # 65,536 independent standard normals
@@ -25,6 +19,12 @@ HERE = torch.arange(256)
 def attempt(scale, some):
     code = nearest_integer(GAUSS[some] / scale, None, None).int()
     return Coded(code, torch.full((1, 1), scale))
+
+
+def met(budget, start, back=HERE, attempt=attempt):
+    """Return what one search finds."""
+    found = drive([meet(budget, start, back)], lambda t: {0: attempt(t[0].scale, t[0].rows)})
+    return found[0]
 
 
 def rate(coded) -> float:
@@ -56,7 +56,7 @@ def test_first_scale_is_equivariant(power):
 
 @pytest.mark.parametrize("bpw", [2.0, 3.0, 4.5])
 def test_the_model_of_the_pull_foretells_nearest_planes_rate(bpw):
-    """First guess and sweep agree to 0.05 bits; where steps are coarse, the pull is what it takes."""
+    """First guess and sweep agree to 0.05 bits; coarse steps need the pull for that."""
     p = problem(3, 256, 256, condition=1e3)
     of = basis(p.hessian, "activation", 0.01)
     target, factor = p.weight[:, of.columns], of.factor
@@ -74,9 +74,7 @@ def test_the_model_of_the_pull_foretells_nearest_planes_rate(bpw):
 
 @pytest.mark.parametrize("bpw", [1.5, 2.125, 3.125, 7.0])
 def test_meet_ends_just_under_the_target(bpw):
-    coded, (record, code_bytes) = meet(
-        attempt, HERE, Budget(bpw, 256, 256, 1), start_of(bpw)
-    )
+    coded, (record, code_bytes) = met(Budget(bpw, 256, 256, 1), start_of(bpw))
     assert bpw - 0.01 <= rate(coded) <= bpw
     expected, expected_bytes = coded.packed()
     assert torch.equal(record, expected) and code_bytes == expected_bytes
@@ -84,20 +82,20 @@ def test_meet_ends_just_under_the_target(bpw):
 
 def test_meet_near_one_bit():
     """Where Huffman codes end, the rate hardly falls with the step: only the limit is sure."""
-    coded, _ = meet(attempt, HERE, Budget(1.2, 256, 256, 1), start_of(1.2))
+    coded, _ = met(Budget(1.2, 256, 256, 1), start_of(1.2))
     assert 1.15 <= rate(coded) <= 1.2
 
 
 @pytest.mark.parametrize("start", [1e-4, 1e-2, 1.0, 100.0])
 def test_meet_recovers_from_a_bad_start(start):
-    coded, _ = meet(attempt, HERE, Budget(3.0, 256, 256, 1), start)
+    coded, _ = met(Budget(3.0, 256, 256, 1), start)
     assert 2.95 <= rate(coded) <= 3.0
 
 
 def test_meet_packs_the_columns_where_they_belong():
     """An attempt's columns are the basis's; the record's are the original ones."""
     back = torch.randperm(256, generator=torch.Generator().manual_seed(1))
-    coded, (record, _) = meet(attempt, back, Budget(3.0, 256, 256, 1), 0.4)
+    coded, (record, _) = met(Budget(3.0, 256, 256, 1), 0.4, back)
     scale = float(coded.step)
     assert torch.equal(coded.code, attempt(scale, slice(None)).code[:, back])
     assert torch.equal(codes.unpack(record).code, coded.code)
@@ -138,7 +136,17 @@ def test_a_rate_that_no_step_reaches():
     fixed = attempt(0.01, slice(None))
     with pytest.raises(RateError, match="no step was found"):
         budget = Budget(3.0, 256, 256, 1)
-        meet(lambda scale, some: Coded(fixed.code[some], fixed.step), HERE, budget, 1.0)
+        met(budget, 1.0, attempt=lambda scale, some: Coded(fixed.code[some], fixed.step))
+
+
+def test_matrices_that_share_a_basis_get_what_each_would_get_alone():
+    """Sweeps in common change no integer: rows do not know of each other."""
+    p = problem(5, 300, 128, condition=1e3)
+    of = basis(p.hessian, "activation", 0.01)
+    weights = [p.weight[:200], p.weight[200:260] * 7, p.weight[260:]]
+    method = HPTQ(bpw=4.0)
+    for together, weight in zip(method.together(weights, of), weights, strict=True):
+        assert torch.equal(together.record, method(weight, of).record)
 
 
 def test_columns_move_with_their_steps():
