@@ -89,7 +89,7 @@ def read_parquet(path: Path) -> Iterator[Any]:
 
 
 def read_dataset(name: str) -> Iterator[Any]:
-    """Yield the records of a `datasets` name, NAME[:CONFIG][:SPLIT]; its split is train if unsaid."""
+    """Yield the records of a `datasets` name, NAME[:CONFIG][:SPLIT]; split train if unsaid."""
     parts = name.split(":")
     hub_name, config = parts[0], parts[1] if len(parts) == 3 else None
     missing = NearplaneError(f"there is no file {name}, and no data set of that name can be loaded")

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float32
@@ -43,13 +44,16 @@ def products_as_exact_as(dtype: torch.dtype) -> Iterator[None]:
 
     Their inputs lose nothing and their sums stay float32, so this only saves time.
     """
-    precision = torch.backends.mkldnn.matmul.fp32_precision
+    products: Any = getattr(torch.backends.mkldnn, "matmul", None)
+    if dtype != torch.bfloat16 or products is None:
+        yield
+        return
+    precision = products.fp32_precision
+    products.fp32_precision = "bf16"
     try:
-        if dtype == torch.bfloat16:
-            torch.backends.mkldnn.matmul.fp32_precision = "bf16"
         yield
     finally:
-        torch.backends.mkldnn.matmul.fp32_precision = precision
+        products.fp32_precision = precision
 
 
 def add_upper_gram_(total: Float32[Tensor, "n n"], x: Float32[Tensor, "tokens n"]) -> None:

@@ -43,8 +43,8 @@ class Walk:
     """A model on its way through a method; iterate over it once.
 
     Yields (layer, quantized weight, report) as each layer is done. The weights of a finished
-    block are let go: what remains of the model is what was not quantized. Afterwards `fallbacks` names
-    the layers that were rounded to nearest; `left_out` what was not quantized, and why.
+    block are let go: what remains of the model is what was not quantized. Afterwards `fallbacks`
+    names the layers that were rounded to nearest; `left_out` what was not quantized, and why.
     """
 
     model: nn.Module
