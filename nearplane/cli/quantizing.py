@@ -40,6 +40,9 @@ class Settings:
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a model with parts that cannot be quantized")
     ] = False
+    lm_head: Annotated[
+        bool, typer.Option("--lm-head", help="Quantize the output head too; unties a tied one")
+    ] = False
     trust_remote_code: Annotated[
         bool, typer.Option("--trust-remote-code", help="Run Python files that the model brings")
     ] = False
@@ -111,7 +114,7 @@ def rules_of(settings: Settings) -> Any:
             re.compile(pattern)
         except re.error as error:
             raise NearplaneError(f"--skip {pattern!r} is no regular expression: {error}") from error
-    return Rules(skip=tuple(settings.skip or ()), strict=settings.strict)
+    return Rules(skip=tuple(settings.skip or ()), strict=settings.strict, lm_head=settings.lm_head)
 
 
 def prepare(settings: Settings) -> None:

@@ -12,6 +12,7 @@ from nearplane import codes, types
 from nearplane.export.checkpoint_reader import Checkpoint
 from nearplane.walk.blocks import Layer
 from nearplane.walk.capture import Call, calls_of_blocks
+from nearplane.walk.head import head_inputs, head_of, untie
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.observe import Stage, observe
 from nearplane.walk.walk import BATCH_TOKENS
@@ -35,10 +36,24 @@ def replayed_losses(
         now = [call[index].on(h) for call, h in zip(calls, hidden, strict=True)]
         moments, hidden = moments_of(block, [stage for stage in stored if stage], now)
         for stage, moment in moments:
-            hessian = moment.mean().double()
-            for layer in stage:
-                error = errors[layer.name].double()
-                yield layer.name, float(((error @ hessian) * error).sum())
+            yield from losses_of(stage, moment, errors)
+    head = head_of(model)
+    if head.name in checkpoint.layers:
+        untie(model, head)
+        moment = HessianSum(head.shape[1])
+        for batch, states in zip(batches, hidden, strict=True):
+            moment.add(head_inputs(model, plan, head, batch, states))
+        yield from losses_of([head], moment, {head.name: put_stored(head, checkpoint)})
+
+
+def losses_of(
+    layers: list[Layer], moment: HessianSum, errors: dict[str, Tensor]
+) -> Iterator[tuple[str, float]]:
+    """Yield name and loss of layers that share their inputs."""
+    hessian = moment.mean().double()
+    for layer in layers:
+        error = errors[layer.name].double()
+        yield layer.name, float(((error @ hessian) * error).sum())
 
 
 def layers_in(stage: Stage, checkpoint: Checkpoint) -> list[Layer]:

@@ -86,7 +86,8 @@ def unquantizable(block: nn.Module, prefix: str) -> list[str]:
     for name, module in block.named_modules():
         matrices = [p for p in module.parameters(recurse=False) if p.ndim >= 2]
         if matrices and not is_linear(module) and not isinstance(module, nn.Embedding):
-            strange.append(f"{prefix}.{name} ({type(module).__name__})")
+            full = f"{prefix}.{name}" if name else prefix
+            strange.append(f"{full} ({type(module).__name__})")
     return strange
 
 

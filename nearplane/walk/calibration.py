@@ -72,6 +72,8 @@ def calibrate(
     if wanted.sequences < 1 or wanted.length < 2:
         raise NearplaneError("calibration needs at least 1 sequence of at least 2 tokens")
     if isinstance(text, Tensor) and text.ndim == 2:
+        if not text.numel():
+            raise NearplaneError("the calibration tensor holds no token")
         tokens = text[: wanted.sequences].long()
         return tokens, account_of(tokens, "token tensors", len(text), text.numel(), None)
     name, documents = tokenized(text, tokenizer, wanted)

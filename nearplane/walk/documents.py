@@ -41,6 +41,8 @@ def as_text(record: Any, chat: Any) -> str:
         record = record[column]
     if not isinstance(record, str | list):
         raise NearplaneError(f"a calibration record is {type(record).__name__}, not text")
+    if isinstance(record, list) and not all(isinstance(m, dict) and "content" in m for m in record):
+        raise NearplaneError("a calibration record is a list, but not of messages with a content")
     if chat is None:
         return record if isinstance(record, str) else "\n".join(str(m["content"]) for m in record)
     messages = [{"role": "user", "content": record}] if isinstance(record, str) else record
@@ -63,7 +65,8 @@ def read_text(path: Path) -> Iterator[str]:
 
 def read_jsonl(path: Path) -> Iterator[Any]:
     """Yield one record a line."""
-    for number, line in enumerate("".join(read_text(path)).splitlines(), 1):
+    # splitlines would also cut at characters that JSON allows inside a string
+    for number, line in enumerate("".join(read_text(path)).split("\n"), 1):
         if not line.strip():
             continue
         try:

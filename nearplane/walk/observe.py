@@ -38,6 +38,10 @@ class Plan:
     stages: list[list[Stage]]
     silent: list[Layer]
 
+    def shared(self, layer: Layer) -> bool:
+        """Whether the layer's module stands in more than one block."""
+        return sum(layer.module is m for b in self.blocks for m in b.modules()) > 1
+
     @property
     def layers(self) -> list[Layer]:
         return [layer for stages in self.stages for stage in stages for layer in stage.layers]

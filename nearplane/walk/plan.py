@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from nearplane.methods import Method
 from nearplane.types import NearplaneError
 from nearplane.walk.blocks import Layer, find_blocks, layers_of, unquantizable
+from nearplane.walk.head import head_of, untie
 from nearplane.walk.source import first_line, location, open_config
 from nearplane.walk.walk import BATCH_TOKENS, Rules
 
@@ -161,6 +162,9 @@ def survey(
         raise NearplaneError(f"these parts cannot be quantized: {', '.join(strange)}")
     found = [layer for prefix, block in named for layer in layers_of(block, prefix)]
     layers = [la for la in found if not any(re.search(skip, la.name) for skip in rules.skip)]
+    if rules.lm_head:
+        layers.append(head_of(model))
+        untie(model, layers[-1])
     if not layers:
         raise NearplaneError("every layer is skipped: nothing to quantize")
     check_target(method, layers)

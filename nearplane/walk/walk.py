@@ -2,8 +2,9 @@
 
 import re
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from jaxtyping import Float, Int64
@@ -15,6 +16,7 @@ from nearplane.methods import Method
 from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
 from nearplane.walk.blocks import Layer, check_finite, unquantizable
 from nearplane.walk.capture import Call, PausedRun, calls_of_blocks, inputs_of
+from nearplane.walk.head import head_inputs, head_of, untie
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.memory import forget_file_pages, trim
 from nearplane.walk.observe import Plan, Stage, observe
@@ -30,11 +32,13 @@ class Rules:
 
     - `skip`: regular expressions; layers whose names match one stay as they are.
     - `strict`: refuse a model with parts that cannot be quantized, instead of naming them.
+    - `lm_head`: quantize the output head too; it is untied from the embedding if they share.
     - `fallback_share`: the share of layers that may fall back to round-to-nearest.
     """
 
     skip: tuple[str, ...] = ()
     strict: bool = False
+    lm_head: bool = False
     fallback_share: float = 0.05
 
 
@@ -58,9 +62,13 @@ class Walk:
     done: set[Layer] = field(default_factory=set)
 
     def __post_init__(self) -> None:
+        check_tokens(self.model, self.tokens)
         self.plan = observe(self.model, self.tokens)
         self.left_out = self.what_is_left_out()
         self.wanted = [layer for layer in self.plan.layers if not self.skipped(layer)]
+        if self.rules.lm_head:
+            self.wanted.append(head_of(self.model))
+            untie(self.model, self.wanted[-1])
         if not self.wanted:
             raise NearplaneError("every layer is skipped: nothing to quantize")
         for layer in self.wanted:
@@ -99,6 +107,12 @@ class Walk:
         for index, block in enumerate(self.plan.blocks):
             now = [call[index].on(h) for call, h in zip(calls, hidden, strict=True)]
             hidden = yield from self.quantize_block(block, self.plan.stages[index], now)
+        if self.rules.lm_head:
+            head = self.wanted[-1]
+            pairs = zip(batches, hidden, strict=True)
+            yield from self.round(
+                [head], (head_inputs(self.model, self.plan, head, b, h) for b, h in pairs)
+            )
 
     def quantize_block(
         self, block: nn.Module, stages: list[Stage], calls: list[Call]
@@ -111,7 +125,7 @@ class Walk:
             yield from self.quantize_stage(block, stage, runs)
         hidden = [run.finish() for run in runs]
         for layer in (layer for stage in stages for layer in stage.layers):
-            if layer in self.done:
+            if layer in self.done and not self.plan.shared(layer):
                 layer.release()
         forget_file_pages()
         trim()
@@ -121,27 +135,31 @@ class Walk:
         self, block: nn.Module, stage: Stage, runs: list[PausedRun]
     ) -> Generator[Done, None, None]:
         """Quantize the layers that share one Hessian."""
-        wanted = [layer for layer in stage.layers if not self.skipped(layer)]
+        module = stage.layers[0].module
+
+        def inputs() -> Iterator[Tensor]:
+            for run in runs:
+                yield run.to(module)
+                if stage.times > 1:
+                    # what a layer is given later in the same run is not known yet
+                    yield from inputs_of(block, module, stage.times, run.call)[1:]
+
+        yield from self.round([la for la in stage.layers if not self.skipped(la)], inputs())
+
+    def round(self, layers: list[Layer], inputs: Iterable[Tensor]) -> Generator[Done, None, None]:
+        """Round layers on the lattice that `inputs`, which they share, define."""
         started = time.perf_counter()
-        moment = HessianSum(wanted[0].shape[1])
-        for run in runs:
-            first = run.to(stage.layers[0].module)
-            # what a layer is given later in the same run is not known yet
-            again = (
-                inputs_of(block, stage.layers[0].module, stage.times, run.call)[1:]
-                if stage.times > 1
-                else []
-            )
-            for inputs in [first, *again]:
-                moment.add(inputs)
+        moment = HessianSum(layers[0].shape[1])
+        for batch in inputs:
+            moment.add(batch)
         trim()
         hessian = moment.mean()
-        basis, fallback = self.basis_of(hessian, moment, wanted)
-        originals = [la.weight().detach().to(torch.float32, copy=True) for la in wanted]
+        basis, fallback = self.basis_of(hessian, moment, layers)
+        originals = [la.weight().detach().to(torch.float32, copy=True) for la in layers]
         quantized = self.method.together(originals, basis)
-        seconds = (time.perf_counter() - started) / len(wanted)
+        seconds = (time.perf_counter() - started) / len(layers)
         measured = Measured(hessian, moment, fallback, seconds)
-        for layer, original, weight in zip(wanted, originals, quantized, strict=True):
+        for layer, original, weight in zip(layers, originals, quantized, strict=True):
             layer.assign(weight.value())
             self.done.add(layer)
             yield layer, weight, report_of(layer, self.method, original, weight, measured)
@@ -163,6 +181,17 @@ class Walk:
                     f"their inputs ({', '.join(self.fallbacks[:3])}: {error})"
                 ) from error
             return self.method.basis(torch.eye(len(hessian))), str(error)
+
+
+def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:
+    """Raise NearplaneError when a token is none of the model's."""
+    known = model.get_input_embeddings().weight.shape[0]
+    low, high = (int(token) for token in tokens.aminmax())
+    if low < 0 or high >= known:
+        raise NearplaneError(
+            f"the calibration holds the token {low if low < 0 else high}, but the model knows "
+            f"0 .. {known - 1}: were the tokens made for another model?"
+        )
 
 
 @dataclass(frozen=True)
