@@ -20,9 +20,14 @@ def read_documents(text: str | Path | list[str], chat: Any = None) -> tuple[str,
     if isinstance(text, list):
         return f"{len(text)} strings", (as_text(t, chat) for t in text)
     path = Path(text)
-    if path.is_dir():
+    try:
+        is_directory, exists = path.is_dir(), path.exists()
+    except OSError as error:  # as for a name that is too long
+        said = f"the calibration file {str(text)[:40]!r}... cannot be opened: {error.strerror}"
+        raise NearplaneError(f"{said}; text itself is given as a list of strings") from error
+    if is_directory:
         raise NearplaneError(f"the calibration text {path} is a directory: name a file in it")
-    if not path.exists():
+    if not exists:
         return str(text), (as_text(r, chat) for r in read_dataset(str(text)))
     readers = {".jsonl": read_jsonl, ".json": read_jsonl, ".parquet": read_parquet}
     read = readers.get(path.suffix, read_text)

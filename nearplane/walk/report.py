@@ -50,7 +50,8 @@ def count_bits(layers: Sequence[LayerReport], other: dict[str, Any]) -> Bits:
 def layer_row(layer: LayerReport) -> dict[str, Any]:
     """Return a layer's report with the ratios that people look for; None where there is none."""
     row = asdict(layer)
-    row["relative_loss"] = ratio(layer.loss, layer.energy)
+    # the loss of a layer that fell back is not under the Hessian of its energy
+    row["relative_loss"] = None if layer.fallback else ratio(layer.loss, layer.energy)
     row["loss_over_bound"] = ratio(layer.damped_loss, layer.bound)
     return row | {"relative_bound": ratio(layer.bound, layer.energy)}
 
@@ -73,13 +74,14 @@ def run_report(
     - `said`: what else the run has to say: seconds, what was left out, which layers fell back.
     """
     bounded = [layer for layer in layers if layer.bound is not None]
-    energy = sum((layer.energy for layer in layers), 0.0)
+    measured = [layer for layer in layers if not layer.fallback]
+    energy = sum((layer.energy for layer in measured), 0.0)
     return {
         "report_version": FORMAT,
         "recipe": recipe,
         "bits": bits.for_json(),
         "certified_layers": len(bounded),
-        "relative_loss": ratio(sum((layer.loss for layer in layers), 0.0), energy),
+        "relative_loss": ratio(sum((layer.loss for layer in measured), 0.0), energy),
         "loss_over_bound": ratio(
             sum((layer.damped_loss for layer in bounded), 0.0),
             sum((layer.bound or 0.0 for layer in bounded), 0.0),
