@@ -7,7 +7,11 @@
 | calibration | text to packed sequences, with an account of every token |
 | blocks | a model's blocks and linear layers, found by walking it |
 | observe | which layers share their inputs, seen in one short run |
-| capture | running one block at a time |
+| capture | running one block at a time, with pauses |
 | hessian | the second moment of a layer's inputs |
 | walk | block after block, stage after stage |
+| head | the output head, when asked |
+| memory | giving memory back to the system |
+| report | the account of a whole run |
+| plan | what a run would take, before a weight is loaded |
 """

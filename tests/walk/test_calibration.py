@@ -38,7 +38,7 @@ def assert_adds_up(tokens: torch.Tensor, account: Account, read: int) -> None:
 
 @pytest.mark.parametrize("bos", [False, True])
 def test_sequences_follow_the_tokenizers_convention(bos):
-    """PITFALLS 21b: packed sequences are opened where the tokenizer opens a text, and only there."""
+    """PITFALLS 21b: sequences are opened where the tokenizer opens a text, and only there."""
     tokens, account = calibrate([TEXT], tokenizer(bos), ALL)
     body = 16 - bos
     stream = ids(TEXT)
@@ -265,9 +265,10 @@ def test_parquet_without_text(tmp_path):
         (torch.zeros(0, 16, dtype=torch.long), "holds no token"),
         (torch.zeros(3, 0, dtype=torch.long), "holds no token"),
         ("nosuch.txt", "nosuch.txt does not exist"),
+        ("a text, not a name " * 300, "File name too long; text itself is given as a list"),
         (Path("no/such.jsonl"), "no/such.jsonl does not exist"),
     ],
-    ids=str,
+    ids=range(9),
 )
 def test_bad_sources_get_one_sentence(text, said):
     with pytest.raises(NearplaneError, match=said):

@@ -130,11 +130,13 @@ def test_nothing_was_added():
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
 def test_the_precision_of_products_is_put_back(dtype):
-    matmul = torch.backends.mkldnn.matmul
+    matmul = getattr(torch.backends.mkldnn, "matmul", None)
+    if matmul is None:
+        pytest.skip("this torch has no such setting")
     before = matmul.fp32_precision
     with products_as_exact_as(dtype):
         assert (matmul.fp32_precision == "bf16") == (dtype == torch.bfloat16)
     assert matmul.fp32_precision == before
-    with pytest.raises(RuntimeError):
-        HessianSum(4).add(torch.ones(3, 5, dtype=dtype))
+    with pytest.raises(ValueError), products_as_exact_as(dtype):
+        raise ValueError
     assert matmul.fp32_precision == before

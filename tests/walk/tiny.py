@@ -1,4 +1,4 @@
-"""Tiny random models of many families, with what a walk should see in each, and hand-made blocks."""
+"""Tiny random models of many families, what a walk should see in each, and hand-made blocks."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -121,6 +121,9 @@ class Blocks(nn.Module):
         self.layers = nn.ModuleList(blocks)
         self.requires_grad_(False)
 
+    def get_input_embeddings(self) -> nn.Embedding:
+        return self.embed
+
     def forward(self, input_ids: Tensor, use_cache: bool = False) -> Tensor:
         hidden = self.embed(input_ids)
         for block in self.layers:
@@ -129,11 +132,11 @@ class Blocks(nn.Module):
 
 
 class Residual(nn.Module):
-    """hidden + the layers one after the other; `layers` may hold one layer twice."""
+    """hidden + the layers one after the other, in `order` if it is told; one may come twice."""
 
-    def __init__(self, **layers: nn.Module):
+    def __init__(self, order: str = "", **layers: nn.Module):
         super().__init__()
-        self.order = list(layers)
+        self.order = list(order or layers)
         for name, layer in layers.items():
             setattr(self, name, layer)
 
