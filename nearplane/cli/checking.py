@@ -78,7 +78,10 @@ def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
         "bpw": bpw,
         "entropy": facts.get("entropy"),
         "am_gm_bits": facts.get("am_gm_bits"),
-        "relative_loss": ratio(entry.get("loss"), entry.get("energy")),
+        # a layer that fell back has its loss under another Hessian than its energy
+        "relative_loss": None
+        if entry.get("fallback")
+        else ratio(entry.get("loss"), entry.get("energy")),
         "loss_over_bound": ratio(entry.get("damped_loss"), entry.get("bound")),
         "void": entry.get("void", ""),
     }

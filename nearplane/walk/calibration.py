@@ -71,6 +71,9 @@ def calibrate(
     """
     if wanted.sequences < 1 or wanted.length < 2:
         raise NearplaneError("calibration needs at least 1 sequence of at least 2 tokens")
+    some = text[0] if isinstance(text, list) and text else text
+    if isinstance(some, Tensor) and some.is_floating_point():
+        raise NearplaneError("calibration tensors must hold tokens, which are integers")
     if isinstance(text, Tensor) and text.ndim == 2:
         if not text.numel():
             raise NearplaneError("the calibration tensor holds no token")
@@ -78,6 +81,9 @@ def calibrate(
         return tokens, account_of(tokens, "token tensors", len(text), text.numel(), None)
     name, documents = tokenized(text, tokenizer, wanted)
     bos = opening_token(tokenizer) if tokenizer is not None else None
+    if wanted.chat_template:
+        # a template may have written the opening token itself
+        documents = (document[document[:1] == [bos] :] for document in documents)
     body = wanted.length - (bos is not None)
     stream, count = join(
         documents, getattr(tokenizer, "eos_token_id", None), wanted.sequences * body

@@ -101,40 +101,48 @@ class PausedRun:
     """
 
     def __init__(self, block: nn.Module, stops: list[nn.Module], call: Call):
-        self.call = call
-        self.waiting = set(stops)
+        self.block, self.call = block, call
+        self.ahead = set(stops)
         self.green: greenlet | None = greenlet(self.run)
-        self.block = block
+        self.reached: tuple[nn.Module | None, Tensor] | None = None  # None and the end's output
 
-    def run(self) -> Tensor:
-        hooks = [stop.register_forward_pre_hook(self.pause) for stop in list(self.waiting)]
+    def run(self) -> tuple[None, Tensor]:
+        hooks = [stop.register_forward_pre_hook(self.pause) for stop in list(self.ahead)]
         try:
-            return self.call.run(self.block)
+            return None, self.call.run(self.block)
         finally:
             for hook in hooks:
                 hook.remove()
 
     def pause(self, layer: nn.Module, args: tuple) -> None:
         # the hooks of every run hang on the same layers; only the current run has reached one
-        if layer in self.waiting and getcurrent() is self.green:
-            self.waiting.remove(layer)
+        if layer in self.ahead and getcurrent() is self.green:
+            self.ahead.remove(layer)
             self.green.parent.switch((layer, args[0]))
 
-    def to(self, layer: nn.Module) -> Tensor:
-        """Go on to `layer`, the next stop, and return what it is given."""
-        with torch.no_grad():
-            reached = self.green.switch()
-        # a run that is at its end gives the block's hidden states instead
-        if self.green.dead or reached[0] is not layer:
-            raise NearplaneError("the model ran its layers in another order than before")
-        return reached[1]
+    def go_on(self) -> tuple[nn.Module | None, Tensor]:
+        """Return the stop that the run waits at and what it is given, or None and the output."""
+        if self.reached is None:
+            with torch.no_grad():
+                self.reached = self.green.switch()
+        return self.reached
+
+    def to(self, layer: nn.Module) -> Tensor | None:
+        """Return what `layer`, the next stop, is given; None if this run does not reach it."""
+        stop, inputs = self.go_on()
+        if stop is not layer:
+            return None
+        self.reached = None
+        return inputs
 
     def finish(self) -> Tensor:
         """Go on to the end and return the block's hidden states."""
+        stop, hidden = self.go_on()
         # let go of what the run holds: it and its greenlet hold each other
-        green, self.green = self.green, None
-        with torch.no_grad():
-            return green.switch()
+        self.green = self.reached = None
+        if stop is not None:
+            raise NearplaneError("the model ran its layers in another order than before")
+        return hidden
 
 
 def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> list[Tensor]:

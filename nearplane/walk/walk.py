@@ -60,6 +60,7 @@ class Walk:
     left_out: list[str] = field(init=False)
     fallbacks: list[str] = field(default_factory=list)
     done: set[Layer] = field(default_factory=set)
+    originals: dict[nn.Module, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_tokens(self.model, self.tokens)
@@ -139,7 +140,10 @@ class Walk:
 
         def inputs() -> Iterator[Tensor]:
             for run in runs:
-                yield run.to(module)
+                first = run.to(module)
+                if first is None:
+                    continue
+                yield first
                 if stage.times > 1:
                     # what a layer is given later in the same run is not known yet
                     yield from inputs_of(block, module, stage.times, run.call)[1:]
@@ -155,7 +159,7 @@ class Walk:
         trim()
         hessian = moment.mean()
         basis, fallback = self.basis_of(hessian, moment, layers)
-        originals = [la.weight().detach().to(torch.float32, copy=True) for la in layers]
+        originals = [self.original(layer) for layer in layers]
         quantized = self.method.together(originals, basis)
         seconds = (time.perf_counter() - started) / len(layers)
         measured = Measured(hessian, moment, fallback, seconds)
@@ -163,6 +167,15 @@ class Walk:
             layer.assign(weight.value())
             self.done.add(layer)
             yield layer, weight, report_of(layer, self.method, original, weight, measured)
+
+    def original(self, layer: Layer) -> Float[Tensor, "rows columns"]:
+        """Return the weight as the model had it, also if another block shares and rounded it."""
+        if layer.module in self.originals:
+            return self.originals[layer.module]
+        weight = layer.weight().detach().to(torch.float32, copy=True)
+        if self.plan.shared(layer):
+            self.originals[layer.module] = weight
+        return weight
 
     def basis_of(
         self, hessian: Float[Tensor, "n n"], moment: HessianSum, layers: list[Layer]

@@ -314,7 +314,6 @@ def test_a_layer_of_two_blocks_is_stored_for_each():
     assert not walk.fallbacks
 
 
-@pytest.mark.xfail(strict=True, reason="the second block rounds what the first has rounded")
 def test_a_layer_of_two_blocks_is_rounded_from_its_own_weights():
     model, original = across()
     _, weights, reports = walked(model)
@@ -362,8 +361,10 @@ def test_an_expert_that_no_token_reaches_is_named():
     assert walk.left_out == ["layers.0.experts.1 was not reached by any token"]
 
 
-@pytest.mark.xfail(strict=True, reason="a batch that does not reach an expert ends the walk")
-@pytest.mark.parametrize("place", [(0, 0), (4, 23)], ids=["first batch", "last batch"])
+NOT_SEEN = pytest.mark.xfail(strict=True, reason="layers are found in a run of 16 tokens")
+
+
+@pytest.mark.parametrize("place", [(0, 0), pytest.param((4, 23), marks=NOT_SEEN)])
 def test_an_expert_that_some_batches_reach_is_quantized(place):
     tokens = TOKENS.where(TOKENS != 60, 59).clone()
     tokens[place] = 60
@@ -385,12 +386,19 @@ class Restless(nn.Module):
         return hidden
 
 
-@pytest.mark.parametrize("then", ["ba", "b", "a", ""])
 @pytest.mark.parametrize("batch", [24, 48, 72])
-def test_a_block_that_changes_its_order_is_refused(then, batch, monkeypatch):
+def test_a_block_that_changes_its_order_is_refused(batch, monkeypatch):
     monkeypatch.setattr(walk_file, "BATCH_TOKENS", batch)
     with pytest.raises(NearplaneError, match="in another order than before"):
-        walked(Blocks(Restless(then)))
+        walked(Blocks(Restless("ba")))
+
+
+@pytest.mark.parametrize("then", ["a", "b", ""])
+def test_a_layer_that_some_batches_do_not_reach_gets_the_others_tokens(then, monkeypatch):
+    monkeypatch.setattr(walk_file, "BATCH_TOKENS", 24)
+    _, _, reports = walked(Blocks(Restless(then)))
+    for name in "ab":
+        assert reports[f"layers.0.{name}"].tokens == (TOKENS.numel() if name in then else 24)
 
 
 def test_a_paused_run_stops_before_each_layer():
