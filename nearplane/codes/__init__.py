@@ -13,7 +13,7 @@ frozen dataclass like these two (`registry.Code`), one import line and one `regi
 and a document in docs/formats/. Bytes that break their document raise `CorruptError`.
 """
 
-from nearplane.codes.alphabet import entropy, histogram
+from nearplane.codes.alphabet import choose_alphabet, entropy, histogram
 from nearplane.codes.corrupt import CorruptError
 from nearplane.codes.dense import Dense
 from nearplane.codes.huffman import Huffman
@@ -33,6 +33,7 @@ __all__ = [
     "Huffman",
     "Unpacked",
     "by_tag",
+    "choose_alphabet",
     "entropy",
     "histogram",
     "inspect",

@@ -9,6 +9,7 @@
 | nearest_plane | Babai's algorithm, plain and blocked |
 | gptq | Algorithm 1 as the paper writes it, the oracle of the equivalence |
 | bound | what is known of the error before rounding |
+| threads | keeping short operations on one thread |
 | reduce | LLL through fpylll, a study |
 """
 
@@ -24,6 +25,7 @@ from nearplane.lattice.nearest_plane import (
     sweep,
 )
 from nearplane.lattice.order import ORDERS, order
+from nearplane.lattice.threads import one_thread
 
 __all__ = [
     "ORDERS",
@@ -39,6 +41,7 @@ __all__ = [
     "nearest_integer",
     "nearest_plane",
     "nearest_plane_plain",
+    "one_thread",
     "order",
     "relative_factor",
     "squared_sides",

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from nearplane.lattice.threads import one_thread
 from nearplane.op import Op
 
 LEAF = 32  # columns rounded one after the other between two matrix products
@@ -148,13 +149,8 @@ class Walk:
         # views are made once a leaf: making them costs as much as the arithmetic
         parts = self.unit[first:end, first:end], self.best[first:end], self.target[first:end], made
         columns = list(zip(*(part.unbind() for part in parts), strict=True))
-        threads = torch.get_num_threads()
-        # steps this short are not worth a meeting of threads
-        torch.set_num_threads(1)
-        try:
+        with one_thread():
             for j in reversed(range(first, end)):
                 pull, best, wished, error = columns[j - first]
                 best.addmv_(earlier, pull)
                 torch.sub(wished, self.choose(j, best), out=error)
-        finally:
-            torch.set_num_threads(threads)

@@ -22,6 +22,7 @@ def facts_of(code: Int32[Tensor, "rows columns"], basis: Basis) -> dict[str, flo
     symbols, counts = histogram(code)
     return {
         "entropy": codes.entropy(counts),
+        "escapes": float(codes.choose_alphabet(symbols, counts, codes.Huffman().limit).escapes),
         "largest_code": float(max(abs(int(symbols[0])), abs(int(symbols[-1])))),
         "am_gm_bits": am_gm_bits(basis.factor),
         "damping": basis.damping,

@@ -7,11 +7,12 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearplane import codes
+from nearplane.lattice import one_thread
 from nearplane.types import NearplaneError
 
 SHRINKS = 100  # step candidates between the full range and a fifth of it
 NORM = 2.4  # GPTQ's habit
-CACHED = 32_000  # numbers worked on at a time: they stay in a core's cache, and on one core
+CACHED = 150_000  # numbers worked on at a time, few enough to stay in a core's cache
 
 
 def groups_of(
@@ -31,8 +32,8 @@ def mse_steps(
     [Frantar23, code].
     """
     parts = groups_of(weight, group_size).split(max(1, CACHED // weight.shape[1]))
-    # parts are too small for torch's own threads, which would meet after every operation
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    # a part for every thread, instead of many threads that meet after every operation
+    with one_thread() as threads, ThreadPoolExecutor(threads) as pool:
         steps = list(pool.map(lambda part: _least_error(part, code_range(bits)), parts))
     return codes.round_step(torch.cat(steps))
 

@@ -57,6 +57,7 @@ class Walk:
     rules: Rules = field(default_factory=Rules)
     plan: Plan = field(init=False)
     wanted: list[Layer] = field(init=False)
+    widest: int = field(init=False)
     left_out: list[str] = field(init=False)
     fallbacks: list[str] = field(default_factory=list)
     done: set[Layer] = field(default_factory=set)
@@ -72,6 +73,7 @@ class Walk:
             untie(self.model, self.wanted[-1])
         if not self.wanted:
             raise NearplaneError("every layer is skipped: nothing to quantize")
+        self.widest = max(layer.shape[1] for layer in self.wanted)
         for layer in self.wanted:
             check_finite(layer)
             try:
@@ -156,7 +158,9 @@ class Walk:
         moment = HessianSum(layers[0].shape[1])
         for batch in inputs:
             moment.add(batch)
-        trim()
+        # before what needs most, and not more often: memory given back must be asked for again
+        if layers[0].shape[1] == self.widest:
+            trim()
         hessian = moment.mean()
         basis, fallback = self.basis_of(hessian, moment, layers)
         originals = [self.original(layer) for layer in layers]
