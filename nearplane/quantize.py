@@ -14,12 +14,10 @@ from nearplane.export.partial import check_space
 from nearplane.export.remaining import remaining_tensors
 from nearplane.methods import Method
 from nearplane.types import LayerReport, NearplaneError
-from nearplane.walk.calibration import Account, Text, Wanted, calibrate
+from nearplane.walk.calibration import DEFAULT_LENGTH, Account, Text, Wanted, calibrate
 from nearplane.walk.report import count_bits, run_report
 from nearplane.walk.source import Source, open_source
 from nearplane.walk.walk import Rules, Walk
-
-DEFAULT_LENGTH = 2048
 
 
 @dataclass(frozen=True)

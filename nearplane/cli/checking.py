@@ -70,6 +70,8 @@ def inspect(
 
 def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
     """Return what the table shows of a layer; None for what its certificate does not say."""
+    from nearplane.walk.report import ratio
+
     facts = entry.get("facts") or {}
     return {
         "name": name,
@@ -85,11 +87,6 @@ def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
         "loss_over_bound": ratio(entry.get("damped_loss"), entry.get("bound")),
         "void": entry.get("void", ""),
     }
-
-
-def ratio(over: float | None, under: float | None) -> float | None:
-    """Return over / under, None where one is missing."""
-    return over / under if over is not None and under else None
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:

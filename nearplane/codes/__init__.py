@@ -17,7 +17,7 @@ from nearplane.codes.alphabet import choose_alphabet, entropy, histogram
 from nearplane.codes.corrupt import CorruptError
 from nearplane.codes.dense import Dense
 from nearplane.codes.huffman import Huffman
-from nearplane.codes.record import ENTRY_BYTES, Unpacked, inspect, pack, price, size, unpack
+from nearplane.codes.record import ENTRY_BYTES, Unpacked, inspect, pack, price, unpack
 from nearplane.codes.registry import CODES, Code, by_tag, register
 from nearplane.codes.steps import round_step, sixteen_bits
 
@@ -42,6 +42,5 @@ __all__ = [
     "register",
     "round_step",
     "sixteen_bits",
-    "size",
     "unpack",
 ]

@@ -103,17 +103,6 @@ def price(
     return LAYOUT.size + step_bytes + coder.predict(values, counts) + CRC_BYTES
 
 
-def size(
-    code: Int32[Tensor, "rows columns"],
-    step_count: int = 1,
-    coder: Huffman = HUFFMAN,
-) -> int:
-    """Return the bytes of a record of `code` without outliers, exactly."""
-    step_bytes = 4 if step_count == 1 else 2 * step_count
-    encoded = coder.encode(np.ascontiguousarray(code.numpy()).reshape(-1))
-    return LAYOUT.size + step_bytes + len(encoded) + CRC_BYTES
-
-
 def _view(record: Tensor | bytes | memoryview) -> memoryview:
     if isinstance(record, Tensor):
         return record.detach().cpu().contiguous().numpy().data

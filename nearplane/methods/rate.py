@@ -49,17 +49,17 @@ class Budget:
     def likely_rate(self, code: Int32[Tensor, "some_rows columns"]) -> float:
         """Return about the bits a weight that a matrix with such codes in all its rows stores."""
         symbols, counts = histogram(code)
-        share = self.rows * self.columns / code.numel()
+        share = self.weights / code.numel()
         scaled = np.maximum(1, np.rint(counts * share)).astype(np.int64)
         return self.of_bytes(codes.price(symbols, scaled, self.steps))
 
     def of_bytes(self, stored: int | float) -> float:
         """Return the rate of a record of so many bytes."""
-        return 8 * (stored + codes.ENTRY_BYTES) / (self.rows * self.columns)
+        return 8 * (stored + codes.ENTRY_BYTES) / self.weights
 
     def check(self) -> None:
         """Raise RateError when even a matrix of zeros would store more than the target."""
-        zeros = np.zeros(1, np.int64), np.array([self.rows * self.columns])
+        zeros = np.zeros(1, np.int64), np.array([self.weights])
         floor = self.of_bytes(codes.price(*zeros, self.steps))
         if floor > self.bpw:
             raise RateError(

@@ -91,11 +91,6 @@ def unquantizable(block: nn.Module, prefix: str) -> list[str]:
     return strange
 
 
-def weights_of(layers: list[Layer]) -> int:
-    """Return how many weights the layers hold."""
-    return sum(layer.module.weight.numel() for layer in layers)
-
-
 def check_finite(layer: Layer) -> None:
     """Raise NearplaneError when the layer's weight holds NaN or infinity."""
     if not torch.isfinite(layer.module.weight).all():

@@ -13,6 +13,8 @@ from torch import Tensor
 from nearplane.types import NearplaneError
 from nearplane.walk.documents import read_documents
 
+DEFAULT_LENGTH = 2048  # tokens of a sequence, in a model that takes as many
+
 Text = str | Path | list[str] | Tensor | list[Tensor]
 
 
@@ -25,7 +27,7 @@ class Wanted:
     """
 
     sequences: int = 128
-    length: int = 2048
+    length: int = DEFAULT_LENGTH
     chat_template: bool = False
 
 

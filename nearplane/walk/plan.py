@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from nearplane.methods import Method
 from nearplane.types import NearplaneError
 from nearplane.walk.blocks import Layer, find_blocks, layers_of, unquantizable
+from nearplane.walk.calibration import DEFAULT_LENGTH
 from nearplane.walk.head import head_of, untie
 from nearplane.walk.source import first_line, location, open_config
 from nearplane.walk.walk import BATCH_TOKENS, Rules
 
-DEFAULT_LENGTH = 2048
 BASE_BYTES = 1e9  # Python, torch, transformers, and freed blocks that the allocator keeps
 STEP_BITS = 16
 OUTLIER_BITS = 16
