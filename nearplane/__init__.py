@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from nearplane import lattice
 from nearplane.export.registration import register_when_imported
-from nearplane.methods import GPTQ, HPTQ, HRTN, RTN, SSQR, WaterSIC
+from nearplane.methods import ECLQ, GPTQ, HPTQ, HRTN, RTN, SSQR, WaterSIC
 from nearplane.types import NearplaneError, QuantizedWeight
 
 if TYPE_CHECKING:
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "ECLQ",
     "GPTQ",
     "HPTQ",
     "HRTN",

@@ -65,12 +65,16 @@ def quantize(
         walk = Walk(source.model, method, tokens, rules or Rules())
         for sentence in walk.left_out:
             watcher.says(sentence)
+        recipe = method.recipe() | {"calibration": account.for_json()}
+        if method.allocates:
+            recipe["allocation"] = walk.allocate()
+            watcher.says(allocation_sentence(walk.bits))
         reports = []
         for layer, quantized, report in walk:
             writer.add(f"{layer.name}.record", quantized.record)
             reports.append(report)
             watcher.done(report, len(walk.wanted))
-        run = Run(source, walk, reports, method.recipe() | {"calibration": account.for_json()})
+        run = Run(source, walk, reports, recipe)
         return run.store(writer, time.perf_counter() - started)
 
 
@@ -131,6 +135,15 @@ def tell_calibration(source: Source, account: Account, wanted: Wanted, watcher: 
             f"note: the model's configuration names a beginning-of-sequence token ({bos}), but its "
             "tokenizer opens no text with it; neither does the calibration"
         )
+
+
+def allocation_sentence(bits: dict[str, float]) -> str:
+    """Return the allocation in one line: the range of every kind of layer."""
+    kinds: dict[str, list[float]] = {}
+    for name, rate in bits.items():
+        kinds.setdefault(name.rsplit(".", 1)[-1], []).append(rate)
+    ranges = (f"{kind} {min(r):.2f} .. {max(r):.2f}" for kind, r in kinds.items())
+    return f"bits per weight by equal slope: {', '.join(ranges) or 'no layer could be probed'}"
 
 
 def stored_bytes(source: Source) -> int:

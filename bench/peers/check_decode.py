@@ -46,10 +46,27 @@ def llmcompressor_weights(folder: str) -> dict[str, Tensor]:
     }
 
 
+def autoround_weights(folder: str) -> dict[str, Tensor]:
+    """Return what AutoRound's plain torch layers give for every unit vector."""
+    from transformers import AutoModelForCausalLM, AutoRoundConfig
+
+    config = AutoRoundConfig(backend="torch_zp")
+    model = AutoModelForCausalLM.from_pretrained(
+        folder, quantization_config=config, dtype=torch.float32
+    )
+    layers = {n: m for n, m in model.named_modules() if hasattr(m, "qweight")}
+    with torch.no_grad():
+        return {f"{n}.weight": m(torch.eye(m.infeatures)).T.half() for n, m in layers.items()}
+
+
 def main() -> int:
     folder = sys.argv[1]
     config = json.loads((Path(folder) / "config.json").read_text())["quantization_config"]
-    weights = {"gptq": gptqmodel_weights, "compressed-tensors": llmcompressor_weights}
+    weights = {
+        "gptq": gptqmodel_weights,
+        "compressed-tensors": llmcompressor_weights,
+        "auto-round": autoround_weights,
+    }
     theirs = weights[config["quant_method"]](folder)
     ours = decode(folder)
     different = {

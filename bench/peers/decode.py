@@ -2,12 +2,13 @@
 
     python bench/peers/decode.py FOLDER OUT [--dtype float32]
 
-FOLDER holds what GPTQModel (GPTQ v1 or v2) or llm-compressor (compressed-tensors
-"pack-quantized") saved; OUT becomes a dense Hugging Face folder that any evaluator reads.
-Written from the formats, without importing the peers.
+FOLDER holds what GPTQModel (GPTQ v1 or v2), AutoRound (packed like GPTQ v1), llm-compressor
+(compressed-tensors "pack-quantized") or llama.cpp (the linear layers in a GGUF file) saved; OUT
+becomes a dense Hugging Face folder that any evaluator reads. Written from the formats, without
+importing the peers; blocks of a GGUF file are read by the package gguf.
 
 theirs = ours: scales, weight_scale = step; qzeros, weight_zero_point = zero; qweight,
-weight_packed = code; value = step * (code - zero).
+weight_packed = code; value = step * (code - zero); blk.0.ffn_up = model.layers.0.mlp.up_proj.
 """
 
 import argparse
@@ -20,20 +21,36 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+# llama.cpp's names of the linear layers of a block
+GGUF_LINEARS = {
+    "self_attn.q_proj": "attn_q",
+    "self_attn.k_proj": "attn_k",
+    "self_attn.v_proj": "attn_v",
+    "self_attn.o_proj": "attn_output",
+    "mlp.gate_proj": "ffn_gate",
+    "mlp.up_proj": "ffn_up",
+    "mlp.down_proj": "ffn_down",
+}
+
 
 def decode(folder: str | Path) -> dict[str, Tensor]:
     """Return the dense state dict of a checkpoint; quantized weights in exact float32.
 
     step * (code - zero) has at most 11 + 8 significant bits, so float32 loses nothing;
     a peer that multiplies in float16 or bfloat16 gets the same value, rounded once.
+    Of a GGUF file these are the quantized weights alone.
     """
     folder = Path(folder)
+    if files := _gguf_files(folder):
+        return _decode_gguf(files)
     config = json.loads((folder / "config.json").read_text())["quantization_config"]
     tensors = _load(folder)
     if config["quant_method"] == "gptq":
         return _decode_gptq(tensors, config)
     if config["quant_method"] == "compressed-tensors":
         return _decode_compressed_tensors(tensors, config)
+    if config["quant_method"] == "auto-round":
+        return _decode_gptq(tensors, _as_gptq(config))
     raise ValueError(f"unknown quant_method={config['quant_method']!r} in {folder}")
 
 
@@ -99,11 +116,23 @@ def _decode_gptq(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     for name, tensor in tensors.items():
         prefix, _, part = name.rpartition(".")
         if part == "qweight":
-            fields = [tensors[f"{prefix}.{field}"] for field in parts]
+            fields = [tensors.get(f"{prefix}.{field}") for field in parts]
+            if fields[-1] is None:
+                columns = tensor.shape[0] * 32 // config["bits"]
+                fields[-1] = torch.arange(columns) // config["group_size"]
             dense[f"{prefix}.weight"] = gptq_weight(*fields, config["bits"], minus)
         elif part not in parts:
             dense[name] = tensor
     return dense
+
+
+def _as_gptq(config: dict) -> dict:
+    """Return AutoRound's configuration as the GPTQ v1 one that it packs by, but without g_idx."""
+    if config["packing_format"] != "auto_round:auto_gptq":
+        raise ValueError(f"AutoRound's packing {config['packing_format']!r} is not decoded")
+    if any("bits" in layer for layer in (config.get("extra_config") or {}).values()):
+        raise ValueError("AutoRound checkpoints with bits that differ by layer are not decoded")
+    return {"bits": config["bits"], "group_size": config["group_size"]}
 
 
 def _decode_compressed_tensors(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
@@ -136,19 +165,74 @@ def _load(folder: Path) -> dict[str, Tensor]:
     return {name: tensor for file in files for name, tensor in load_file(file).items()}
 
 
+def _gguf_files(folder: Path) -> list[Path]:
+    return sorted(folder.glob("*.gguf"))
+
+
+def _gguf_tensors(files: list[Path]) -> dict:
+    """Return gguf's tensors of the linear layers by the names that transformers gives them."""
+    from gguf import GGUFReader
+
+    ours = {theirs: mine for mine, theirs in GGUF_LINEARS.items()}
+    found = {}
+    for tensor in (tensor for file in files for tensor in GGUFReader(file).tensors):
+        block, _, kind = tensor.name.removeprefix("blk.").removesuffix(".weight").partition(".")
+        if kind in ours:
+            found[f"model.layers.{block}.{ours[kind]}.weight"] = tensor
+    return found
+
+
+def _decode_gguf(files: list[Path]) -> dict[str, Tensor]:
+    from gguf import dequantize
+
+    tensors = _gguf_tensors(files).items()
+    return {
+        name: torch.from_numpy(dequantize(tensor.data, tensor.tensor_type).copy())
+        for name, tensor in tensors
+    }
+
+
+def gguf_types(folder: str | Path) -> dict[str, int]:
+    """Return the weights that a GGUF file stores in each of llama.cpp's types."""
+    counts: dict[str, int] = {}
+    for tensor in _gguf_tensors(_gguf_files(Path(folder))).values():
+        name = tensor.tensor_type.name
+        counts[name] = counts.get(name, 0) + int(tensor.n_elements)
+    return counts
+
+
 def stored_bpw(folder: str | Path) -> float:
     """Return the bits that all parts of the quantized linears take, per weight."""
+    if files := _gguf_files(Path(folder)):
+        linears = _gguf_tensors(files).values()
+        return 8 * sum(int(t.n_bytes) for t in linears) / sum(int(t.n_elements) for t in linears)
     tensors = _load(Path(folder))
+    parts = _parts_of_linears(tensors)
+    return 8 * sum(t.nbytes for t in parts.values()) / _weights(folder, tensors)
+
+
+def idle_bpw(folder: str | Path) -> float:
+    """Return the part of `stored_bpw` that says nothing: zeros of symmetric codes, and g_idx."""
+    if _gguf_files(Path(folder)):
+        return 0.0
+    tensors = _load(Path(folder))
+    idle = ("qzeros", "g_idx", "weight_zero_point", "weight_shape")
+    parts = _parts_of_linears(tensors).items()
+    return 8 * sum(t.nbytes for n, t in parts if n.endswith(idle)) / _weights(folder, tensors)
+
+
+def _parts_of_linears(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     marks = (".qweight", ".weight_packed")
     linears = {name.rpartition(".")[0] for name in tensors if name.endswith(marks)}
-    stored = sum(t.nbytes for name, t in tensors.items() if name.rpartition(".")[0] in linears)
-    return 8 * stored / sum(_weights(tensors, prefix) for prefix in linears)
+    return {name: t for name, t in tensors.items() if name.rpartition(".")[0] in linears}
 
 
-def _weights(tensors: dict[str, Tensor], prefix: str) -> int:
-    if f"{prefix}.weight_shape" in tensors:
-        return int(tensors[f"{prefix}.weight_shape"].prod())
-    return tensors[f"{prefix}.g_idx"].numel() * tensors[f"{prefix}.scales"].shape[1]
+def _weights(folder: str | Path, tensors: dict[str, Tensor]) -> int:
+    """Return the number of quantized weights."""
+    config = json.loads((Path(folder) / "config.json").read_text())["quantization_config"]
+    packed = sum(t.numel() for name, t in tensors.items() if name.endswith(".qweight"))
+    shapes = [t for name, t in tensors.items() if name.endswith(".weight_shape")]
+    return packed * 32 // config.get("bits", 32) + sum(int(shape.prod()) for shape in shapes)
 
 
 def save_dense(folder: str | Path, out: str | Path, dtype: torch.dtype = torch.float32) -> None:

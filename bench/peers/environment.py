@@ -3,7 +3,7 @@
     python bench/peers/environment.py [FOLDER] [--only NAME ...]
 
 Prints one line per peer; a second call with nothing to do takes a second. FOLDER defaults to
-bench-out/peers, which git ignores; it grows to about 3 GB.
+bench-out/peers, which git ignores; it grows to about 5 GB.
 """
 
 import argparse
@@ -16,11 +16,18 @@ FOLDER = Path(__file__).resolve().parents[2] / "bench-out" / "peers"
 
 # torch is pinned on the same command line: only this version comes as a CPU build
 TORCH = "torch==2.13.0"
-# name -> (requirement, module that must import)
+# name -> (requirements, module that must import)
 PEERS = {
-    "gptqmodel": ("gptqmodel==7.6.0", "gptqmodel"),
-    "llmcompressor": ("llmcompressor==0.14.0", "llmcompressor"),
+    "gptqmodel": ([TORCH, "gptqmodel==7.6.0"], "gptqmodel"),
+    "llmcompressor": ([TORCH, "llmcompressor==0.14.0"], "llmcompressor"),
+    "autoround": ([TORCH, "auto-round==0.15.1"], "auto_round"),
+    "llamacpp": (["llama-cpp-python==0.3.36"], "llama_cpp"),
 }
+# of the library alone, for this machine's processor
+CMAKE_ARGS = (
+    "-DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF "
+    "-DMTMD_BUILD=OFF"
+)
 
 
 class InstallError(RuntimeError):
@@ -39,28 +46,30 @@ def installed(name: str, folder: Path = FOLDER) -> bool:
 
 
 def requirements(name: str) -> str:
-    return f"{TORCH}\n{PEERS[name][0]}\n"
+    return "".join(f"{requirement}\n" for requirement in PEERS[name][0])
 
 
 def install(name: str, folder: Path = FOLDER) -> None:
     """Make the environment of one peer, or leave it as it is; output goes to FOLDER/NAME.log."""
     if installed(name, folder):
         return
-    requirement, module = PEERS[name]
+    wanted, module = PEERS[name]
     folder.mkdir(parents=True, exist_ok=True)
     python = str(peer_python(name, folder))
     with (folder / f"{name}.log").open("w") as log:
         if not Path(python).exists():
             _run([sys.executable, "-m", "venv", str(folder / name)], log)
         # torch goes first: an sdist may look for it while it builds
-        _run([python, "-m", "pip", "install", TORCH, "setuptools", "wheel"], log)
-        _run([python, "-m", "pip", "install", TORCH, requirement], log)
+        first = [TORCH] if TORCH in wanted else []
+        _run([python, "-m", "pip", "install", *first, "setuptools", "wheel"], log)
+        _run([python, "-m", "pip", "install", *wanted], log)
         _run([python, "-c", f"import {module}"], log)
     (folder / name / "requirements.txt").write_text(requirements(name))
 
 
 def _run(command: list[str], log) -> None:
     env = os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": ""}
+    env |= {"CMAKE_ARGS": CMAKE_ARGS}
     start = log.tell()
     done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env)
     if done.returncode:

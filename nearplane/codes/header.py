@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from nearplane.codes import steps
 from nearplane.codes.corrupt import require
 from nearplane.codes.reader import Reader
+from nearplane.codes.registry import by_tag
 
 MAGIC, VERSION = b"NPLR", 1
 # magic, version, code_tag, step_form, step_type, rows, columns, group_size, outlier_bytes,
@@ -38,9 +39,13 @@ class Header:
         return self.rows, -(-self.columns // self.group_size)
 
     @property
-    def step_bytes(self) -> int:
+    def step_count(self) -> int:
         rows, groups = self.step_shape
-        return rows * groups * steps.TYPE_BYTES[self.step_type]
+        return rows * groups
+
+    @property
+    def step_bytes(self) -> int:
+        return steps.stored_bytes(self.step_type, self.step_count)
 
     @property
     def record_bytes(self) -> int:
@@ -76,14 +81,13 @@ def read_header(reader: Reader) -> Header:
     require(version == VERSION, f"record version {version} is unknown; this reads {VERSION}")
     code_tag, form, kind, rows, columns, group_size, outlier_bytes, code_bytes = fields
     require(form in (SCALAR, COLUMN, GROUP), f"step form {form} is unknown")
-    require(kind in steps.TYPE_BYTES, f"step type {kind} is unknown")
     # "rows and columns MUST be in 1 .. 2^31 - 1"
     require(1 <= rows < 2**31 and 1 <= columns < 2**31, f"shape ({rows}, {columns}) is impossible")
     require(1 <= group_size <= columns, f"group_size {group_size} of {columns} columns")
     whole = form == GROUP or group_size == columns
     require(whole, f"step form {form} needs group_size {columns}, not {group_size}")
-    # "Every integer takes at least one bit": checked before anything is allocated
-    fits = rows * columns <= 8 * code_bytes
+    # "rows * columns MUST NOT exceed what code_bytes can hold in that code"
+    fits = rows * columns <= by_tag(code_tag).most_per_byte * code_bytes
     require(fits, f"{rows} x {columns} integers cannot be in {code_bytes} bytes")
     header = Header(code_tag, form, kind, rows, columns, group_size, outlier_bytes, code_bytes)
     size = LAYOUT.size + reader.left

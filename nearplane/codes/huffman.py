@@ -27,6 +27,7 @@ class Huffman:
 
     name: ClassVar[str] = "huffman"
     tag: ClassVar[int] = 1
+    most_per_byte: ClassVar[int] = 8
 
     limit: int = 12  # longest code word in bits
 
@@ -34,10 +35,11 @@ class Huffman:
         if not 1 <= self.limit <= LONGEST:
             raise ValueError(f"limit={self.limit} is not in 1 .. {LONGEST}")
 
-    def encode(self, integers: Int32[np.ndarray, " count"]) -> bytes:
+    def encode(self, integers: Int32[np.ndarray, "rows columns"]) -> bytes:
         """Return header, code lengths, lane sizes, escaped integers and lanes."""
-        if not len(integers):
+        if not integers.size:
             return b""
+        integers = integers.reshape(-1)
         alphabet = choose_alphabet(*histogram(integers), self.limit)
         symbols = symbols_of(integers, alphabet)
         lengths = code_lengths(alphabet.counts, self.limit)
@@ -49,11 +51,12 @@ class Huffman:
         return b"".join(parts) + stream.tobytes()
 
     def decode(
-        self, buffer: bytes | memoryview, count: int
-    ) -> tuple[Int32[np.ndarray, " count"], int]:
-        """Return `count` integers and the bytes they took."""
+        self, buffer: bytes | memoryview, rows: int, columns: int
+    ) -> tuple[Int32[np.ndarray, "rows columns"], int]:
+        """Return rows · columns integers and the bytes they took."""
+        count = rows * columns
         if not count:
-            return np.zeros(0, np.int32), 0
+            return np.zeros((rows, columns), np.int32), 0
         reader = Reader(buffer)
         header = _read_header(reader, count)
         lengths = _read_lengths(reader, header)
@@ -63,7 +66,7 @@ class Huffman:
         integers = decode_lanes(stream, sizes, count, lengths, header.low)
         if lengths[-1]:
             _put_escaped_(integers, header, escaped)
-        return integers, reader.at
+        return integers.reshape(rows, columns), reader.at
 
     def bound(
         self, values: Int64[np.ndarray, " distinct"], counts: Int64[np.ndarray, " distinct"]

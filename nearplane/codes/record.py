@@ -49,7 +49,7 @@ def pack(
         raise ValueError("a record holds at least one row")
     form = step_form((step.shape[0], step.shape[1]), rows, columns, group_size)
     kind, step_part = steps.encode(_exact32(step))
-    code_part = coder.encode(np.ascontiguousarray(code.detach().cpu().numpy()).reshape(-1))
+    code_part = coder.encode(np.ascontiguousarray(code.detach().cpu().numpy()))
     sparse_part = b"" if outliers is None else sparse.encode(_to_rows(outliers, rows), columns)
     sizes = len(sparse_part), len(code_part)
     header = Header(coder.tag, form, kind, rows, columns, group_size, *sizes)
@@ -75,7 +75,8 @@ def unpack(
     require(expected, f"a record of {header.rows} x {header.columns}, not {rows} x {columns}")
     crc = int.from_bytes(view[-CRC_BYTES:], "little")
     require(zlib.crc32(view[:-CRC_BYTES]) == crc, "the record's CRC-32 does not match its bytes")
-    step = steps.decode(reader.take(header.step_bytes, "steps"), header.step_type)
+    step_part = reader.take(header.step_bytes, "steps")
+    step = steps.decode(step_part, header.step_type, header.step_count)
     code = _read_code(reader.take(header.code_bytes, "codes"), header)
     outliers = _read_outliers(reader.take(header.outlier_bytes, "outliers"), header)
     shaped = torch.from_numpy(step).reshape(header.step_shape)
@@ -100,7 +101,17 @@ def price(
     packed record decides.
     """
     step_bytes = 4 if step_count == 1 else 2 * step_count
-    return LAYOUT.size + step_bytes + coder.predict(values, counts) + CRC_BYTES
+    return record_bytes(step_bytes, coder.predict(values, counts))
+
+
+def record_bytes(step_bytes: int, code_bytes: int) -> int:
+    """Return the size of a record without outliers whose sections have these sizes."""
+    return LAYOUT.size + step_bytes + code_bytes + CRC_BYTES
+
+
+def step_bytes(step: Float[Tensor, "step_rows step_columns"]) -> int:
+    """Return how many bytes of a record steps take."""
+    return len(steps.encode(_exact32(step))[1])
 
 
 def _view(record: Tensor | bytes | memoryview) -> memoryview:
@@ -126,9 +137,9 @@ def _to_rows(outliers: Outliers, rows: int) -> sparse.SparseRows:
 
 
 def _read_code(part: memoryview, header: Header) -> Int32[Tensor, "rows columns"]:
-    integers, used = by_tag(header.code_tag).decode(part, header.rows * header.columns)
+    integers, used = by_tag(header.code_tag).decode(part, header.rows, header.columns)
     require(used == len(part), f"codes end after {used} of {len(part)} bytes")
-    return torch.from_numpy(integers).reshape(header.rows, header.columns)
+    return torch.from_numpy(integers)
 
 
 def _read_outliers(part: memoryview, header: Header) -> Outliers | None:

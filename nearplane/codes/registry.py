@@ -12,21 +12,23 @@ from nearplane.codes.corrupt import CorruptError
 class Code(Protocol):
     """What a code offers; an implementation is a frozen dataclass whose fields are its options.
 
-    `decode` needs no option: every choice the encoder made stands in the bytes. Each integer takes
-    at least one bit, so a reader may refuse `count > 8 * bytes` before it allocates anything.
+    `decode` needs no option: every choice the encoder made stands in the bytes. A byte holds at
+    most `most_per_byte` integers, so that a reader may refuse what cannot be there before it
+    allocates anything.
     """
 
     name: ClassVar[str]
     tag: ClassVar[int]
+    most_per_byte: ClassVar[int]
 
-    def encode(self, integers: Int32[np.ndarray, " count"]) -> bytes:
+    def encode(self, integers: Int32[np.ndarray, "rows columns"]) -> bytes:
         """Return the bytes of `integers`; the same input gives the same bytes."""
         ...
 
     def decode(
-        self, buffer: bytes | memoryview, count: int
-    ) -> tuple[Int32[np.ndarray, " count"], int]:
-        """Return `count` integers and how many bytes at the start of `buffer` held them."""
+        self, buffer: bytes | memoryview, rows: int, columns: int
+    ) -> tuple[Int32[np.ndarray, "rows columns"], int]:
+        """Return the integers and how many bytes at the start of `buffer` held them."""
         ...
 
     def bound(

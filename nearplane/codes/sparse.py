@@ -4,13 +4,22 @@ import struct
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float16, Int32
+from jaxtyping import Float16, Int32, Int64
 
 from nearplane.codes.corrupt import require
 from nearplane.codes.dense import pack_bits, packed_bytes, unpack_bits, width_of
+from nearplane.codes.gaps import (
+    WIDEST,
+    choose_width,
+    gaps_between,
+    pack_unary,
+    positions,
+    unpack_unary,
+)
 from nearplane.codes.reader import Reader
 
 HEADER = struct.Struct("<IB")  # count, row_width
+GAPS = struct.Struct("<BI")  # width, unary_bytes; after a header whose row_width is 0
 
 
 @dataclass(frozen=True)
@@ -22,45 +31,79 @@ class SparseRows:
     value: Float16[np.ndarray, " count"]
 
 
-def sparse_bytes(rows: int, columns: int, count: int, longest_row: int) -> int:
-    """Return the size of `count` entries, at most `longest_row` of them in one row."""
-    row_width = max(1, width_of(longest_row))
-    indices = packed_bytes(row_width, rows) + packed_bytes(width_of(columns - 1), count)
-    return HEADER.size + indices + 2 * count
-
-
 def encode(sparse: SparseRows, columns: int) -> bytes:
-    """Return row counts, columns and values, each packed on its own."""
+    """Return places and values; the places as columns or as gaps, whichever is shorter."""
     problem = _problem(sparse, columns)
     if problem:
         raise ValueError(problem)
-    counts = np.diff(sparse.start)
-    row_width = max(1, width_of(int(counts.max(initial=0))))
-    indices = pack_bits(counts, row_width) + pack_bits(sparse.column, width_of(columns - 1))
-    head = HEADER.pack(len(sparse.column), row_width)
-    return head + indices + sparse.value.astype("<f2").tobytes()
+    values = sparse.value.astype("<f2").tobytes()
+    return min(_as_columns(sparse, columns), _as_gaps(sparse, columns), key=len) + values
 
 
 def decode(buffer: bytes | memoryview, rows: int, columns: int) -> tuple[SparseRows, int]:
     """Return the rows and how many bytes at the start of `buffer` held them."""
     reader = Reader(buffer)
     count, row_width = reader.fields(HEADER, "sparse header")
-    # "row_width MUST be in 1 .. 32", so that rows cost bytes
-    require(1 <= row_width <= 32, f"row_width {row_width} is not in 1 .. 32")
+    require(2 * count <= reader.left, f"{count} values are cut short")
+    # "row_width MUST NOT exceed 32; 0 means that gaps follow"
+    require(row_width <= 32, f"row_width {row_width} exceeds 32")
+    if row_width:
+        start, column = _read_columns(reader, rows, columns, count, row_width)
+    else:
+        start, column = _read_gaps(reader, rows, columns, count)
+    value = np.frombuffer(reader.take(2 * count, "values"), "<f2").astype(np.float16)
+    sparse = SparseRows(start.astype(np.int32), column.astype(np.int32), value)
+    problem = _problem(sparse, columns)
+    require(not problem, problem)
+    return sparse, reader.at
+
+
+def _as_columns(sparse: SparseRows, columns: int) -> bytes:
+    """Return how many entries each row has, and their columns."""
+    counts = np.diff(sparse.start)
+    row_width = max(1, width_of(int(counts.max(initial=0))))
+    head = HEADER.pack(len(sparse.column), row_width)
+    return head + pack_bits(counts, row_width) + pack_bits(sparse.column, width_of(columns - 1))
+
+
+def _read_columns(
+    reader: Reader, rows: int, columns: int, count: int, row_width: int
+) -> tuple[np.ndarray, np.ndarray]:
     packed = reader.take(packed_bytes(row_width, rows), "row counts")
     start = np.zeros(rows + 1, np.int64)
     np.cumsum(unpack_bits(packed, row_width, rows), dtype=np.int64, out=start[1:])
     # "the row counts MUST add up to count"
     require(int(start[-1]) == count, f"rows hold {start[-1]} entries, the header says {count}")
     width = width_of(columns - 1)
-    packed = reader.take(packed_bytes(width, count), "columns")
-    raw = reader.take(2 * count, "values")
-    column = unpack_bits(packed, width, count)
-    value = np.frombuffer(raw, "<f2").astype(np.float16)
-    sparse = SparseRows(start.astype(np.int32), column.astype(np.int32), value)
-    problem = _problem(sparse, columns)
-    require(not problem, problem)
-    return sparse, reader.at
+    return start, unpack_bits(reader.take(packed_bytes(width, count), "columns"), width, count)
+
+
+def _as_gaps(sparse: SparseRows, columns: int) -> bytes:
+    """Return the gaps between entries in row-major order: low bits packed, the rest in unary."""
+    gap = gaps_between(_positions(sparse, columns))
+    width = choose_width(gap)
+    unary = pack_unary(gap >> width)
+    head = HEADER.pack(len(gap), 0) + GAPS.pack(width, len(unary))
+    return head + pack_bits(gap & ((1 << width) - 1), width) + unary
+
+
+def _read_gaps(
+    reader: Reader, rows: int, columns: int, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+    width, unary_bytes = reader.fields(GAPS, "header of gaps")
+    # "width MUST NOT exceed 31"
+    require(width <= WIDEST, f"gaps of width {width} exceed {WIDEST}")
+    packed = reader.take(packed_bytes(width, count), "low parts of gaps")
+    high = unpack_unary(reader.take(unary_bytes, "high parts of gaps"), count)
+    position = positions(high, packed, width, rows * columns)
+    start = np.searchsorted(position, np.arange(rows + 1) * columns)
+    return start, position % columns
+
+
+def _positions(sparse: SparseRows, columns: int) -> Int64[np.ndarray, " count"]:
+    """Return row · columns + column of every entry."""
+    row = np.repeat(np.arange(len(sparse.start) - 1), np.diff(sparse.start))
+    return row * columns + sparse.column
 
 
 def _problem(sparse: SparseRows, columns: int) -> str:
@@ -72,8 +115,7 @@ def _problem(sparse: SparseRows, columns: int) -> str:
         return "row starts must rise from 0 to the number of entries"
     if len(column) and not 0 <= column.min() <= column.max() < columns:
         return f"columns {column.min()} .. {column.max()} are not in 0 .. {columns - 1}"
-    row = np.repeat(np.arange(len(start) - 1), np.diff(start))
     # "columns MUST rise strictly within a row"
-    if (np.diff(row * columns + column) <= 0).any():
+    if (np.diff(_positions(sparse, columns)) <= 0).any():
         return "columns must rise strictly within a row"
     return "" if np.isfinite(sparse.value).all() else "an outlier is not finite"

@@ -1,16 +1,26 @@
-"""Steps <-> bytes, in the shortest float type that holds all of them exactly."""
+"""Steps <-> bytes, in the shortest form that holds all of them exactly."""
 
 import numpy as np
 import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from nearplane.codes import ladder
 from nearplane.codes.corrupt import require
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
+LADDER = 16  # + bits of a rung
 TYPE_BYTES = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2}
 TYPE_NAMES = {FLOAT32: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16"}
 SMALLEST_NORMAL, LARGEST = 2.0**-14, 65504.0  # of float16
+
+
+def stored_bytes(kind: int, count: int) -> int:
+    """Return the size of `count` steps of a type; CorruptError if there is no such type."""
+    if LADDER <= kind <= LADDER + ladder.WIDEST:
+        return ladder.stored_bytes(kind - LADDER, count)
+    require(kind in TYPE_BYTES, f"step type {kind} is unknown")
+    return TYPE_BYTES[kind] * count
 
 
 def round_step(step: Float[Tensor, "rows groups"]) -> Float32[Tensor, "rows groups"]:
@@ -38,6 +48,9 @@ def encode(step: Float32[np.ndarray, " count"]) -> tuple[int, bytes]:
     """Return the type and the bytes of `step`, every bit of it preserved."""
     if not np.isfinite(step).all():
         raise ValueError("a step is not finite")
+    on_ladder = ladder.encode(step)
+    if on_ladder is not None and len(on_ladder[1]) < 2 * len(step):
+        return LADDER + on_ladder[0], on_ladder[1]
     word = step.view(np.uint32)
     with np.errstate(over="ignore"):
         half = step.astype(np.float16)
@@ -48,10 +61,11 @@ def encode(step: Float32[np.ndarray, " count"]) -> tuple[int, bytes]:
     return FLOAT32, step.astype("<f4").tobytes()
 
 
-def decode(buffer: bytes | memoryview, kind: int) -> Float32[np.ndarray, " count"]:
-    """Return the steps in `buffer`, all of it."""
-    require(kind in TYPE_BYTES, f"step type {kind} is unknown")
-    if kind == BFLOAT16:
+def decode(buffer: bytes | memoryview, kind: int, count: int) -> Float32[np.ndarray, " count"]:
+    """Return the `count` steps in `buffer`, which is as long as `stored_bytes` says."""
+    if kind >= LADDER:
+        step = ladder.decode(buffer, kind - LADDER, count)
+    elif kind == BFLOAT16:
         step = (np.frombuffer(buffer, "<u2").astype(np.uint32) << 16).view(np.float32)
     else:
         step = np.frombuffer(buffer, "<f4" if kind == FLOAT32 else "<f2").astype(np.float32)

@@ -122,10 +122,18 @@ def perplexity(model: nn.Module, windows: Windows, cut: Cut) -> Perplexity:
     Raises NearplaneError when the model's loss is not a finite number.
     """
     started = time.perf_counter()
+    total = sum(float(losses(model, batch, windows.scored).sum()) for batch in batches(windows))
+    return perplexity_of(total, windows, cut, time.perf_counter() - started)
+
+
+def batches(windows: Windows) -> tuple[Tensor, ...]:
+    """Return the tokens of `windows` in parts that go through the body at once."""
+    return windows.tokens.split(max(1, BATCH_TOKENS // windows.tokens.shape[1]))
+
+
+def perplexity_of(total: float, windows: Windows, cut: Cut, seconds: float) -> Perplexity:
+    """Return the result for losses that sum to `total`; NearplaneError if that is not finite."""
     count, context = windows.tokens.shape
-    total = 0.0
-    for batch in windows.tokens.split(max(1, BATCH_TOKENS // context)):
-        total += float(losses(model, batch, windows.scored).sum())
     tokens = count * windows.scored
     nll = total / tokens
     if not math.isfinite(nll):
@@ -138,7 +146,7 @@ def perplexity(model: nn.Module, windows: Windows, cut: Cut) -> Perplexity:
         stride=cut.stride or context,
         windows=count,
         bos=windows.bos,
-        seconds=time.perf_counter() - started,
+        seconds=seconds,
         fingerprint=hashlib.sha256(windows.tokens.contiguous().numpy().tobytes()).hexdigest(),
     )
 
@@ -146,23 +154,34 @@ def perplexity(model: nn.Module, windows: Windows, cut: Cut) -> Perplexity:
 def losses(
     model: nn.Module, tokens: Int64[Tensor, "batch context"], scored: int
 ) -> Float[Tensor, "batch scored"]:
-    """Return the negative log-likelihood of the last `scored` tokens of each window, in float64.
+    """Return the negative log-likelihood of the last `scored` tokens of each window, in float64."""
+    slices = [
+        nn.functional.cross_entropy(logits.float().mT, target, reduction="none")
+        for logits, target in scored_logits(model, tokens, scored)
+    ]
+    return torch.cat(slices, dim=1).double()
+
+
+def scored_logits(
+    model: nn.Module, tokens: Int64[Tensor, "batch context"], scored: int, models: int = 1
+) -> Iterator[tuple[Float[Tensor, "batch some vocabulary"], Int64[Tensor, "batch some"]]]:
+    """Yield the logits that predict the last `scored` tokens of each window, and these tokens.
 
     The body runs once; the head runs on slices, so that logits of a large vocabulary stay small.
+
+    - `models`: how many models' logits are in memory at the same time.
     """
     whole: Any = model
-    device = next(model.parameters()).device
-    tokens = tokens.to(device)
+    tokens = tokens.to(next(model.parameters()).device)
     with torch.no_grad():
         output = whole.base_model(input_ids=tokens, use_cache=False)
-        hidden = output[0][:, -scored - 1 : -1]
-        slices = []
-        for first in range(0, scored, slice_of(whole, len(tokens))):
-            # a product with inputs that are not contiguous takes forty times as long in bfloat16
-            part = hidden[:, first : first + slice_of(whole, len(tokens))].contiguous()
-            target = tokens[:, tokens.shape[1] - scored + first :][:, : part.shape[1]]
-            slices.append(head_loss(whole, output, part, target))
-    return torch.cat(slices, dim=1).double()
+    hidden = output[0][:, -scored - 1 : -1]
+    some = slice_of(whole, len(tokens) * models)
+    for first in range(0, scored, some):
+        # a product with inputs that are not contiguous takes forty times as long in bfloat16
+        part = hidden[:, first : first + some].contiguous()
+        target = tokens[:, tokens.shape[1] - scored + first :][:, : part.shape[1]]
+        yield head_logits(whole, output, part, target), target
 
 
 def slice_of(model: Any, windows: int) -> int:
@@ -171,16 +190,16 @@ def slice_of(model: Any, windows: int) -> int:
     return max(1, int(LOGIT_BYTES / (vocabulary * BYTES_PER_LOGIT * windows)))
 
 
-def head_loss(
+def head_logits(
     model: Any,
     output: Any,
     hidden: Float[Tensor, "batch some hidden"],
     target: Int64[Tensor, "batch some"],
-) -> Float[Tensor, "batch some"]:
-    """Return the negative log-likelihood of `target` after `hidden`."""
-    with body_gives(model, type(output)(**{**output, "last_hidden_state": hidden})):
-        logits = model(input_ids=target, use_cache=False).logits
-    return nn.functional.cross_entropy(logits.float().mT, target, reduction="none")
+) -> Float[Tensor, "batch some vocabulary"]:
+    """Return the logits that the model's head makes of `hidden`, which predict `target`."""
+    given = type(output)(**{**output, "last_hidden_state": hidden})
+    with body_gives(model, given), torch.no_grad():
+        return model(input_ids=target, use_cache=False).logits
 
 
 @contextmanager

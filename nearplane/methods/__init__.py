@@ -4,22 +4,25 @@ The import lines are the table of contents; a class that is imported here is on 
 in the report and in the contract tests.
 """
 
+from nearplane.methods.eclq import ECLQ
 from nearplane.methods.gptq import GPTQ
 from nearplane.methods.hptq import HPTQ
 from nearplane.methods.hrtn import HRTN
-from nearplane.methods.method import METHODS, Method, OutOfRangeError, from_recipe
+from nearplane.methods.method import METHODS, Aim, Method, OutOfRangeError, from_recipe
 from nearplane.methods.rate import RateError
 from nearplane.methods.rtn import RTN
 from nearplane.methods.ssqr import SSQR
 from nearplane.methods.watersic import WaterSIC
 
 __all__ = [
+    "ECLQ",
     "GPTQ",
     "HPTQ",
     "HRTN",
     "METHODS",
     "RTN",
     "SSQR",
+    "Aim",
     "Method",
     "OutOfRangeError",
     "RateError",

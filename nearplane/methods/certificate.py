@@ -73,3 +73,32 @@ def certify_rows(
     bound[~inside] = torch.nan
     void = f"clipped codes void the bound of {voided} of {len(inside)} rows"
     return (bound if voided < len(inside) else None), void
+
+
+def certify_cells(
+    losses: Losses, sides: Float64[Tensor, "rows n"]
+) -> tuple[Float64[Tensor, " rows"] | None, str]:
+    """Return ¼ Σ sides² of the rows whose loss is within it, NaN for the others, and why.
+
+    Rate-aware integers lie in boxes as wide as the widest cell of their context, wherever the
+    target was; so every greedy row is within it, and the cheapest of many paths usually is.
+    """
+    bound = sides.square().sum(1) / 4
+    beyond = losses.damped > bound
+    if not beyond.any():
+        return bound, ""
+    bound[beyond] = torch.nan
+    void = f"{int(beyond.sum())} of {len(beyond)} rows are cheaper outside their cells"
+    return (None if beyond.all() else bound), void
+
+
+def around(
+    bound: Float64[Tensor, " rows"] | None, aside: Float64[Tensor, " rows"]
+) -> Float64[Tensor, " rows"] | None:
+    """Return (√bound + √aside)²: the bound of a loss when `bound` is that of another target.
+
+    - `aside`: the damped loss of that target itself.
+    """
+    if bound is None:
+        return None
+    return torch.where(aside > 0, (bound.sqrt() + aside.sqrt()).square(), bound)

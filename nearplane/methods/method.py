@@ -20,6 +20,14 @@ class OutOfRangeError(NearplaneError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
+class Aim:
+    """What to come near to in place of the weight, under the same Hessian, and facts about it."""
+
+    target: Float[Tensor, "rows columns"]
+    facts: dict[str, float] = dataclasses.field(default_factory=dict)
+
+
+@dataclasses.dataclass(frozen=True)
 class Method(ABC):
     """Fields are hyper-parameters; calling it quantizes one layer. Subclasses register themselves.
 
@@ -71,6 +79,20 @@ class Method(ABC):
     def check(self, rows: int, columns: int) -> None:  # noqa: B027 - most methods fit any shape
         """Raise NearplaneError if no matrix of this shape can meet the method's target."""
 
+    @property
+    def compensates(self) -> bool:
+        """Whether a walk should run the original model beside, and give aims."""
+        return getattr(self, "cross", False)
+
+    @property
+    def allocates(self) -> bool:
+        """Whether a walk should probe the layers, and give each a rate of its own."""
+        return getattr(self, "allocate", False)
+
+    def floor(self, rows: int, columns: int) -> float:
+        """Return the fewest bits per weight that a matrix of this shape can be stored in."""
+        return 0.0
+
     def quantize_together(self, weights: list[Tensor], basis: Basis) -> list[QuantizedWeight]:
         """Return every weight quantized; a method may do them in one go where that is faster."""
         return [self.quantize(weight, basis) for weight in weights]
@@ -78,6 +100,22 @@ class Method(ABC):
     @abstractmethod
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         """Return `weight`, finite and at least float32, on the lattice of `basis`."""
+
+    def aimed(self, weight: Float[Tensor, "rows columns"], basis: Basis, aim: Aim) -> Any:
+        """Return `weight` quantized so that it comes near to `aim`; losses are of `weight`."""
+        if aim.target is not weight:
+            raise NearplaneError(f"{self.name} rounds a layer on its own weights only")
+        return self.together([weight], basis)[0]
+
+    def drawn_error(
+        self, weight: Float[Tensor, "rows columns"], basis: Basis, bpw: float, draws: Any
+    ) -> Float[Tensor, "rows columns"]:
+        """Return an error such as rounding `weight` at `bpw` would leave, drawn at random."""
+        raise NotImplementedError(f"{self.name} draws no errors")
+
+    def at(self, bpw: float) -> "Method":
+        """Return the same method at another rate."""
+        return dataclasses.replace(self, bpw=bpw)  # pyright: ignore[reportCallIssue]
 
     def recipe(self) -> dict[str, Any]:
         """Return the method's name and fields, ready for JSON."""

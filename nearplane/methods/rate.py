@@ -92,15 +92,36 @@ def first_scale(
 def expected_pull(factor: Float[Tensor, "n n"], rows: int) -> Float[Tensor, "rows n"]:
     """Return draws of what nearest plane's earlier errors add to a column, in steps.
 
-    Residuals are uniform in a box (`lattice.expected_loss`), so with u uniform in (−½, ½)ⁿ and
-    the unit factor U = diag(R)⁻¹R on the lattice of step 1, errors are U⁻¹u and the pull is
-    u − U⁻¹u: a triangular solve in place of a sweep over the columns.
+    With the residual's u and the errors U⁻¹u of `drawn_errors`, the pull is u − U⁻¹u: a
+    triangular solve in place of a sweep over the columns.
     """
     draws = torch.Generator().manual_seed(0)
-    u = torch.rand(len(factor), rows, generator=draws, dtype=factor.dtype) - 0.5
+    u = residuals(factor, rows, draws)
+    return (u - errors_of(factor, u)).T.clamp_(-LARGEST, LARGEST)
+
+
+def drawn_errors(
+    factor: Float[Tensor, "n n"], rows: int, draws: torch.Generator
+) -> Float[Tensor, "rows n"]:
+    """Return draws of the errors that nearest plane leaves on the lattice of step 1.
+
+    Residuals are uniform in a box (`lattice.expected_loss`): with u uniform in (−½, ½)ⁿ and the
+    unit factor U = diag(R)⁻¹R, errors are U⁻¹u.
+    """
+    return errors_of(factor, residuals(factor, rows, draws)).T
+
+
+def residuals(factor: Tensor, rows: int, draws: torch.Generator) -> Float[Tensor, "n rows"]:
+    """Return points of (−½, ½)ⁿ, one for each row."""
+    return torch.rand(len(factor), rows, generator=draws, dtype=factor.dtype) - 0.5
+
+
+def errors_of(
+    factor: Float[Tensor, "n n"], residual: Float[Tensor, "n rows"]
+) -> Float[Tensor, "n rows"]:
+    """Return U⁻¹u for the unit factor U = diag(R)⁻¹R."""
     unit = factor / factor.diagonal()[:, None]
-    error = torch.linalg.solve_triangular(unit, u, upper=True, unitriangular=True)
-    return (u - error).T.clamp_(-LARGEST, LARGEST)
+    return torch.linalg.solve_triangular(unit, residual, upper=True, unitriangular=True)
 
 
 def histogram(code: Int32[Tensor, "..."]) -> tuple[np.ndarray, np.ndarray]:

@@ -98,16 +98,22 @@ class PausedRun:
     torch's workers.
 
     - `stops`: layers to stop at; each is stopped at when it is first called.
+    - `added`: layers whose output the block adds to its hidden states. `residual` is what the
+      next of them is added to.
     """
 
-    def __init__(self, block: nn.Module, stops: list[nn.Module], call: Call):
+    def __init__(
+        self, block: nn.Module, stops: list[nn.Module], call: Call, added: list[nn.Module] = ()
+    ):
         self.block, self.call = block, call
-        self.ahead = set(stops)
+        self.ahead, self.added = set(stops), added
+        self.residual = call.hidden
         self.green: greenlet | None = greenlet(self.run)
         self.reached: tuple[nn.Module | None, Tensor] | None = None  # None and the end's output
 
     def run(self) -> tuple[None, Tensor]:
         hooks = [stop.register_forward_pre_hook(self.pause) for stop in list(self.ahead)]
+        hooks += [layer.register_forward_hook(self.add) for layer in self.added]
         try:
             return None, self.call.run(self.block)
         finally:
@@ -119,6 +125,11 @@ class PausedRun:
         if layer in self.ahead and getcurrent() is self.green:
             self.ahead.remove(layer)
             self.green.parent.switch((layer, args[0]))
+
+    def add(self, _: nn.Module, args: tuple, output: Tensor) -> None:
+        # as with stops, hooks of other runs hang on the same layer
+        if getcurrent() is self.green:
+            self.residual = self.residual + output.reshape(self.residual.shape)
 
     def go_on(self) -> tuple[nn.Module | None, Tensor]:
         """Return the stop that the run waits at and what it is given, or None and the output."""
@@ -140,6 +151,7 @@ class PausedRun:
         stop, hidden = self.go_on()
         # let go of what the run holds: it and its greenlet hold each other
         self.green = self.reached = None
+        self.residual = hidden
         if stop is not None:
             raise NearplaneError("the model ran its layers in another order than before")
         return hidden

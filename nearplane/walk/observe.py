@@ -9,6 +9,8 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from nearplane.walk.blocks import Layer, find_blocks, layers_of
+from nearplane.walk.capture import hidden_of
+from nearplane.walk.norm import is_rms_norm
 
 OBSERVED_TOKENS = 16
 
@@ -30,6 +32,8 @@ class Plan:
 
     - `tuples`: which blocks return a tuple that starts with the hidden states.
     - `silent`: layers that no token reached.
+    - `added`: for the layers whose output the block adds to its hidden states, the module that
+      gives what is added: the layer, or a norm behind it.
     """
 
     name: str
@@ -37,6 +41,7 @@ class Plan:
     tuples: list[bool]
     stages: list[list[Stage]]
     silent: list[Layer]
+    added: dict[str, nn.Module] = field(default_factory=dict)
 
     def shared(self, layer: Layer) -> bool:
         """Whether the layer's module stands in more than one block."""
@@ -49,10 +54,15 @@ class Plan:
 
 @dataclass
 class Watch:
-    """Records every call of the layers of one block; keeps inputs so that no address is reused."""
+    """Records what the parts of one block are given, and what its layers make of it.
+
+    Inputs are kept so that no address is reused.
+    """
 
     layers: list[Layer]
     calls: dict[str, list[Tensor]] = field(default_factory=dict)
+    made: list[tuple[nn.Module, Tensor | None, Tensor]] = field(default_factory=list)
+    inputs: list[Tensor] = field(default_factory=list)
     is_tuple: bool = False
 
     def hooks(self, block: nn.Module) -> list[Any]:
@@ -63,10 +73,52 @@ class Watch:
             )
             for layer in self.layers
         ]
+        for module in block.modules():
+            watched.append(module.register_forward_pre_hook(self.note_input, with_kwargs=True))
+            if module is not block:
+                watched.append(module.register_forward_hook(self.note_made))
         return [*watched, block.register_forward_hook(self.note_output)]
+
+    def note_input(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = args[0] if args else kwargs.get("hidden_states")
+        if isinstance(given, Tensor):
+            self.inputs.append(given)
 
     def note_output(self, _: nn.Module, args: tuple, output: Any) -> None:
         self.is_tuple = isinstance(output, tuple)
+        self.inputs.append(hidden_of(output))
+
+    def note_made(self, module: nn.Module, args: tuple, output: Any) -> None:
+        given = args[0] if args and isinstance(args[0], Tensor) else None
+        if isinstance(hidden_of(output), Tensor):
+            self.made.append((module, given, hidden_of(output)))
+
+    def added(self) -> dict[str, nn.Module]:
+        """Return the layers whose output, as it is or normed, is added to the hidden states.
+
+        The sum must be what some part of the block is given, or gives in the end, bit by bit. A
+        norm must be an RMS norm.
+        """
+        names = {layer.module: layer.name for layer in self.layers}
+        maker = {identity(made): names[m] for m, _, made in self.made if m in names}
+        found: dict[str, nn.Module] = {}
+        hidden = self.inputs[0] if self.inputs else None
+        for module, given, made in self.made:
+            if hidden is None or made.numel() != hidden.numel():
+                continue
+            # some families flatten batches on the way
+            total = hidden + made.reshape(hidden.shape)
+            alike = (x for x in self.inputs if x.numel() == total.numel())
+            if not any(x.reshape(total.shape).equal(total) for x in alike):
+                continue
+            hidden = total
+            if module in names:
+                found[names[module]] = module
+            elif (
+                given is not None and identity(given) in maker and is_rms_norm(module, given, made)
+            ):
+                found[maker[identity(given)]] = module
+        return found
 
     def stages(self) -> list[Stage]:
         """Return the layers that ran, grouped by the tensor they were given, in running order."""
@@ -96,4 +148,5 @@ def observe(model: nn.Module, tokens: Int64[Tensor, "n length"]) -> Plan:
         model(input_ids=tokens[:1, :OBSERVED_TOKENS], use_cache=False)
     silent = [la for w in watches for la in w.layers if la.name not in w.calls]
     stages = [watch.stages() for watch in watches]
-    return Plan(name, blocks, [w.is_tuple for w in watches], stages, silent)
+    added = {name: module for watch in watches for name, module in watch.added().items()}
+    return Plan(name, blocks, [w.is_tuple for w in watches], stages, silent, added)

@@ -4,7 +4,7 @@ import os
 import re
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from math import ceil, log2
 from pathlib import Path
@@ -13,17 +13,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nearplane import codes
 from nearplane.methods import Method
 from nearplane.types import NearplaneError
 from nearplane.walk.blocks import Layer, find_blocks, layers_of, unquantizable
 from nearplane.walk.calibration import DEFAULT_LENGTH
 from nearplane.walk.head import head_of, untie
+from nearplane.walk.probe import LENGTH as PROBED_LENGTH
+from nearplane.walk.probe import SEQUENCES as PROBED_SEQUENCES
 from nearplane.walk.source import first_line, location, open_config
 from nearplane.walk.walk import BATCH_TOKENS, Rules
 
 BASE_BYTES = 1e9  # Python, torch, transformers, and freed blocks that the allocator keeps
 STEP_BITS = 16
 OUTLIER_BITS = 16
+FILE_BYTES = 1000  # the rest of a safetensors directory
 RECORD_BYTES = 150  # header, check sum and directory entry
 FORWARDS = 1.1  # of all layers: a paused run does every product once, and a few tokens are observed
 HESSIAN_SHARE = 5 / 8  # of the full product, see hessian.py
@@ -105,6 +109,8 @@ class Estimate:
         hidden = getattr(text_config(self.survey.model), "hidden_size", width)
         # residual, normed and mixed states of every token, and two as wide as the widest layer
         states = self.tokens * (4 * hidden + 2 * width) * self.survey.dtype.itemsize
+        if self.survey.method.compensates:
+            states *= 2  # the original model's runs wait beside
         working = max(working_bytes(*shape_of(layer)) for layer in self.survey.layers)
         batch = 4 * min(BATCH_TOKENS, self.tokens) * width * 4
         return round(self.survey.model_bytes + states + working + batch + BASE_BYTES)
@@ -112,9 +118,16 @@ class Estimate:
     @property
     def seconds(self) -> float:
         shapes = list(map(shape_of, self.survey.layers))
-        forward = FORWARDS * 2 * self.tokens * self.survey.quantized / self.rates.model_flops
+        method, tokens = self.survey.method, self.tokens
+        streams = 2 if method.compensates else 1
+        forward = FORWARDS * 2 * streams * tokens * self.survey.quantized / self.rates.model_flops
+        if method.allocates:
+            # half of the blocks, on average, follow the one that is disturbed
+            probed = len(self.survey.layers) * PROBED_SEQUENCES * PROBED_LENGTH
+            forward += probed * self.survey.quantized / self.rates.model_flops
         widths = [shape_of(stage[0])[1] for stage in self.survey.stages]
-        hessians = sum(HESSIAN_SHARE * 2 * self.tokens * n**2 for n in widths)
+        share = HESSIAN_SHARE + (1 if method.compensates else 0)
+        hessians = sum(share * 2 * tokens * n**2 for n in widths)
         solve = sum(SOLVE_FLOPS * rows * n**2 for rows, n in shapes)
         coded = self.survey.quantized / self.rates.coded_weights
         return forward + (hessians + solve) / self.rates.float32_flops + coded
@@ -172,6 +185,32 @@ def survey(
     left_out += [f"{layer.name} is skipped as asked" for layer in found if layer not in layers]
     dtype = torch.bfloat16 if "gguf_file" in where else stored_dtype(config)
     return Survey(str(name), model, dtype, method, layers, stages_of(model, layers), left_out)
+
+
+def at_size(found: Survey, size: int) -> Survey:
+    """Return the survey with its method at the rate whose weight files take `size` bytes.
+
+    What stays as it is keeps its bytes; a directory entry of every tensor is counted.
+
+    Raises NearplaneError when the method has no rate, or when no rate it has gives that size.
+    """
+    if not hasattr(found.method, "bpw"):
+        raise NearplaneError(f"{found.method.name} has no rate that a size could set")
+    entries = codes.ENTRY_BYTES * (len(found.model.state_dict()) - len(found.layers))
+    kept = found.kept * found.dtype.itemsize + entries + FILE_BYTES
+    bpw = 8 * (size - kept) / found.quantized
+    if bpw <= 0:
+        raise NearplaneError(
+            f"{size / 1e6:.1f} MB cannot be met: what is not quantized takes {kept / 1e6:.1f} MB"
+        )
+    try:
+        method = found.method.at(bpw)
+        check_target(method, found.layers)
+    except NearplaneError as error:
+        raise NearplaneError(f"{size / 1e6:.1f} MB mean {bpw:.3f} bits per weight: {error}") from (
+            error
+        )
+    return replace(found, method=method)
 
 
 def check_target(method: Method, layers: list[Layer]) -> None:

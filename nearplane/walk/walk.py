@@ -12,14 +12,18 @@ from torch import Tensor, nn
 
 from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.lattice.basis import Basis
-from nearplane.methods import Method
+from nearplane.lattice.cross_target import choose_drift, moved
+from nearplane.methods import Aim, Method
+from nearplane.methods.allocation import allocate
 from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
 from nearplane.walk.blocks import Layer, check_finite, unquantizable
-from nearplane.walk.capture import Call, PausedRun, calls_of_blocks, inputs_of
+from nearplane.walk.capture import Call, calls_of_blocks
+from nearplane.walk.drift import Seen, see, see_drift
 from nearplane.walk.head import head_inputs, head_of, untie
-from nearplane.walk.hessian import HessianSum
 from nearplane.walk.memory import forget_file_pages, trim
 from nearplane.walk.observe import Plan, Stage, observe
+from nearplane.walk.probe import Probe
+from nearplane.walk.streams import Given, Streams
 
 BATCH_TOKENS = 2048
 
@@ -49,12 +53,15 @@ class Walk:
     Yields (layer, quantized weight, report) as each layer is done. The weights of a finished
     block are let go: what remains of the model is what was not quantized. Afterwards `fallbacks`
     names the layers that were rounded to nearest; `left_out` what was not quantized, and why.
+
+    - `bits`: rates of layers that differ from the method's own.
     """
 
     model: nn.Module
     method: Method
     tokens: Int64[Tensor, "n length"]
     rules: Rules = field(default_factory=Rules)
+    bits: dict[str, float] = field(default_factory=dict)
     plan: Plan = field(init=False)
     wanted: list[Layer] = field(init=False)
     widest: int = field(init=False)
@@ -81,6 +88,14 @@ class Walk:
             except NearplaneError as error:
                 raise NearplaneError(f"{layer.name}: {error}") from error
 
+    def allocate(self) -> dict[str, float]:
+        """Give every layer of a block its own rate, by what it does to the model; returns them."""
+        wanted = {layer.name for layer in self.wanted}
+        causes = Probe(self.model, self.plan, self.method, self.tokens, wanted).causes()
+        if causes:
+            self.bits = allocate(causes, self.method.bpw)
+        return self.bits
+
     def skipped(self, layer: Layer) -> bool:
         return any(re.search(pattern, layer.name) for pattern in self.rules.skip)
 
@@ -106,27 +121,32 @@ class Walk:
             for batch in batches
         ]
         hidden = [call[0].hidden for call in calls]
+        original = hidden if self.method.compensates else []
         forget_file_pages()
-        for index, block in enumerate(self.plan.blocks):
-            now = [call[index].on(h) for call, h in zip(calls, hidden, strict=True)]
-            hidden = yield from self.quantize_block(block, self.plan.stages[index], now)
+        for index in range(len(self.plan.blocks)):
+            now, then = (
+                [call[index].on(h) for call, h in zip(calls, states, strict=False)]
+                for states in (hidden, original)
+            )
+            hidden, original = yield from self.quantize_block(index, now, then)
         if self.rules.lm_head:
             head = self.wanted[-1]
             pairs = zip(batches, hidden, strict=True)
-            yield from self.round(
-                [head], (head_inputs(self.model, self.plan, head, b, h) for b, h in pairs)
-            )
+            inputs = (head_inputs(self.model, self.plan, head, b, h) for b, h in pairs)
+            yield from self.round([head], see(head.shape[1], map(Given, inputs)))
 
     def quantize_block(
-        self, block: nn.Module, stages: list[Stage], calls: list[Call]
-    ) -> Generator[Done, None, list[Tensor]]:
-        """Quantize a block stage by stage; returns its hidden states for every call."""
-        stages = [s for s in stages if not all(map(self.skipped, s.layers))]
-        stops = [stage.layers[0].module for stage in stages]
-        runs = [PausedRun(block, stops, call) for call in calls]
+        self, index: int, calls: list[Call], original: list[Call]
+    ) -> Generator[Done, None, tuple[list[Tensor], list[Tensor]]]:
+        """Quantize a block stage by stage; returns its hidden states for every call.
+
+        - `original`: the calls on what the original blocks give, or nothing.
+        """
+        stages = [s for s in self.plan.stages[index] if not all(map(self.skipped, s.layers))]
+        streams = Streams.of(self.plan, index, stages, calls, original)
         for stage in stages:
-            yield from self.quantize_stage(block, stage, runs)
-        hidden = [run.finish() for run in runs]
+            yield from self.quantize_stage(stage, streams)
+        hidden = streams.finish()
         for layer in (layer for stage in stages for layer in stage.layers):
             if layer in self.done and not self.plan.shared(layer):
                 layer.release()
@@ -134,43 +154,47 @@ class Walk:
         trim()
         return hidden
 
-    def quantize_stage(
-        self, block: nn.Module, stage: Stage, runs: list[PausedRun]
-    ) -> Generator[Done, None, None]:
+    def quantize_stage(self, stage: Stage, streams: Streams) -> Generator[Done, None, None]:
         """Quantize the layers that share one Hessian."""
-        module = stage.layers[0].module
+        layers = [layer for layer in stage.layers if not self.skipped(layer)]
+        rows, columns = layers[0].shape
+        given = streams.given(stage)
+        if streams.originals and stage.times == 1:
+            seen = see_drift(columns, rows, given, len(streams.runs))
+        else:
+            seen = see(columns, given)
+        yield from self.round(layers, seen)
 
-        def inputs() -> Iterator[Tensor]:
-            for run in runs:
-                first = run.to(module)
-                if first is None:
-                    continue
-                yield first
-                if stage.times > 1:
-                    # what a layer is given later in the same run is not known yet
-                    yield from inputs_of(block, module, stage.times, run.call)[1:]
-
-        yield from self.round([la for la in stage.layers if not self.skipped(la)], inputs())
-
-    def round(self, layers: list[Layer], inputs: Iterable[Tensor]) -> Generator[Done, None, None]:
-        """Round layers on the lattice that `inputs`, which they share, define."""
+    def round(self, layers: list[Layer], seen: Seen) -> Generator[Done, None, None]:
+        """Round layers that share their inputs on the lattice that these define."""
         started = time.perf_counter()
-        moment = HessianSum(layers[0].shape[1])
-        for batch in inputs:
-            moment.add(batch)
         # before what needs most, and not more often: memory given back must be asked for again
         if layers[0].shape[1] == self.widest:
             trim()
-        hessian = moment.mean()
-        basis, fallback = self.basis_of(hessian, moment, layers)
+        basis, fallback = self.basis_of(seen, layers)
         originals = [self.original(layer) for layer in layers]
-        quantized = self.method.together(originals, basis)
+        quantized = self.quantized(layers, originals, basis, seen if not fallback else None)
         seconds = (time.perf_counter() - started) / len(layers)
-        measured = Measured(hessian, moment, fallback, seconds)
+        measured = Measured(seen, fallback, seconds)
         for layer, original, weight in zip(layers, originals, quantized, strict=True):
             layer.assign(weight.value())
             self.done.add(layer)
             yield layer, weight, report_of(layer, self.method, original, weight, measured)
+
+    def quantized(
+        self, layers: list[Layer], weights: list[Tensor], basis: Basis, seen: Seen | None
+    ) -> Iterable[QuantizedWeight]:
+        """Return the layers' weights quantized, each at its own rate and aim if it has one."""
+        if seen is None or (seen.whole is None and not self.bits):
+            return self.method.together(weights, basis)
+        return [
+            self.method_of(layer).aimed(weight, basis, aim_of(weight, seen))
+            for layer, weight in zip(layers, weights, strict=True)
+        ]
+
+    def method_of(self, layer: Layer) -> Method:
+        """Return the method at the layer's own rate."""
+        return self.method.at(self.bits[layer.name]) if layer.name in self.bits else self.method
 
     def original(self, layer: Layer) -> Float[Tensor, "rows columns"]:
         """Return the weight as the model had it, also if another block shares and rounded it."""
@@ -181,14 +205,12 @@ class Walk:
             self.originals[layer.module] = weight
         return weight
 
-    def basis_of(
-        self, hessian: Float[Tensor, "n n"], moment: HessianSum, layers: list[Layer]
-    ) -> tuple[Basis, str]:
+    def basis_of(self, seen: Seen, layers: list[Layer]) -> tuple[Basis, str]:
         """Return the basis of a stage; where there is none, that of plain rounding, and why."""
         try:
-            if not moment.tokens or not hessian.any():
+            if not seen.tokens or not seen.hessian.any():
                 raise NotPositiveDefiniteError("no token with a finite, non-zero input reached it")
-            return self.method.basis(hessian), ""
+            return self.method.basis(seen.hessian), ""
         except NotPositiveDefiniteError as error:
             self.fallbacks += [layer.name for layer in layers]
             share = len(self.fallbacks) / len(self.wanted)
@@ -197,7 +219,7 @@ class Walk:
                     f"{len(self.fallbacks)} of {len(self.wanted)} layers could not be rounded on "
                     f"their inputs ({', '.join(self.fallbacks[:3])}: {error})"
                 ) from error
-            return self.method.basis(torch.eye(len(hessian))), str(error)
+            return self.method.basis(torch.eye(len(seen.hessian))), str(error)
 
 
 def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:
@@ -215,10 +237,17 @@ def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:
 class Measured:
     """What the walk knows of a layer beside its weights."""
 
-    hessian: Float[Tensor, "n n"]
-    moment: HessianSum
+    seen: Seen
     fallback: str
     seconds: float
+
+
+def aim_of(weight: Float[Tensor, "rows n"], seen: Seen) -> Aim:
+    """Return what to come near to: the weight, moved as far as held-out tokens bear it out."""
+    if seen.fitted is None or seen.held is None or seen.whole is None:
+        return Aim(weight)
+    drift = choose_drift(weight, seen.fitted, seen.held)
+    return Aim(moved(weight, seen.whole, drift), {"strength": drift.strength, "ridge": drift.ridge})
 
 
 def report_of(
@@ -232,7 +261,7 @@ def report_of(
     bound = quantized.facts.get("layer_bound")
     if bound is None and quantized.bound is not None and not quantized.bound.isnan().any():
         bound = float(quantized.bound.sum())
-    energy = ((original @ measured.hessian) * original).sum(dtype=torch.float64)
+    energy = ((original @ measured.seen.hessian) * original).sum(dtype=torch.float64)
     error = original.double() - quantized.value().double()
     void = f"rounded to nearest: {measured.fallback}" if measured.fallback else quantized.void
     return LayerReport(
@@ -249,9 +278,9 @@ def report_of(
         bound=None if measured.fallback else bound,
         void=void,
         weight_error=float(error.square().sum()),
-        tokens=measured.moment.tokens,
-        dropped_tokens=measured.moment.dropped,
-        dead_columns=int((measured.hessian.diagonal() == 0).sum()),
+        tokens=measured.seen.tokens,
+        dropped_tokens=measured.seen.dropped,
+        dead_columns=int((measured.seen.hessian.diagonal() == 0).sum()),
         seconds=measured.seconds,
         fallback=measured.fallback,
         facts=quantized.facts,

@@ -28,7 +28,15 @@ def test_the_demo_compares_and_leaves_a_checkpoint(nearplane, small):
     for _ in range(2):  # the second replaces what the first left
         result = nearplane("demo")
         assert result.exit_code == 0, result.output
-    for part in ("bf16 (before)", "hptq", "gptq, groups of 64", "hrtn", "rtn", "to evaluate on"):
+    for part in (
+        "bf16 (before)",
+        "eclq",
+        "hptq",
+        "gptq, groups of 64",
+        "hrtn",
+        "rtn",
+        "to evaluate on",
+    ):
         assert part in result.stdout
     assert npl.load(small / "demo-out").config.num_hidden_layers == 2
     assert [path.name for path in small.iterdir()] == ["demo-out"]

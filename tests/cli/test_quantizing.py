@@ -42,7 +42,7 @@ def attempt(nearplane, model, place, text, *options):
 def test_quantize_makes_a_checkpoint(checkpoint):
     report = json.loads((checkpoint / "report.json").read_text())
     assert len(report["layers"]) == 14 and report["bits"]["bpw"] <= 5
-    assert report["recipe"]["method"] == "hptq" and report["certified_layers"] == 14
+    assert report["recipe"]["method"] == "eclq" and report["certified_layers"] == 14
 
 
 def test_plain_lines_tell_of_every_layer(nearplane, model_dir, text, tmp_path):
@@ -85,7 +85,7 @@ def test_every_field_is_an_option(nearplane):
 
 def test_an_option_of_another_method_is_refused(nearplane, model_dir, place, text):
     result = attempt(nearplane, model_dir, place, text, "--method", "gptq", "--bpw", "3")
-    assert refused(result).endswith("--bpw is no option of gptq, but of hptq, hrtn, watersic")
+    assert refused(result).endswith("--bpw is no option of gptq, but of eclq, hptq, hrtn, watersic")
 
 
 def test_fields_out_of_range_are_refused():
@@ -106,7 +106,7 @@ def test_plan_and_dry_run_say_the_same_sizes(nearplane, model_dir, tmp_path):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (("--method", "nosuch"), "no method is called 'nosuch'; there are gptq, hptq"),
+        (("--method", "nosuch"), "no method is called 'nosuch'; there are eclq, gptq, hptq"),
         (("--bpw", "20"), "bpw must lie between 1.1 and 12, not 20"),
         (("--method", "rtn", "--bits", "9"), "bits must lie between 2 and 8, not 9"),
         (("--bpw", "1.1"), "the nearest that can is"),
@@ -220,3 +220,41 @@ def test_strict_refuses_parts_that_are_no_linear_layers(nearplane, place, text, 
     refused(attempt(nearplane, mixture, place, text, "--strict", *tiny.SMALL), "experts")
     plan = nearplane("plan", mixture, "--bpw", "6")
     assert plan.exit_code == 0 and "experts" in plan.stdout
+
+
+def test_a_size_sets_the_rate(nearplane, model_dir, text, tmp_path):
+    """The weight files come out under the size; 1.4 of 135 kB are left for their directory."""
+    size = 135_000
+    result = nearplane(
+        *("quantize", model_dir, tmp_path / "out", "--calibration", text, *tiny.SMALL[2:]),
+        *("--size", f"{size / 1000}kB"),
+    )
+    assert result.exit_code == 0, result.output
+    stored = sum(file.stat().st_size for file in (tmp_path / "out").glob("*.safetensors"))
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    spare = 8 * (size - stored) / report["bits"]["quantized_weights"]
+    assert 0 <= spare < 0.2, spare
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--size", "many"), "write 100MB or 1.5GiB"),
+        (("--size", "1kB"), "what is not quantized takes"),
+        (("--size", "90kB"), "bits per weight"),
+        (("--size", "1MB", "--method", "gptq"), "no rate that a size could set"),
+    ],
+)
+def test_sizes_that_cannot_be(nearplane, model_dir, place, text, options, said):
+    refused(attempt(nearplane, model_dir, place, text, *options), said)
+
+
+def test_the_allocation_is_said_and_kept(nearplane, model_dir, text, tmp_path):
+    words = ["--calibration", text, *tiny.SMALL]
+    result = nearplane("quantize", model_dir, tmp_path / "out", *words)
+    assert "bits per weight by equal slope: q_proj" in result.stderr
+    config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
+    allocation = config["recipe"]["allocation"]
+    assert list(allocation) == list(config["layers"])
+    for name, layer in config["layers"].items():
+        assert 8 * layer["bytes"] / (layer["rows"] * layer["columns"]) <= allocation[name]

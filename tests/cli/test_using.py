@@ -3,7 +3,9 @@
 import re
 
 import pytest
+from transformers import LlamaForCausalLM
 
+from tests.cli import tiny
 from tests.cli.test_quantizing import refused
 
 CUT = ("--context", "32", "--windows", "4")
@@ -55,3 +57,31 @@ def test_run_takes_the_chat_template(nearplane, checkpoint):
 def test_run_refuses_what_it_cannot_do(nearplane, checkpoint, tmp_path):
     refused(nearplane("run", checkpoint, "hello", "--tokens", "0"), "--tokens")
     refused(nearplane("run", tmp_path / "nosuch", "hello"), "nosuch")
+
+
+def divergence_of(result):
+    assert result.exit_code == 0, result.output
+    found = re.search(
+        r"KL divergence ([\d.]+) nats a token, top-1 agreement ([\d.]+) %", result.stdout
+    )
+    return tuple(map(float, found.groups()))
+
+
+def test_a_checkpoint_is_compared_with_its_model(nearplane, model_dir, checkpoint, text):
+    alone = nearplane("eval", checkpoint, "--text", text, *CUT)
+    beside = nearplane("eval", checkpoint, "--text", text, *CUT, "--against", model_dir)
+    assert perplexity_of(beside) == perplexity_of(alone)
+    assert len(beside.stdout.splitlines()) == len(alone.stdout.splitlines()) + 1
+    kl, top1 = divergence_of(beside)
+    assert 0 < kl < 1 and 10 < top1 < 100
+    itself = nearplane("eval", model_dir, "--text", text, *CUT, "--against", model_dir)
+    assert divergence_of(itself) == (0, 100)
+
+
+def test_models_that_cannot_be_compared_are_refused(nearplane, checkpoint, text, tmp_path):
+    against = ("eval", checkpoint, "--text", text, *CUT, "--against")
+    refused(nearplane(*against, tmp_path / "nosuch"), "nosuch")
+    config = tiny.model().config
+    config.vocab_size = 330
+    LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
+    refused(nearplane(*against, tmp_path / "other"), "320 tokens against the reference's 330")

@@ -2,11 +2,13 @@
 
 import numpy as np
 import torch
+from hypothesis import settings
 from hypothesis import strategies as st
 
 from nearplane.types import Outliers
 
 INT32 = np.iinfo(np.int32)
+laws = settings(deadline=None)  # a busy machine is not a fault
 
 
 def gaussian(seed: int, count: int, sigma: float) -> np.ndarray:
@@ -35,6 +37,28 @@ def integers(draw, most: int = 5000) -> np.ndarray:
     exceptions = rng.random(count) < draw(st.sampled_from([0, 0.001, 0.1]))
     result[exceptions] = rng.integers(INT32.min, INT32.max, exceptions.sum(), endpoint=True)
     return result
+
+
+@st.composite
+def matrices(draw, most: int = 5000) -> np.ndarray:
+    """The same as matrices, of one row, one column or some of both, with spreads of their own."""
+    flat = draw(integers(most))
+    columns = draw(st.sampled_from([1, 2, 7, 64, 129, max(1, len(flat))]))
+    matrix = flat[: len(flat) // columns * columns].reshape(-1, columns)
+    if draw(st.booleans()):
+        rng = np.random.default_rng(len(flat))
+        rows, columns = (np.exp2(rng.normal(size=size)) for size in matrix.shape)
+        matrix = (matrix * rows[:, None] * columns).clip(INT32.min, INT32.max).astype(np.int32)
+    return matrix
+
+
+def spread(seed: int, rows: int, columns: int, sigma: float, octaves: float) -> np.ndarray:
+    """Return rounded Gaussian numbers whose spread varies from row to row and column to column."""
+    rng = np.random.default_rng(seed)
+    row, column = (np.exp2(octaves * rng.normal(size=size)) for size in (rows, columns))
+    return np.rint(rng.normal(size=(rows, columns)) * sigma * row[:, None] * column).astype(
+        np.int32
+    )
 
 
 def outliers(seed: int, rows: int, columns: int, rate: float) -> Outliers:

@@ -58,24 +58,24 @@ def test_what_does_not_fit_is_a_value_error(values, width):
 def test_a_stated_width_is_kept(bits, data):
     low = data.draw(st.integers(-(2**31), 2**31 - 2**bits))
     offsets = data.draw(st.lists(st.integers(0, 2**bits - 1), min_size=1, max_size=40))
-    integers = (np.array(offsets) + low).astype(np.int32)
+    integers = (np.array(offsets) + low).astype(np.int32)[None]
     encoded = Dense(bits).encode(integers)
-    assert len(encoded) == 5 + packed_bytes(bits, len(integers))
-    decoded, used = Dense().decode(encoded, len(integers))
+    assert len(encoded) == 5 + packed_bytes(bits, len(offsets))
+    decoded, used = Dense().decode(encoded, *integers.shape)
     assert np.array_equal(decoded, integers) and used == len(encoded)
-    assert slow.dense(encoded, len(integers)) == integers.tolist()
+    assert slow.dense(encoded, *integers.shape) == integers[0].tolist()
 
 
 def test_low_is_that_of_twos_complement_where_it_fits():
-    assert Dense(3).encode(np.array([0, 3], np.int32))[:4] == (-4).to_bytes(
+    assert Dense(3).encode(np.array([[0, 3]], np.int32))[:4] == (-4).to_bytes(
         4, "little", signed=True
     )
-    assert Dense(3).encode(np.array([0, 7], np.int32))[:4] == bytes(4)
+    assert Dense(3).encode(np.array([[0, 7]], np.int32))[:4] == bytes(4)
 
 
 def test_integers_too_far_apart_are_a_value_error():
     with pytest.raises(ValueError, match="do not fit in bits=3"):
-        Dense(3).encode(np.array([0, 8], np.int32))
+        Dense(3).encode(np.array([[0, 8]], np.int32))
 
 
 @pytest.mark.parametrize("bits", [0, 33])
@@ -88,4 +88,4 @@ def test_impossible_widths_are_a_value_error(bits):
 def test_impossible_headers_are_refused(low, bits):
     data = low.to_bytes(4, "little") + bytes([bits]) + b"\xff" * 40
     with pytest.raises(CorruptError):
-        Dense().decode(data, 8)
+        Dense().decode(data, 2, 4)

@@ -8,7 +8,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearplane.codes import CODES, CorruptError, Dense, Huffman, histogram, record, round_step
+from nearplane.codes import (
+    CODES,
+    CorruptError,
+    Dense,
+    Huffman,
+    Rans,
+    fit,
+    histogram,
+    ladder_steps,
+    record,
+    round_base,
+    round_step,
+)
 from nearplane.codes.header import LAYOUT
 from nearplane.types import value
 from tests.codes import slow
@@ -117,6 +129,18 @@ def test_outliers_of_another_matrix_are_a_value_error():
         record.pack(matrix(0, 4, 5), torch.ones(1, 1), 5, outliers(0, 4, 10, 0.9))
 
 
+def test_steps_on_a_ladder_come_back():
+    wanted = torch.exp2(torch.linspace(-2, 2, 100).double())
+    step = ladder_steps(wanted)[None] * round_base(0.0137)
+    packed, _ = record.pack(matrix(0, 20, 100), step, 100)
+    header = record.inspect(packed)
+    assert header.step_type == 16 + 5 and header.step_bytes == record.step_bytes(step) == 6 + 63
+    back = record.unpack(packed)
+    assert torch.equal(back.step, step)
+    expected = value(back.code, step.double(), 100, None)
+    assert slow.record(bytes(packed.numpy())) == expected.tolist()
+
+
 def small(coder=CODERS[0]) -> bytes:
     """Return a record with every section in it."""
     sparse = outliers(3, 4, 11, 0.1)
@@ -189,9 +213,13 @@ def altered(**change) -> bytes:
         {"step_form": 0},
         {"step_form": 3},
         {"step_type": 3},
+        {"step_type": 16},
+        {"step_type": 25},
         {"code_tag": 0},
         {"code_tag": 255},
         {"code_tag": 2},
+        {"code_tag": 3},
+        {"code_tag": 3, "rows": 2**31 - 1},
         {"rows": 5},
     ],
 )
@@ -248,6 +276,24 @@ def test_the_price_is_near(step_shape):
     priced = record.price(*histogram(code.numpy().reshape(-1)), step_count=count)
     # 147 lanes: a bit each for their sizes, and padding that is not quite the mean
     assert abs(priced - len(packed)) <= 147 / 8 + 13
+
+
+def test_the_likely_size_of_rans_is_near():
+    code, step = matrix(4, 300, 1000, 2.1), some_steps((1, 1000))
+    packed, _ = record.pack(code, step, 1000, None, Rans())
+    likely = record.record_bytes(record.step_bytes(step), fit(code.numpy()).likely_bytes(300_000))
+    assert abs(likely - len(packed)) <= 8
+
+
+def test_a_rans_record_may_hold_more_integers_than_bits():
+    code = torch.zeros(300, 1000, dtype=torch.int32)
+    packed, code_bytes = record.pack(code, torch.ones(1, 1), 1000, None, Rans())
+    assert 8 * code_bytes < code.numel()
+    assert torch.equal(record.unpack(packed).code, code)
+    # the same promise in another code is refused
+    header = replace(record.inspect(packed), code_tag=1)
+    with pytest.raises(CorruptError, match="cannot be in"):
+        record.inspect(header.to_bytes() + bytes(packed.numpy())[LAYOUT.size :])
 
 
 def test_the_directory_entry_of_safetensors():

@@ -15,7 +15,7 @@ arrays = npst.arrays(np.float32, npst.array_shapes(max_dims=1, max_side=20), ele
 @given(arrays)
 def test_every_bit_of_every_step_is_preserved(step):
     kind, data = steps.encode(step)
-    back = steps.decode(data, kind)
+    back = steps.decode(data, kind, len(step))
     assert back.view(np.uint32).tolist() == step.view(np.uint32).tolist()
 
 
@@ -23,14 +23,15 @@ def test_every_bit_of_every_step_is_preserved(step):
 def test_bfloat16_holds_no_lower_bit(bit):
     step = np.array([0x71490000 | 1 << bit], np.uint32).view(np.float32)
     kind, data = steps.encode(step)
-    assert kind == steps.FLOAT32 and steps.decode(data, kind) == step
+    assert kind == steps.FLOAT32 and steps.decode(data, kind, len(step)) == step
 
 
 @given(npst.arrays(np.float32, (2, 3), elements=st.floats(-(2.0**126), 2.0**126, width=32)))
 def test_rounded_steps_take_16_bits_and_stay(step):
     rounded = steps.round_step(torch.from_numpy(step))
     kind, data = steps.encode(rounded.numpy().reshape(-1))
-    assert len(data) == 2 * step.size
+    # or fewer, where they happen to lie on a ladder
+    assert len(data) <= 2 * step.size
     assert torch.equal(steps.round_step(rounded), rounded)
 
 
@@ -66,9 +67,9 @@ def test_steps_are_finite(bad):
         steps.encode(np.array([1.0, bad], np.float32))
     for kind, data in ((0, np.float32(bad)), (1, np.float16(bad))):
         with pytest.raises(CorruptError):
-            steps.decode(data.tobytes(), kind)
+            steps.decode(data.tobytes(), kind, 1)
     with pytest.raises(CorruptError):
-        steps.decode(np.float32(bad).tobytes()[2:], 2)
+        steps.decode(np.float32(bad).tobytes()[2:], 2, 1)
 
 
 def test_a_step_beyond_bfloat16_is_a_value_error():
@@ -76,6 +77,7 @@ def test_a_step_beyond_bfloat16_is_a_value_error():
         steps.round_step(torch.full((1, 2), torch.finfo(torch.float32).max))
 
 
-def test_unknown_types_are_refused():
-    with pytest.raises(CorruptError):
-        steps.decode(b"\0\0", 3)
+@pytest.mark.parametrize("kind", [3, 15, 25, 255])
+def test_unknown_types_are_refused(kind):
+    with pytest.raises(CorruptError, match="unknown"):
+        steps.stored_bytes(kind, 1)

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nearplane.codes import Code, Dense, Huffman, record
+from nearplane.codes import Code, Dense, Huffman, Rans, ladder_steps, record
 from nearplane.codes.header import LAYOUT
 from nearplane.types import Outliers
 
@@ -85,6 +85,32 @@ def one_weight() -> Case:
     return Case(code, torch.tensor([[1.0]]), 1, nothing, Dense())
 
 
+def rans_contexts_gaps() -> Case:
+    row, column = torch.arange(96)[:, None] // 12, torch.arange(80) % 5
+    code = (bell(96, 80, 3) * (1 + row) * (1 + column) // 4).to(torch.int32)
+    code[7, 3], code[95, 79] = -(2**31), 2**31 - 1
+    place = torch.arange(384) * 20 + torch.arange(384) * 7 % 13
+    start = torch.searchsorted(place, torch.arange(97) * 80).to(torch.int32)
+    value = (torch.arange(384) / 16 - 2).to(torch.float16)
+    sparse = Outliers(start, (place % 80).to(torch.int32), value)
+    return Case(code, torch.tensor([[0.0123]]), 80, sparse, Rans())
+
+
+def rans_listed_ladder() -> Case:
+    code = bell(60, 90, 6).clamp(min=-1)
+    step = ladder_steps(torch.arange(1, 91) / 16)[None] * 0.75
+    return Case(code, step, 90, None, Rans())
+
+
+def rans_bands() -> Case:
+    code = torch.div(bell(512, 800, 20), 29, rounding_mode="trunc")
+    return Case(code, torch.tensor([[0.5]]), 800, None, Rans())
+
+
+def rans_one_context() -> Case:
+    return Case(bell(30, 70, 12), torch.full((30, 3), 0.125), 32, None, Rans(contexts=False))
+
+
 CASES: tuple[Callable[[], Case], ...] = (
     huffman_scalar_escapes,
     huffman_columns,
@@ -93,6 +119,10 @@ CASES: tuple[Callable[[], Case], ...] = (
     dense_groups_outliers,
     one_symbol,
     one_weight,
+    rans_contexts_gaps,
+    rans_listed_ladder,
+    rans_bands,
+    rans_one_context,
 )
 
 
@@ -134,6 +164,45 @@ def bad_records() -> dict[str, bytes]:
     }
 
 
+def bad_rans_records() -> dict[str, bytes]:
+    """Return by name what must be refused of rans and gaps; the codes begin at byte 36."""
+    case = rans_contexts_gaps()
+    good, at = case.pack(), LAYOUT.size + 4
+    header = record.inspect(good)
+    end = at + header.code_bytes
+
+    def bad(change: dict[int, int]) -> bytes:
+        return edited(case, change)
+
+    classes = good[at + 3] + good[at + 4] - 1
+    # after header, one size, and the lists of classes: begins, then widths
+    widths = at + 15 + sum(-(-good[at + k] // 2) for k in (3, 4)) + -(-(classes - 1) // 8)
+    assert good[widths] % 16 == 5
+    swapped = {end - 12 + k: good[end - 12 + (k + 4) % 8] for k in range(8)}
+    return {
+        "rans-span-0": bad({at: 0, at + 1: 0}),
+        "rans-span-2-15": bad({at: 0, at + 1: 128}),
+        "rans-form": bad({at + 2: 2}),
+        "rans-row-classes-33": bad({at + 3: 33}),
+        "rans-column-classes-0": bad({at + 4: 0}),
+        "rans-no-band": bad({at + 5: 0}),
+        "rans-small-bands": bad({at + 5: 2}),
+        "rans-one-escape-more": bad({at + 7: good[at + 7] + 1}),
+        "rans-one-word-more": bad({at + 11: good[at + 11] + 1}),
+        "rans-one-word-less": bad({at + 11: good[at + 11] - 1}),
+        "rans-escape-exponent-24": bad({widths + 3: 24 | good[widths + 3] & 224}),
+        "rans-first-word": bad({end - 4 * good[at + 11] - 1024 * good[at + 12]: 77}),
+        "rans-last-word-0": bad(dict.fromkeys(range(end - 4, end), 0)),
+        "rans-words-swapped": bad(swapped),
+        "rans-last-word": bad({end - 4: good[end - 4] ^ 1}),
+        "rans-promise": promising(rans_one_context(), rows=2**31 - 1),
+        "gaps-width-32": bad({end + 5: 32}),
+        "gaps-unary-bytes": bad({end + 6: good[end + 6] + 1}),
+        "gaps-beyond": bad({end + 10: 255}),
+        "ladder-base": edited(rans_listed_ladder(), {LAYOUT.size + 3: 0xFF}),
+    }
+
+
 def write_missing(name: str, data: bytes) -> None:
     path = FOLDER / f"{name}.bin"
     if not path.exists():
@@ -145,5 +214,5 @@ def write_missing(name: str, data: bytes) -> None:
 if __name__ == "__main__":
     for case in CASES:
         write_missing(f"v1-{case.__name__.replace('_', '-')}", case().pack())
-    for name, data in bad_records().items():
+    for name, data in (bad_records() | bad_rans_records()).items():
         write_missing(f"must_fail/v1-{name}", data)

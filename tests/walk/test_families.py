@@ -41,9 +41,9 @@ class Watched(Walk):
 
     seen: list[tuple[list[str], Tensor]] = field(default_factory=list)
 
-    def basis_of(self, hessian, moment, layers):
-        self.seen.append(([layer.name for layer in layers], hessian.clone()))
-        return super().basis_of(hessian, moment, layers)
+    def basis_of(self, measured, layers):
+        self.seen.append(([layer.name for layer in layers], measured.hessian.clone()))
+        return super().basis_of(measured, layers)
 
 
 def walked(

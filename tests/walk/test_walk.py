@@ -267,9 +267,9 @@ def test_the_hessian_of_a_layer_that_runs_twice_sums_both_calls():
     seen = {}
 
     class Watched(Walk):
-        def basis_of(self, hessian, moment, layers):
-            seen[layers[0].name] = hessian.clone()
-            return super().basis_of(hessian, moment, layers)
+        def basis_of(self, measured, layers):
+            seen[layers[0].name] = measured.hessian.clone()
+            return super().basis_of(measured, layers)
 
     done = {
         layer.name: (weight, report) for layer, weight, report in Watched(model, METHOD, TOKENS)

@@ -1,0 +1,138 @@
+"""Symbols <-> streams of whole rows, by asymmetric numeral systems (docs/formats/rans.md)."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
+from jaxtyping import Int32, Int64, UInt8, UInt32
+
+from nearplane.codes.contexts import Contexts
+from nearplane.codes.corrupt import CorruptError, require
+from nearplane.op import Op
+
+FIRST_STATE = np.array([0, 1], np.uint32)  # 2^32 in words: every symbol makes it grow
+Words = UInt32[np.ndarray, "_"]
+
+
+@dataclass(frozen=True)
+class Frequencies:
+    """What makes a stream readable; each list of frequencies adds up to 2^24.
+
+    - `row`, `column`: of the classes; a lonely class is not coded.
+    - `table`: each context's table; `symbol`: the tables.
+    """
+
+    row: Int64[np.ndarray, " row_classes"]
+    column: Int64[np.ndarray, " column_classes"]
+    table: Int64[np.ndarray, " contexts"]
+    symbol: Int64[np.ndarray, "tables symbols"]
+
+
+@Op
+def encode_bands(
+    symbols: Int32[np.ndarray, "rows columns"], contexts: Contexts, given: Frequencies, bands: int
+) -> list[Words]:
+    """Return each band's stream; the first begins with the classes."""
+    models, streams = [_model(f) for f in given.symbol], []
+    for part in band_slices(len(symbols), bands):
+        coder, row = stream.stack.AnsCoder(FIRST_STATE), contexts.row[part]
+        placed = symbols[part].take(_order(row), 0).take(_order(contexts.column), 1)
+        # what is encoded last is decoded first
+        for table, rows, columns in reversed(list(_blocks(row, contexts.column, given.table))):
+            block = placed[rows, columns].reshape(-1)
+            coder.encode_reverse(block, models[table])
+        if not streams:
+            _encode_classes_(coder, contexts.column, given.column)
+            _encode_classes_(coder, contexts.row, given.row)
+        streams.append(coder.get_compressed())
+    return streams
+
+
+@Op
+def decode_bands(
+    streams: list[Words], shape: tuple[int, int], given: Frequencies
+) -> Int32[np.ndarray, "rows columns"]:
+    """Return the symbols; CorruptError unless every stream ends as it began."""
+    models, result = [_model(f) for f in given.symbol], np.empty(shape, np.int32)
+    coder = _coder(streams[0])
+    row = _decode_classes(coder, shape[0], given.row)
+    column = _decode_classes(coder, shape[1], given.column)
+    back = _order(_order(column))
+    for k, part in enumerate(band_slices(shape[0], len(streams))):
+        coder = _coder(streams[k]) if k else coder
+        placed = np.empty((len(row[part]), shape[1]), np.int32)
+        for table, rows, columns in _blocks(row[part], column, given.table):
+            block = placed[rows, columns]
+            block[:] = coder.decode(models[table], block.size).reshape(block.shape)
+        # "the state MUST be 2^32, and no word may be left"
+        require(coder.pos() == (0, 1 << 32), "a stream does not end with its integers")
+        result[part] = placed.take(_order(_order(row[part])), 0).take(back, 1)
+    return result
+
+
+def band_slices(rows: int, bands: int) -> list[slice]:
+    """ "Every band but the last has ⌈rows / bands⌉ rows." """
+    size = -(-rows // bands)
+    return [slice(at, at + size) for at in range(0, rows, size)]
+
+
+def _blocks(
+    row: UInt8[np.ndarray, " some_rows"],
+    column: UInt8[np.ndarray, " columns"],
+    table: Int64[np.ndarray, " contexts"],
+) -> Iterator[tuple[int, slice, slice]]:
+    """Yield table, sorted rows and sorted columns of each pair of classes, in the stream's order.
+
+    "By row class, then by column class; row-major within a pair."
+    """
+    rows, columns = _class_slices(row), _class_slices(column)
+    for i, some_rows in rows:
+        for j, some_columns in columns:
+            yield int(table[i + j]), some_rows, some_columns
+
+
+def _class_slices(classes: UInt8[np.ndarray, " n"]) -> list[tuple[int, slice]]:
+    """Return the classes that occur, in rising order, and their places once sorted."""
+    counts = np.bincount(classes)
+    ends = np.cumsum(counts)
+    present = np.flatnonzero(counts).tolist()
+    return [(k, slice(int(ends[k] - counts[k]), int(ends[k]))) for k in present]
+
+
+def _order(classes: np.ndarray) -> Int64[np.ndarray, " n"]:
+    """Return the places of the sorted classes; of such places, where they came from."""
+    return np.argsort(classes, kind="stable")
+
+
+def _model(frequency: Int64[np.ndarray, " symbols"]) -> stream.model.Categorical:
+    """Return a model of exactly these frequencies.
+
+    The library gives symbol k the interval from k + ⌊(p(0) + ... + p(k − 1)) · scale⌋, with scale =
+    (2^24 − n) / Σ p. For p = frequency − 1 all sums are whole numbers and scale is 1.
+    """
+    return stream.model.Categorical((frequency - 1).astype(np.float64), perfect=False)
+
+
+def _coder(words: Words) -> stream.stack.AnsCoder:
+    try:
+        return stream.stack.AnsCoder(words)
+    except ValueError as error:
+        raise CorruptError(f"a stream cannot be read: {error}") from error
+
+
+def _encode_classes_(
+    coder: stream.stack.AnsCoder,
+    classes: UInt8[np.ndarray, " n"],
+    frequency: Int64[np.ndarray, " classes"],
+) -> None:
+    if len(frequency) > 1:
+        coder.encode_reverse(classes.astype(np.int32), _model(frequency))
+
+
+def _decode_classes(
+    coder: stream.stack.AnsCoder, count: int, frequency: Int64[np.ndarray, " classes"]
+) -> UInt8[np.ndarray, " count"]:
+    if len(frequency) == 1:
+        return np.zeros(count, np.uint8)
+    return coder.decode(_model(frequency), count).astype(np.uint8)

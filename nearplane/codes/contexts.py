@@ -1,0 +1,170 @@
+"""Classes of rows and columns: integers whose spread is alike share a table of probabilities."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float64, Int32, Int64, UInt8
+
+from nearplane.codes.dense import width_of
+
+CLASSES = 32  # at most, of rows and of columns
+FINEST = 4  # classes in an octave of spread; coarser ones join 2 or 4 of them, or all
+ROUNDING = 0.08  # added to squares: about the variance that rounding to integers makes or hides
+PASSES = 3
+WIDEST = 2**15 - 1  # of a span: 2 span + 1 symbols and the escape symbol are at most 2^16
+PIECE = 2**18  # integers counted at once
+CELLS = 2**20  # of a histogram over row class, column class and symbol
+MOST_LENGTHS = 2**18  # of integers −span .. span in all contexts
+ESCAPE_BITS = 12  # about what an escape symbol costs, beside the escaped integer
+SYMBOL_BITS = 2  # about what a larger span costs in time and tables
+
+
+@dataclass(frozen=True)
+class Contexts:
+    """Integer (i, j) is in context row[i] + column[j]: the larger, the wider spread."""
+
+    row: UInt8[np.ndarray, " rows"]
+    column: UInt8[np.ndarray, " columns"]
+
+    @property
+    def row_classes(self) -> int:
+        return int(self.row.max()) + 1
+
+    @property
+    def column_classes(self) -> int:
+        return int(self.column.max()) + 1
+
+    @property
+    def count(self) -> int:
+        """Contexts from the narrowest to the widest, some of which may be empty."""
+        return self.row_classes + self.column_classes - 1
+
+
+def choose_span(code: Int32[np.ndarray, "rows columns"]) -> int:
+    """Return the largest |z| that is worth a symbol; what is larger escapes."""
+    flat, sizes = code.reshape(-1), np.zeros(WIDEST + 2, np.int64)
+    for at in range(0, len(flat), PIECE):
+        clipped = np.clip(flat[at : at + PIECE], -WIDEST - 1, WIDEST + 1)
+        piece = np.bincount(np.abs(clipped))
+        sizes[: len(piece)] += piece
+    outside = len(flat) - np.cumsum(sizes)
+    width = width_of(int(flat.max()) - int(flat.min()))
+    cost = outside[:-1] * (ESCAPE_BITS + width) + SYMBOL_BITS * np.arange(WIDEST + 1)
+    return max(1, int(cost.argmin()))
+
+
+def spreads(
+    code: Int32[np.ndarray, "rows columns"],
+) -> tuple[Float64[np.ndarray, " rows"], Float64[np.ndarray, " columns"]]:
+    """Return a and b with E z(i, j)² ≈ 4^(a(i) + b(j)), by turns:
+
+    a(i) = ½ log₂ mean_j z(i, j)² 4^(−b(j)),  b(j) = ½ log₂ mean_i z(i, j)² 4^(−a(i))
+    """
+    row, column = np.zeros(code.shape[0]), np.zeros(code.shape[1])
+    for _ in range(PASSES):
+        total = np.zeros(code.shape[1])
+        for part in row_pieces(*code.shape):
+            square = _squares(code[part])
+            row[part] = _half_log(square @ np.exp2(-2 * column) / len(column))
+            total += np.exp2(-2 * row[part]) @ square
+        column = _half_log(total / len(row))
+    return row, column
+
+
+def row_pieces(rows: int, columns: int) -> list[slice]:
+    """Return pieces of whole rows: 64-bit copies of a whole matrix would take gigabytes."""
+    size = max(1, PIECE // columns)
+    return [slice(at, at + size) for at in range(0, rows, size)]
+
+
+def _squares(code: Int32[np.ndarray, "rows columns"]) -> Float64[np.ndarray, "rows columns"]:
+    # sums in float32 would depend on the number of threads by enough to change a class
+    return np.square(code, dtype=np.float64) + ROUNDING
+
+
+def _half_log(mean: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    return np.log2(mean) / 2
+
+
+@dataclass(frozen=True)
+class Joint:
+    """How often each symbol occurs for rows of one class and columns of another.
+
+    Symbols are −span .. span and the escape symbol.
+    """
+
+    contexts: Contexts
+    counts: Int64[np.ndarray, "row_classes column_classes symbols"]
+
+    def coarser(self, by_row: int, by_column: int) -> "Joint":
+        """Return the counts when so many neighbouring classes are joined to one."""
+        row, column = self.contexts.row // by_row, self.contexts.column // by_column
+        counts = np.add.reduceat(self.counts, np.arange(0, len(self.counts), by_row), axis=0)
+        at = np.arange(0, counts.shape[1], by_column)
+        return Joint(Contexts(row, column), np.add.reduceat(counts, at, axis=1))
+
+    def by_context(self) -> Int64[np.ndarray, "contexts symbols"]:
+        rows, columns, symbols = self.counts.shape
+        result = np.zeros((rows + columns - 1, symbols), np.int64)
+        for k, part in enumerate(self.counts):
+            result[k : k + columns] += part
+        return result
+
+
+def joint_counts(code: Int32[np.ndarray, "rows columns"], span: int, split: bool) -> Joint:
+    """Return the histogram over the finest classes that there is room for, or over one class."""
+    clipped = np.clip(code, -span - 1, span + 1)
+    row, column = np.zeros(code.shape[0], np.uint8), np.zeros(code.shape[1], np.uint8)
+    if split:
+        row, column = (_classes(x) for x in spreads(clipped))
+    contexts = Contexts(row, column)
+    for joined in (2, 4, 8, 16, CLASSES):
+        if not _too_many(contexts, span):
+            break
+        contexts = Contexts(row // joined, column // joined)
+    return Joint(contexts, _count(clipped, span, contexts))
+
+
+def candidates(finest: Joint) -> Iterator[Joint]:
+    """Yield ways to class rows and columns, one context for all of them first."""
+    rows, columns = finest.contexts.row_classes, finest.contexts.column_classes
+    yield finest.coarser(CLASSES, CLASSES)
+    for step in (1, 2, FINEST):
+        if rows > step:
+            yield finest.coarser(step, CLASSES)
+        if columns > step:
+            yield finest.coarser(CLASSES, step)
+        if rows > step and columns > step:
+            yield finest.coarser(step, step)
+
+
+def _too_many(contexts: Contexts, span: int) -> bool:
+    """ "contexts · (2 span + 1) MUST NOT exceed 2^18"; and a histogram must not be too large."""
+    cells = contexts.row_classes * contexts.column_classes * (2 * span + 3)
+    return contexts.count * (2 * span + 1) > MOST_LENGTHS or cells > CELLS
+
+
+def _classes(spread: Float64[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
+    """Return round(FINEST · spread) from 0, with what is far from the middle moved nearer."""
+    level = np.rint(FINEST * spread).astype(np.int64)
+    lowest = int(np.median(level)) - CLASSES // 2
+    level = level.clip(lowest, lowest + CLASSES - 1)
+    return (level - level.min()).astype(np.uint8)
+
+
+def _count(
+    clipped: Int32[np.ndarray, "rows columns"], span: int, contexts: Contexts
+) -> Int64[np.ndarray, "row_classes column_classes symbols"]:
+    shape = contexts.row_classes, contexts.column_classes, 2 * span + 3
+    row = contexts.row.astype(np.int64) * (shape[1] * shape[2]) + span + 1
+    column = contexts.column.astype(np.int64) * shape[2]
+    counts = np.zeros(shape[0] * shape[1] * shape[2], np.int64)
+    for part in row_pieces(*clipped.shape):
+        cell = clipped[part] + row[part, None]
+        cell += column
+        counts += np.bincount(cell.reshape(-1), minlength=len(counts))
+    counts = counts.reshape(shape)
+    # −span − 1 and span + 1 stand for everything beyond
+    counts[:, :, -1] += counts[:, :, 0]
+    return counts[:, :, 1:]

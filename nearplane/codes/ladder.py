@@ -1,0 +1,86 @@
+"""Column steps on a ladder: one base and a few bits a column (docs/formats/record.md)."""
+
+import struct
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float32, Int64
+from torch import Tensor
+
+from nearplane.codes.corrupt import require
+from nearplane.codes.dense import pack_bits, packed_bytes, unpack_bits, width_of
+
+HEADER = struct.Struct("<fh")  # base, lowest rung
+RUNGS = np.array([8, 10, 11, 13])  # eighths: four bits each, about a quarter octave apart
+BASE_BITS = 16  # significant bits of a base, so that base · rung is exact in float32
+WIDEST = 8  # bits of a rung above the lowest
+
+
+def rung_value(rung: Int64[np.ndarray, " count"]) -> Float32[np.ndarray, " count"]:
+    """Return RUNGS[rung mod 4] / 8 · 2^⌊rung / 4⌋."""
+    return np.ldexp(RUNGS[rung % 4] / 8, rung // 4).astype(np.float32)
+
+
+def ladder_steps(wanted: Float[Tensor, " n"]) -> Float32[Tensor, " n"]:
+    """Return the rungs' values nearest to positive numbers, in ratio: at most 1.13 off.
+
+    Rungs further than 2^WIDEST below the highest are raised to it, so that one record holds all.
+    """
+    octaves = torch.log2(wanted.double()).numpy()
+    inside = np.log2(RUNGS / 8)
+    # the first of the next octave is a neighbour too
+    edges = (inside + np.append(inside[1:], 1.0)) / 2
+    whole = np.floor(octaves).astype(np.int64)
+    rung = 4 * whole + np.searchsorted(edges, octaves - whole)
+    rung = np.maximum(rung, rung.max(initial=-(2**15)) - 2**WIDEST + 1)
+    return torch.from_numpy(rung_value(rung))
+
+
+def round_base(base: float) -> float:
+    """Return `base` in BASE_BITS significant bits."""
+    mantissa, exponent = np.frexp(base)
+    return float(np.ldexp(np.rint(np.ldexp(mantissa, BASE_BITS)), exponent - BASE_BITS))
+
+
+def stored_bytes(width: int, count: int) -> int:
+    """Return the size of `count` steps whose rungs take `width` bits."""
+    return HEADER.size + packed_bytes(width, count)
+
+
+def encode(step: Float32[np.ndarray, " count"]) -> tuple[int, bytes] | None:
+    """Return the width of rungs and the bytes of steps on one ladder; None if they are on none."""
+    if len(step) < 2 or not (step > 0).all():
+        return None
+    found = rungs_on(step)
+    if found is None:
+        return None
+    base, rung = found
+    low = int(rung.min())
+    width = width_of(int(rung.max()) - low)
+    if width > WIDEST or not -(2**15) <= low < 2**15:
+        return None
+    return width, HEADER.pack(base, low) + pack_bits(rung - low, width)
+
+
+def rungs_on(
+    step: Float32[np.ndarray, " count"],
+) -> tuple[np.float32, Int64[np.ndarray, " count"]] | None:
+    """Return a base and the rungs with step = base · value(rung) exactly, if there are some."""
+    for first in range(len(RUNGS)):
+        # the first step may stand on any of the four rungs
+        base = np.float32(step[0] / (RUNGS[first] / 8))
+        octaves = np.log2(step.astype(np.float64) / float(base))
+        near = np.rint(4 * octaves).astype(np.int64)
+        if np.array_equal(base * rung_value(near), step):
+            return base, near
+    return None
+
+
+def decode(buffer: bytes | memoryview, width: int, count: int) -> Float32[np.ndarray, " count"]:
+    """Return the steps in `buffer`, which is as long as `stored_bytes` says."""
+    base, low = HEADER.unpack(buffer[: HEADER.size])
+    # "base MUST be finite and positive"
+    require(bool(np.isfinite(base)) and base > 0, "a ladder's base is not a positive number")
+    rung = unpack_bits(buffer[HEADER.size :], width, count).astype(np.int64) + low
+    with np.errstate(over="ignore"):
+        return np.float32(base) * rung_value(rung)

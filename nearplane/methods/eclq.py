@@ -1,0 +1,155 @@
+"""ECLQ, the flagship: entropy-constrained lattice quantization, with everything that won."""
+
+from dataclasses import dataclass
+from functools import partial
+from math import ceil
+
+import torch
+from jaxtyping import Float, Float32, Int32
+from torch import Tensor
+
+from nearplane import codes
+from nearplane.lattice import Basis, am_gm_bits
+from nearplane.lattice.rate_aware import HIGH_RATE_SLOPE, Prices, cell_sides, rate_aware_plane
+from nearplane.lattice.search import k_best
+from nearplane.methods.certificate import around, certify_cells, measure
+from nearplane.methods.entropy_coded import check_bpw
+from nearplane.methods.method import Aim, Method, check_order, check_range
+from nearplane.methods.rate import NORMAL_BITS, RateError, drawn_errors
+from nearplane.methods.settle import Lattice, Settled, Terms, excess, settle
+from nearplane.types import QuantizedWeight
+
+LEAST_BYTES, LEAST_BPW = 64, 0.1  # that coding takes, whatever the integers
+
+
+@dataclass(frozen=True)
+class ECLQ(Method):
+    """Rate-aware nearest plane with equal sides, coded by row and column [Chou89, Lifar26].
+
+    value = step_j · code with step_j ∝ 1 / R_jj, on a ladder of quarter octaves. Every integer is
+    that neighbour of its best value which minimises squared distance + ν · code length; lengths
+    are those of the codes of the sweep before, until tables, steps and rounding agree. In a walk
+    through a model, a layer's target makes up for what its inputs lost before it, and layers get
+    bits by equal slope of the divergence that they cause.
+
+    - `bpw`: bits per weight of everything stored, an upper limit; with `allocate` of all quantized
+      layers together.
+    - `paths`: partial rows that survive each column; 1 is greedy, K costs about K times as much.
+    - `slope`: ν, the squared steps that a bit is worth; 2 ln 2 / 12 at high rate, 0 for none.
+    - `unequal`: False gives all columns one step.
+    - `contexts`: False codes all integers with one table.
+    - `cross`: False rounds every layer on its own weights.
+    - `allocate`: False gives every layer the same rate.
+
+    A row's loss is at most (√B + √M)², where B = Σ_j c_ij² R_jj² step_j², c_ij is the half width of
+    the widest cell of an integer of that context (½ without a rate term), and M the damped loss
+    of the target itself, 0 for the weight.
+
+    Raises OutOfRangeError for a bpw outside 1.1 .. 12, RateError when a matrix is too small for it.
+    """
+
+    bpw: float = 3.125
+    order: str = "activation"
+    damping: float = 0.01
+    paths: int = 1
+    slope: float = HIGH_RATE_SLOPE
+    unequal: bool = True
+    contexts: bool = True
+    cross: bool = True
+    allocate: bool = True
+
+    def __post_init__(self) -> None:
+        check_bpw(self.bpw)
+        check_order(self.order)
+        check_range("damping", self.damping, 0, 1000)
+        check_range("paths", self.paths, 1, 256)
+        check_range("slope", self.slope, 0, 1)
+
+    def floor(self, rows: int, columns: int) -> float:
+        # header, classes and tables; a rung a column; integers that are nearly all zero
+        least = codes.record_bytes(columns, LEAST_BYTES)
+        return LEAST_BPW + excess(least, rows * columns, 0.0)
+
+    def check(self, rows: int, columns: int) -> None:
+        floor = self.floor(rows, columns)
+        if floor > self.bpw:
+            raise RateError(
+                f"{self.bpw:g} bits per weight cannot be met by a matrix of {rows} x {columns}: "
+                f"the nearest that can is {ceil(floor * 100) / 100:g}"
+            )
+
+    @property
+    def terms(self) -> Terms:
+        return Terms(self.bpw, codes.Rans(self.contexts), self.slope)
+
+    def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
+        return self.aimed(weight, basis, Aim(weight))
+
+    def aimed(
+        self, weight: Float[Tensor, "rows columns"], basis: Basis, aim: Aim
+    ) -> QuantizedWeight:
+        weight = self.checked(weight, basis)
+        target = aim.target.to(weight.dtype)
+        lattice = lattice_of(target, basis, self.unequal)
+        settled = settle(lattice, self.terms, partial(self.rounded, lattice))
+        code, step = (part[:, lattice.back] for part in (settled.code, settled.step))
+        value = code * step.to(weight.dtype)
+        losses, aside = measure(weight, value, basis), measure(weight, target, basis).damped
+        sides = cell_sides(basis.factor, settled.step, settled.prices)
+        bound, void = certify_cells(measure(target, value, basis), sides)
+        return QuantizedWeight(
+            code=code,
+            step=step,
+            group_size=weight.shape[1],
+            outliers=None,
+            record=settled.stored[0],
+            code_bytes=settled.stored[1],
+            loss=losses.loss,
+            damped_loss=losses.damped,
+            bound=around(bound, aside),
+            void=void,
+            facts=aim.facts | facts_of(code, settled, basis) | {"aside": float(aside.sum())},
+        )
+
+    def drawn_error(
+        self,
+        weight: Float[Tensor, "rows columns"],
+        basis: Basis,
+        bpw: float,
+        draws: torch.Generator,
+    ) -> Float[Tensor, "rows columns"]:
+        lattice = lattice_of(weight, basis, self.unequal)
+        scaled = lattice.target / lattice.side
+        scale = float(scaled.square().mean().sqrt()) * 2 ** (NORMAL_BITS - bpw)
+        unit = (lattice.factor * lattice.side).to(weight.dtype)
+        error = drawn_errors(unit, len(weight), draws)
+        return (error * lattice.side * scale)[:, lattice.back]
+
+    def rounded(
+        self, lattice: Lattice, step: Float32[Tensor, "1 n"], prices: Prices
+    ) -> Int32[Tensor, "rows n"]:
+        """Return the integers of one sweep."""
+        if self.paths == 1:
+            return rate_aware_plane(lattice.target, lattice.factor, step, prices)
+        return k_best(lattice.target, lattice.factor, step, prices, self.paths)
+
+
+def lattice_of(target: Float[Tensor, "rows n"], basis: Basis, unequal: bool) -> Lattice:
+    """Return the target on the basis's columns, with sides R_jj step_j about equal if wanted."""
+    pivots = basis.factor.diagonal()
+    side = codes.ladder_steps(1 / pivots) if unequal else torch.ones(len(pivots))
+    return Lattice(target[:, basis.columns], basis.factor, side[None], basis.columns.argsort())
+
+
+def facts_of(
+    code: Int32[Tensor, "rows columns"], settled: Settled, basis: Basis
+) -> dict[str, float]:
+    """Return what a report says of the codes and the basis."""
+    _, counts = codes.histogram(code.numpy().reshape(-1))
+    return {
+        "entropy": codes.entropy(counts),
+        "contexts": float(len(settled.prices.length)),
+        "largest_code": float(code.abs().max()),
+        "am_gm_bits": am_gm_bits(basis.factor),
+        "damping": basis.damping,
+    }

@@ -1,0 +1,136 @@
+"""What the walk sums up of a stage's inputs: one Hessian, or how two streams hang together."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float32
+from torch import Tensor
+
+from nearplane.lattice.cross_target import Moments
+from nearplane.walk.hessian import HessianSum, products_as_exact_as
+from nearplane.walk.streams import Given
+
+HELD_OUT = 4  # one batch in so many judges what the others fit
+
+
+class DriftSum:
+    """Σ x̂ x̂ᵀ, Σ x̂ xᵀ and Σ (h − ĥ) x̂ᵀ over tokens, in float32.
+
+    - `rows`: of the outputs, where they are added to hidden states; None elsewhere.
+    """
+
+    def __init__(self, columns: int, rows: int | None):
+        self.moment = HessianSum(columns)
+        self.cross = torch.zeros(columns, columns)
+        self.lag = None if rows is None else torch.zeros(rows, columns)
+
+    def add(self, tokens: "Tokens") -> None:
+        """Add every token that is finite in both streams."""
+        tokens = tokens.finite()
+        self.moment.add(tokens.drifted)
+        drifted = tokens.drifted.float()
+        with products_as_exact_as(tokens.drifted.dtype):
+            self.cross.addmm_(drifted.T, tokens.original.float())
+            if self.lag is not None:
+                # the difference may lose its last bits here; it is an estimate
+                self.lag.addmm_(tokens.lag.T, drifted)
+
+    def take(self, other: "DriftSum") -> None:
+        """Add the sums of `other` to one's own."""
+        self.moment.sum += other.moment.sum
+        self.moment.tokens += other.moment.tokens
+        self.cross += other.cross
+        if self.lag is not None:
+            self.lag += other.lag
+
+    def moments(self) -> Moments:
+        """Return the mean moments."""
+        count = max(self.moment.tokens, 1)
+        lag = None if self.lag is None else self.lag / count
+        return Moments(self.moment.mean(), self.cross / count, lag)
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """The tokens of one batch, a row each; `lag` is h − ĥ."""
+
+    drifted: Float[Tensor, "tokens columns"]
+    original: Float[Tensor, "tokens columns"]
+    lag: Float32[Tensor, "tokens rows"] | None
+
+    @classmethod
+    def of(cls, given: Given) -> "Tokens":
+        lag = None if given.lag is None else flat(given.lag)
+        return cls(flat(given.inputs), flat(given.original), lag)
+
+    def finite(self) -> "Tokens":
+        """Return the tokens that hold neither NaN nor infinity."""
+        parts = [part for part in (self.drifted, self.original, self.lag) if part is not None]
+        if all(torch.isfinite(part.sum(dtype=torch.float32)) for part in parts):
+            return self
+        keep = torch.stack([torch.isfinite(part).all(1) for part in parts]).all(0)
+        return self.where(keep)
+
+    def where(self, keep: Tensor | slice) -> "Tokens":
+        """Return some of the tokens."""
+        lag = None if self.lag is None else self.lag[keep]
+        return Tokens(self.drifted[keep], self.original[keep], lag)
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What a stage's inputs came to.
+
+    - `fitted`, `held`, `whole`: the moments of two streams on three quarters of the tokens, on the
+      others, and on all; None where only one stream was run.
+    """
+
+    hessian: Float32[Tensor, "n n"]
+    tokens: int
+    dropped: int
+    fitted: Moments | None = None
+    held: Moments | None = None
+    whole: Moments | None = None
+
+
+def see(columns: int, batches: Iterable[Given]) -> Seen:
+    """Sum up the inputs of one stream."""
+    moment = HessianSum(columns)
+    for given in batches:
+        moment.add(given.inputs)
+    return Seen(moment.mean(), moment.tokens, moment.dropped)
+
+
+def see_drift(columns: int, rows: int, batches: Iterable[Given], count: int) -> Seen:
+    """Sum up the inputs of two streams, a quarter of them apart.
+
+    - `rows`: of the outputs, all layers of the stage together.
+    - `count`: batches to come. Whole batches are held out where there are enough, else the last
+      quarter of each one's tokens.
+    """
+    fitted = held = None
+    seen = 0
+    for index, given in enumerate(batches):
+        if fitted is None or held is None:
+            adds = rows if given.lag is not None else None
+            fitted, held = DriftSum(columns, adds), DriftSum(columns, adds)
+        tokens = Tokens.of(given)
+        seen += len(tokens.drifted)
+        if count >= HELD_OUT:
+            (held if index % HELD_OUT == HELD_OUT - 1 else fitted).add(tokens)
+        else:
+            cut = len(tokens.drifted) - len(tokens.drifted) // HELD_OUT
+            fitted.add(tokens.where(slice(cut)))
+            held.add(tokens.where(slice(cut, None)))
+    if fitted is None or held is None:
+        return Seen(torch.zeros(columns, columns), 0, 0)
+    parts = fitted.moments(), held.moments()
+    fitted.take(held)
+    whole = fitted.moments()
+    dropped = seen - fitted.moment.tokens
+    return Seen(whole.hessian, fitted.moment.tokens, dropped, *parts, whole)
+
+
+def flat(states: Float[Tensor, "*batch columns"]) -> Float[Tensor, "tokens columns"]:
+    return states.reshape(-1, states.shape[-1])

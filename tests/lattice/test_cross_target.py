@@ -1,0 +1,102 @@
+"""The cross-layer target: it minimises what it says, and held-out tokens rein it in."""
+
+import pytest
+import torch
+
+from nearplane.lattice.cross_target import (
+    Drift,
+    Moments,
+    choose_drift,
+    held_out_strength,
+    moved,
+    ridge_move,
+)
+
+
+def streams(seed: int, tokens: int, n: int = 24, rows: int = 7, drift: float = 0.3):
+    """Return weight, drifted inputs, original inputs and what the hidden states lack."""
+    random = torch.Generator().manual_seed(seed)
+    mix = torch.randn(n, n, generator=torch.Generator().manual_seed(1)).double() / n**0.5
+    x = torch.randn(tokens, n, generator=random).double() @ mix
+    # a drift that the inputs foretell in part, and noise
+    turned = x @ (torch.eye(n) + drift * mix).double()
+    drifted = turned + drift * torch.randn(tokens, n, generator=random).double()
+    weight = torch.randn(rows, n, generator=random).double()
+    lag = drift * x @ torch.randn(n, rows, generator=torch.Generator().manual_seed(2)).double()
+    return weight, drifted, x, lag
+
+
+def moments(drifted, x, lag=None) -> Moments:
+    count = len(x)
+    lagging = None if lag is None else lag.T @ drifted / count
+    return Moments(drifted.T @ drifted / count, drifted.T @ x / count, lagging)
+
+
+def mismatch(weight, original, drifted, x, lag=None):
+    """Return ‖X̂w + Ĥ − Xw₀ − H‖² / tokens."""
+    gap = drifted @ weight.T - x @ original.T
+    return ((gap if lag is None else gap - lag).square().sum() / len(x)).item()
+
+
+@pytest.mark.parametrize("with_lag", [False, True])
+def test_the_ridge_move_is_where_the_gradient_vanishes(with_lag):
+    """By least squares on the tokens themselves, with √λ rows below; to float64's 1e-9."""
+    weight, drifted, x, lag = streams(3, 200)
+    lag = lag if with_lag else None
+    ridge = 0.1
+    move = ridge_move(weight, moments(drifted, x, lag), ridge)
+    added = ridge * (drifted.square().sum(0).mean() / 200) * 200
+    stacked = torch.cat([drifted, added.sqrt() * torch.eye(24).double()])
+    wish = x @ weight.T - drifted @ weight.T + (0 if lag is None else lag)
+    wished = torch.cat([wish, torch.zeros(24, 7).double()])
+    assert torch.allclose(move, torch.linalg.lstsq(stacked, wished).solution.T, atol=1e-9)
+
+
+def test_no_drift_no_move():
+    weight, _, x, _ = streams(4, 200)
+    same = moments(x, x)
+    assert ridge_move(weight, same, 0.01).abs().max() < 1e-12
+    assert choose_drift(weight, same, same).strength == 0
+    assert moved(weight, same, Drift(0.01, 0.0, 0.0)) is weight
+
+
+def test_the_strength_is_the_best_on_the_held_out_tokens():
+    weight, drifted, x, lag = streams(5, 60)
+    _, held_drifted, held_x, held_lag = streams(6, 300)
+    move = ridge_move(weight, moments(drifted, x, lag), 0.01)
+    held = moments(held_drifted, held_x, held_lag)
+    strength, removed = held_out_strength(weight, move, held)
+
+    def left(alpha):
+        return mismatch(weight + alpha * move, weight, held_drifted, held_x, held_lag)
+
+    assert 0 < strength < 1
+    assert left(strength) == pytest.approx(left(0) - removed, rel=1e-9)
+    assert left(strength) < min(left(strength - 0.01), left(strength + 0.01))
+
+
+def test_few_tokens_are_trusted_less():
+    """A move fitted on fewer tokens than columns gets less strength, or a stronger ridge."""
+    _, held_drifted, held_x, _ = streams(8, 2000)
+    held = moments(held_drifted, held_x)
+    chosen = []
+    for tokens in (12, 2000):
+        weight, drifted, x, _ = streams(7, tokens)
+        chosen.append(choose_drift(weight, moments(drifted, x), held))
+    few, many = chosen
+    assert few.strength < many.strength or few.ridge > many.ridge
+    assert few.removed < many.removed
+
+
+def test_a_massive_token_does_not_move_the_weight():
+    """One token a thousand times as loud fits itself; held-out tokens refuse the move."""
+    weight, drifted, x, _ = streams(9, 40)
+    drifted, x = drifted.clone(), x.clone()
+    x[0] *= 1000
+    drifted[0] *= 700
+    _, held_drifted, held_x, _ = streams(10, 400, drift=0.0)
+    held = moments(held_drifted, held_x)
+    drift = choose_drift(weight, moments(drifted, x), held)
+    before = mismatch(weight, weight, held_drifted, held_x)
+    after = mismatch(moved(weight, moments(drifted, x), drift), weight, held_drifted, held_x)
+    assert drift.strength == 0 and after == before
