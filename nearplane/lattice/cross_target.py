@@ -59,20 +59,28 @@ def ridge_move(
 
     Cost: n³ / 3 multiply-adds in float64 and rows · n² in the weight's type.
     """
-    lower = moments.factor(ridge).to(weight.dtype)
-    return torch.cholesky_solve(moments.wish(weight).T, lower).T
+    return solved(moments.wish(weight), moments, ridge)
+
+
+def solved(
+    wish: Float[Tensor, "rows n"], moments: Moments, ridge: float
+) -> Float[Tensor, "rows n"]:
+    """Return wish (X̂ᵀX̂ + λI)⁻¹."""
+    return torch.cholesky_solve(wish.T, moments.factor(ridge).to(wish.dtype)).T
 
 
 def held_out_strength(
-    weight: Float[Tensor, "rows n"], move: Float[Tensor, "rows n"], held: Moments
+    move: Float[Tensor, "rows n"], wish: Float[Tensor, "rows n"], held: Moments
 ) -> tuple[float, float]:
     """Return the strength α in 0 .. 1 that is best on held-out tokens, and what it removes.
 
     The mismatch of w + αδ is a parabola in α: its slope at 0 is −2⟨δ, wish⟩, its curvature
     δ X̂ᵀX̂ δᵀ. The second result is the fall from α = 0, in the units of a loss.
+
+    - `wish`: what the weight lacks on the held-out tokens, held.wish(weight).
     """
-    toward = float((move * held.wish(weight)).sum(dtype=torch.float64))
-    curvature = float((move @ held.hessian.to(weight.dtype) * move).sum(dtype=torch.float64))
+    toward = float((move * wish).sum(dtype=torch.float64))
+    curvature = float((move @ held.hessian.to(move.dtype) * move).sum(dtype=torch.float64))
     if toward <= 0 or curvature <= 0:
         return 0.0, 0.0
     strength = min(1.0, toward / curvature)
@@ -87,11 +95,12 @@ def choose_drift(
     Moves are fitted on one part of the calibration and judged on another: where activations are
     massive or tokens few, a move that would only fit its own tokens gets strength 0.
     """
-    best, most = Drift(ridges[0], 0.0, 0.0), 0.0
+    wish, judge = fitted.wish(weight), held.wish(weight)
+    best = Drift(ridges[0], 0.0, 0.0)
     for ridge in ridges:
-        strength, removed = held_out_strength(weight, ridge_move(weight, fitted, ridge), held)
-        if removed > most:
-            best, most = Drift(ridge, strength, removed), removed
+        strength, removed = held_out_strength(solved(wish, fitted, ridge), judge, held)
+        if removed > best.removed:
+            best = Drift(ridge, strength, removed)
     return best
 
 

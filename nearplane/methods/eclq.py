@@ -1,6 +1,6 @@
 """ECLQ, the flagship: entropy-constrained lattice quantization, with everything that won."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 
@@ -15,8 +15,8 @@ from nearplane.lattice.search import k_best
 from nearplane.methods.certificate import around, certify_cells, measure
 from nearplane.methods.entropy_coded import check_bpw
 from nearplane.methods.method import Aim, Method, check_order, check_range
-from nearplane.methods.rate import NORMAL_BITS, RateError, drawn_errors
-from nearplane.methods.settle import Lattice, Settled, Terms, excess, settle
+from nearplane.methods.rate import RateError, drawn_errors, sample_rows
+from nearplane.methods.settle import Lattice, Settled, Terms, excess, foretell, settle
 from nearplane.types import QuantizedWeight
 
 LEAST_BYTES, LEAST_BPW = 64, 0.1  # that coding takes, whatever the integers
@@ -119,8 +119,8 @@ class ECLQ(Method):
         draws: torch.Generator,
     ) -> Float[Tensor, "rows columns"]:
         lattice = lattice_of(weight, basis, self.unequal)
-        scaled = lattice.target / lattice.side
-        scale = float(scaled.square().mean().sqrt()) * 2 ** (NORMAL_BITS - bpw)
+        some = replace(lattice, target=lattice.target[sample_rows(*weight.shape)])
+        scale, _ = foretell(some, replace(self, bpw=bpw).terms)
         unit = (lattice.factor * lattice.side).to(weight.dtype)
         error = drawn_errors(unit, len(weight), draws)
         return (error * lattice.side * scale)[:, lattice.back]

@@ -8,7 +8,11 @@
 | blocks | a model's blocks and linear layers, found by walking it |
 | observe | which layers share their inputs, seen in one short run |
 | capture | running one block at a time, with pauses |
+| streams | the quantized and the original hidden states through one block |
 | hessian | the second moment of a layer's inputs |
+| drift | how the two streams hang together, summed over tokens |
+| norm | what a change behind a norm asks of the layer in front of it |
+| probe | what each layer is worth to the model's predictions, by forward passes |
 | walk | block after block, stage after stage |
 | head | the output head, when asked |
 | memory | giving memory back to the system |

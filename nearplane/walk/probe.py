@@ -19,7 +19,7 @@ from nearplane.walk.observe import Plan
 
 HESSIAN_TOKENS = 2048  # that give the shape of a layer's error
 SEQUENCES, LENGTH = 2, 128  # whose predictions are compared
-STRIDE = 2  # every so many positions is compared
+STRIDE = 4  # every so many positions is compared
 DRAWN_BPW = 3.0  # the rate at which errors are drawn; divergence is in proportion to their power
 
 

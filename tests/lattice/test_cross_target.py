@@ -65,7 +65,7 @@ def test_the_strength_is_the_best_on_the_held_out_tokens():
     _, held_drifted, held_x, held_lag = streams(6, 300)
     move = ridge_move(weight, moments(drifted, x, lag), 0.01)
     held = moments(held_drifted, held_x, held_lag)
-    strength, removed = held_out_strength(weight, move, held)
+    strength, removed = held_out_strength(move, held.wish(weight), held)
 
     def left(alpha):
         return mismatch(weight + alpha * move, weight, held_drifted, held_x, held_lag)

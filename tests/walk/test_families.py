@@ -19,7 +19,7 @@ import nearplane as npl
 from nearplane.export import checkpoint_reader
 from nearplane.export.linear import CompressedLinear
 from nearplane.export.sums import verify_sums
-from nearplane.methods import GPTQ, HPTQ, SSQR
+from nearplane.methods import ECLQ, GPTQ, HPTQ, SSQR
 from nearplane.types import QuantizedWeight
 from nearplane.walk import walk as walk_file
 from nearplane.walk.walk import Walk
@@ -149,6 +149,8 @@ METHODS = {
     "llama": HPTQ(bpw=5.0),
     "llama_tied": SSQR(bits=3, group_size=32, outliers=0.02),
     "gpt2": HPTQ(bpw=6.0, order="natural"),
+    "gemma3": ECLQ(bpw=9.5, allocate=False),
+    "opt": ECLQ(bpw=9.5, paths=2, allocate=False),
 }
 
 

@@ -1,0 +1,91 @@
+"""What a rotation of the inputs would bring: loss at equal stored bits, layer by layer.
+
+    .venv/bin/python bench/rotation.py --model DIR --calibration FILE [--json FILE]
+
+Each layer is rounded as it is and with its inputs turned by a random orthogonal matrix, which does
+what a Hadamard rotation does without asking for powers of two: weights become Gaussian, pivots
+nearly equal. "bits" is ½ log₂ of the loss ratio: what the rotation is worth a weight, below 0 where
+it costs. Hessians are the original model's; blocks are taken evenly over the depth.
+"""
+
+import argparse
+import json
+import statistics
+from pathlib import Path
+
+import torch
+
+import nearplane as npl
+from nearplane.walk.calibration import Wanted, calibrate
+from nearplane.walk.capture import PausedRun, calls_of_blocks
+from nearplane.walk.hessian import HessianSum
+from nearplane.walk.observe import observe
+from nearplane.walk.source import open_source
+
+
+def arguments() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--sequences", type=int, default=8)
+    parser.add_argument("--length", type=int, default=1024)
+    parser.add_argument("--blocks", type=int, default=3)
+    parser.add_argument("--bpw", type=float, nargs="+", default=[2.125, 3.125])
+    parser.add_argument("--json")
+    return parser.parse_args()
+
+
+def layers(wanted: argparse.Namespace):
+    """Yield name, weight and Hessian of every layer of a few blocks."""
+    source = open_source(wanted.model)
+    size = Wanted(wanted.sequences, wanted.length)
+    tokens, _ = calibrate(wanted.calibration, source.tokenizer, size)
+    plan = observe(source.model, tokens)
+    call = calls_of_blocks(source.model, plan.blocks, plan.tuples, tokens)
+    hidden, count = call[0].hidden, len(plan.blocks)
+    chosen = {round((i + 0.5) * count / wanted.blocks) for i in range(wanted.blocks)}
+    for index, block in enumerate(plan.blocks):
+        stages = plan.stages[index]
+        run = PausedRun(block, [s.layers[0].module for s in stages], call[index].on(hidden))
+        for stage in stages:
+            inputs = run.to(stage.layers[0].module)
+            if index in chosen:
+                moment = HessianSum(inputs.shape[-1])
+                moment.add(inputs)
+                for layer in stage.layers:
+                    yield layer.name, layer.weight().detach().float(), moment.mean()
+        hidden = run.finish()
+
+
+def rotation(n: int) -> torch.Tensor:
+    """Return a random orthogonal matrix."""
+    random = torch.Generator().manual_seed(n)
+    return torch.linalg.qr(torch.randn(n, n, generator=random, dtype=torch.float64)).Q
+
+
+def main() -> None:
+    wanted = arguments()
+    rows = []
+    for name, weight, hessian in layers(wanted):
+        turn = rotation(len(hessian))
+        turned = (weight.double() @ turn).float(), (turn.T @ hessian.double() @ turn).float()
+        for bpw in wanted.bpw:
+            for method in (npl.HPTQ(bpw), npl.ECLQ(bpw)):
+                plain, rotated = (method(*pair) for pair in ((weight, hessian), turned))
+                ratio = float(plain.loss.sum() / rotated.loss.sum())
+                bits = float(torch.log2(torch.tensor(ratio))) / 2
+                rows.append({"layer": name, "method": method.name, "bpw": bpw, "bits": bits})
+                print(f"{name:40} {method.name:6} {bpw:6.3f} {bits:+.3f}", flush=True)
+    for method in ("hptq", "eclq"):
+        for bpw in wanted.bpw:
+            found = [r["bits"] for r in rows if (r["method"], r["bpw"]) == (method, bpw)]
+            print(
+                f"{method} at {bpw}: median {statistics.median(found):+.3f} bits, "
+                f"{min(found):+.3f} .. {max(found):+.3f} of {len(found)} layers"
+            )
+    if wanted.json:
+        Path(wanted.json).write_text(json.dumps({"settings": vars(wanted), "rows": rows}, indent=2))
+
+
+if __name__ == "__main__":
+    main()
