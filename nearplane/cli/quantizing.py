@@ -67,6 +67,7 @@ def quantize(
     """Quantize MODEL and store it in OUT, which appears whole or not at all."""
     settings: Settings = parsed(Settings, options)
     method = chosen(settings.method, options)
+    check_one_size(settings.size, options)
     if dry_run:
         return plan(model, **options)
     if settings.calibration is None:
@@ -103,6 +104,7 @@ def plan(model: Model, **options: Any) -> None:
     """Say what quantizing MODEL would take, before a weight is loaded."""
     settings: Settings = parsed(Settings, options)
     method = chosen(settings.method, options)
+    check_one_size(settings.size, options)
     prepare(settings)
     from nearplane.walk.plan import estimate, survey
 
@@ -110,6 +112,12 @@ def plan(model: Model, **options: Any) -> None:
     found = fitting(survey(model, method, rules, settings.trust_remote_code), settings.size)
     for line in estimate(found, settings.sequences, settings.length).lines():
         typer.echo(line)
+
+
+def check_one_size(size: str | None, options: dict[str, Any]) -> None:
+    """Raise NearplaneError when a size and a rate are asked for at once."""
+    if size is not None and options.get("bpw") is not None:
+        raise NearplaneError("give --size or --bpw, not both: each of them sets the rate")
 
 
 def fitting(found: Any, size: str | None) -> Any:

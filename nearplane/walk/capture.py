@@ -1,6 +1,6 @@
 """Running blocks one at a time: their inputs, and the inputs of the layers inside."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -103,7 +103,11 @@ class PausedRun:
     """
 
     def __init__(
-        self, block: nn.Module, stops: list[nn.Module], call: Call, added: list[nn.Module] = ()
+        self,
+        block: nn.Module,
+        stops: list[nn.Module],
+        call: Call,
+        added: Sequence[nn.Module] = (),
     ):
         self.block, self.call = block, call
         self.ahead, self.added = set(stops), added

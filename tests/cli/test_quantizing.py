@@ -243,6 +243,7 @@ def test_a_size_sets_the_rate(nearplane, model_dir, text, tmp_path):
         (("--size", "1kB"), "what is not quantized takes"),
         (("--size", "90kB"), "bits per weight"),
         (("--size", "1MB", "--method", "gptq"), "no rate that a size could set"),
+        (("--size", "1MB", "--bpw", "3"), "--size or --bpw, not both"),
     ],
 )
 def test_sizes_that_cannot_be(nearplane, model_dir, place, text, options, said):
