@@ -32,7 +32,7 @@ class DriftSum:
         drifted = tokens.drifted.float()
         with products_as_exact_as(tokens.drifted.dtype):
             self.cross.addmm_(drifted.T, tokens.original.float())
-            if self.lag is not None:
+            if self.lag is not None and tokens.lag is not None:
                 # the difference may lose its last bits here; it is an estimate
                 self.lag.addmm_(tokens.lag.T, drifted)
 
