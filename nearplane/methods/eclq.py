@@ -94,9 +94,12 @@ class ECLQ(Method):
         settled = settle(lattice, self.terms, partial(self.rounded, lattice))
         code, step = (part[:, lattice.back] for part in (settled.code, settled.step))
         value = code * step.to(weight.dtype)
-        losses, aside = measure(weight, value, basis), measure(weight, target, basis).damped
+        reached = measure(target, value, basis)
+        losses, aside = reached, torch.zeros_like(reached.damped)
+        if target is not weight:
+            losses, aside = measure(weight, value, basis), measure(weight, target, basis).damped
         sides = cell_sides(basis.factor, settled.step, settled.prices)
-        bound, void = certify_cells(measure(target, value, basis), sides)
+        bound, void = certify_cells(reached, sides)
         return QuantizedWeight(
             code=code,
             step=step,
