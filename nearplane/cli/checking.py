@@ -65,7 +65,9 @@ def inspect(
     for reason in dict.fromkeys(row["void"] for row in rows if row["void"]):
         count = sum(row["void"] == reason for row in rows)
         typer.echo(f"no bound for {count} of {len(rows)} layers: {reason}")
-    typer.echo(f"recipe: {json.dumps(recipe)}")
+    # the rates of single layers are in the table; --json has them all
+    told = {key: value for key, value in recipe.items() if key != "allocation"}
+    typer.echo(f"recipe: {json.dumps(told)}")
 
 
 def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
