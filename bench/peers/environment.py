@@ -22,6 +22,7 @@ PEERS = {
     "llmcompressor": ([TORCH, "llmcompressor==0.14.0"], "llmcompressor"),
     "autoround": ([TORCH, "auto-round==0.15.1"], "auto_round"),
     "llamacpp": (["llama-cpp-python==0.3.36"], "llama_cpp"),
+    "onnxruntime": (["onnxruntime==1.32.0", "onnx==1.23.2"], "onnxruntime"),
 }
 # of the library alone, for this machine's processor
 CMAKE_ARGS = (

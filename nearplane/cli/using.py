@@ -9,8 +9,8 @@ from nearplane.types import NearplaneError
 Dequantize = Annotated[
     bool,
     typer.Option(
-        help="Decode every layer once, for speed at the cost of memory, or at every use; "
-        "the results are the same"
+        help="Decode every layer once, into as much memory as the original took, or multiply by "
+        "the compressed weights; the results differ by roundings"
     ),
 ]
 
@@ -63,7 +63,7 @@ def run(
         bool | None,
         typer.Option(help="Put the prompt in the chat template; unsaid: if there is one"),
     ] = None,
-    dequantize: Dequantize = True,
+    dequantize: Dequantize = False,
 ) -> None:
     """Continue a prompt, greedily, and write the text as it comes."""
     from nearplane.cli.quiet import quiet

@@ -28,11 +28,12 @@ def load(
 
     - `path`: a directory, or a name on the hub.
     - `dtype`: of activations and of what is not compressed; the checkpoint's own by default.
-    - `dequantize`: decode every layer now, for speed at the cost of memory.
+    - `dequantize`: decode every layer now, into as much memory as the original took. Unsaid, layers
+      are laid out for this machine's kernels, which multiply by the compressed weights.
     - `trust_remote_code`: run the Python files that a checkpoint of an unusual model brings.
     """
     source = _checked(path)
-    model = _complete(source, dtype or "auto", trust_remote_code)
+    model = _complete(source, dtype or "auto", trust_remote_code, lay_out=not dequantize)
     if getattr(model, "hf_quantizer", None) is None:
         raise NearplaneError(f"{path} is not a nearplane checkpoint")
     if dequantize:
@@ -67,13 +68,22 @@ def _looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
 
-def _complete(source: str, dtype: torch.dtype | str, trusted: bool) -> "PreTrainedModel":
+def _complete(
+    source: str, dtype: torch.dtype | str, trusted: bool, lay_out: bool
+) -> "PreTrainedModel":
     """Return the model of `source`; NearplaneError if a tensor is missing or of another shape."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
     try:
+        config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+        if isinstance(getattr(config, "quantization_config", None), dict):
+            config.quantization_config["lay_out"] = lay_out
         loaded: Any = AutoModelForCausalLM.from_pretrained(
-            source, dtype=dtype, trust_remote_code=trusted, output_loading_info=True
+            source,
+            config=config,
+            dtype=dtype,
+            trust_remote_code=trusted,
+            output_loading_info=True,
         )
     # RuntimeError: tensors of other shapes than the model's
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:

@@ -21,6 +21,7 @@ from transformers.quantizers.auto import (
 from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
+from nearplane.codes import CorruptError
 from nearplane.export import layout
 from nearplane.export.checkpoint_reader import tensors_in
 from nearplane.export.linear import CompressedLinear, empty_like
@@ -39,8 +40,11 @@ class NearplaneConfig(QuantizationConfigMixin):
         format_version: int = layout.FORMAT_VERSION,
         layers: dict[str, Any] | None = None,
         quant_method: str = layout.METHOD,
+        lay_out: bool = True,
         **other: Any,
     ):
+        # of this load alone: whether records are put into the form that kernels multiply by
+        self.lay_out = lay_out
         self.quant_method = quant_method  # pyright: ignore[reportAttributeAccessIssue]
         self.format_version = format_version
         self.layers = layers or {}
@@ -78,8 +82,15 @@ class NearplaneQuantizer(HfQuantizer):
         return dtype if dtype.is_floating_point else torch.get_default_dtype()
 
     def _process_model_before_weight_loading(
-        self, model: "PreTrainedModel", checkpoint_files: list[str] | None = None, **more: Any
+        self,
+        model: "PreTrainedModel",
+        checkpoint_files: list[str] | None = None,
+        device_map: Any = None,
+        **more: Any,
     ) -> None:
+        # accelerate moves what it offloads in and out by the names of the checkpoint's tensors
+        stays = not isinstance(device_map, dict) or len(set(device_map.values())) <= 1
+        self.lays_out = stays and self.quantization_config.lay_out
         tied = _tied_layers(model)
         self.entries: dict[str, dict[str, Any]] = {}
         for stored_name, entry in self.quantization_config.layers.items():
@@ -100,8 +111,11 @@ class NearplaneQuantizer(HfQuantizer):
         for name, entry in self.entries.items():
             record = model.get_buffer(f"{name}{layout.RECORD}")
             # a record that accelerate left on disk is on the meta device
-            if not record.is_meta:
-                check_record(record, entry, name)
+            if record.is_meta:
+                continue
+            check_record(record, entry, name)
+            if self.lays_out:
+                _lay_out(model.get_submodule(name), name)
         return model
 
     def _dequantize(
@@ -141,6 +155,13 @@ def _replacement(module: nn.Module, entry: dict[str, Any], name: str) -> Compres
             f"but the model has a {type(module).__name__} of {shape or 'no shape'} there"
         )
     return empty_like(module, entry["rows"], entry["columns"], entry["bytes"])
+
+
+def _lay_out(layer: nn.Module, name: str) -> None:
+    try:
+        layer.lay_out()
+    except CorruptError as error:
+        raise NearplaneError(f"{name}: {error}") from error
 
 
 def _shape_of(module: nn.Module) -> tuple[int, int] | None:

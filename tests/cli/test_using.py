@@ -16,12 +16,14 @@ def perplexity_of(result):
     return re.search(r"perplexity ([\d.]+)", result.stdout)[1]
 
 
-def test_decoding_first_changes_no_perplexity(nearplane, checkpoint, text):
+def test_decoding_first_changes_perplexity_by_roundings(nearplane, checkpoint, text):
     results = [
         nearplane("eval", checkpoint, "--text", text, *CUT, way)
         for way in ("--dequantize", "--no-dequantize")
     ]
-    assert len(set(map(perplexity_of, results))) == 1
+    decoded, as_stored = (float(perplexity_of(result)) for result in results)
+    # both sum in float32, in another order: logits differ by some 2⁻²⁴ of their size, about 10
+    assert as_stored == pytest.approx(decoded, rel=10 * 2**-24 * 4)
     assert "context 32, stride 32, 4 windows, opened by token 0" in results[0].stdout
     assert "bits per weight" in results[0].stdout
 

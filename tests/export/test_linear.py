@@ -10,8 +10,8 @@ import torch.nn.functional as F
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from nearplane.codes import CorruptError
-from nearplane.export.linear import CompressedLinear, empty_like, product
+from nearplane.codes import CorruptError, resident
+from nearplane.export.linear import CompressedLinear, empty_like
 from tests.export import tiny
 
 
@@ -75,7 +75,7 @@ def test_built_on_the_meta_device_and_filled(made):
 def test_shapes_that_do_not_fit_are_refused():
     made = layer(0)
     with pytest.raises(CorruptError, match="a record of 13 x 33"):
-        product(torch.randn(4, 32), made.record, 13)
+        resident.product(torch.randn(4, 32), made.record, resident.RECORD, 13)
 
 
 def test_repr_says_what_it_stores():

@@ -1,5 +1,6 @@
 """A checkpoint computes what the dense model with the decoded values computes."""
 
+import copy
 import json
 import shutil
 
@@ -9,6 +10,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 
 import nearplane as npl
 from nearplane import NearplaneError
+from nearplane.codes import resident
 from nearplane.export import checkpoint_reader
 from nearplane.export.linear import CompressedLinear
 from nearplane.export.load import load_tokenizer
@@ -18,11 +20,34 @@ from tests.export import tiny
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 
 
+def is_laid_out(model):
+    """Whether kernels multiply, which add in another order than the decoded model does."""
+    layers = [m for m in model.modules() if isinstance(m, CompressedLinear)]
+    laid = {layer.form != resident.RECORD for layer in layers}
+    assert len(laid) == 1
+    return laid.pop()
+
+
 def assert_same_logits(model, dense):
-    """Equal to the last bit, but for Conv1D, which adds its bias in another order."""
+    """Equal to the last bit without kernels, but for Conv1D, which adds its bias elsewhere too.
+
+    With them as near to the exact logits as the dense model is, which rounds as many sums.
+    """
     got, expected = tiny.logits(model), tiny.logits(dense)
-    limit = 1e-5 * expected.abs().max() if dense.config.model_type == "gpt2" else 0
-    assert (got - expected).abs().max() <= limit
+    if not is_laid_out(model) and dense.config.model_type != "gpt2":
+        assert torch.equal(got, expected)
+    else:
+        assert_as_near(got, expected, exact_logits(dense))
+
+
+def exact_logits(dense):
+    return tiny.logits(copy.deepcopy(dense).double())
+
+
+def assert_as_near(got, expected, exact):
+    """Errors of as many roundings; their size, seen on a thousand numbers, varies by less."""
+    error, usual = ((logits - exact).square().mean().sqrt() for logits in (got, expected))
+    assert error <= 1.5 * usual
 
 
 @families
@@ -88,7 +113,7 @@ def test_dtype_of_activations(written, tmp_path):
     assert half.model.layers[0].mlp.up_proj.record.dtype == torch.uint8
     case.dense.save_pretrained(tmp_path)
     dense = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.float16)
-    assert torch.equal(tiny.logits(half), tiny.logits(dense))
+    assert_as_near(tiny.logits(half), tiny.logits(dense), exact_logits(case.dense))
 
 
 def test_model_changes_type_after_loading(written):
@@ -101,8 +126,11 @@ def test_base_model_reads_the_same_checkpoint(written):
     case = written("llama")
     base = AutoModel.from_pretrained(case.path)
     with torch.no_grad():
-        got, expected = base(tiny.IDS), case.dense.model(tiny.IDS)
-    assert torch.equal(got.last_hidden_state, expected.last_hidden_state)
+        got, expected, exact = (
+            model(tiny.IDS).last_hidden_state
+            for model in (base, case.dense.model, copy.deepcopy(case.dense.model).double())
+        )
+    assert_as_near(got, expected, exact)
 
 
 def test_sharded_checkpoint(tmp_path):

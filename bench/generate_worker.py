@@ -1,0 +1,186 @@
+"""A model of random weights that generates, in a process of its own: serves bench/generate.py.
+
+Layers of one shape hold copies of one matrix, each in memory of its own, so that a model is made in
+seconds and still reads as much memory as any other.
+"""
+
+import copy
+import ctypes
+import gc
+import sys
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cpu_rows
+import torch
+from peers.pipe import serve
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig
+
+from nearplane.export.linear import CompressedLinear
+
+HEAD = "lm_head"
+# generates once before memory is measured: transformers imports much when it does
+TINY = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
+TINY |= {"intermediate_size": 64, "vocab_size": 64}
+
+
+class State:
+    """The one model of this process."""
+
+    model: Any = None
+
+
+class Clock:
+    """A streamer that keeps when it was given the prompt, and then every token."""
+
+    def __init__(self) -> None:
+        self.times: list[float] = []
+
+    def put(self, _: Tensor) -> None:
+        self.times.append(time.perf_counter())
+
+    def end(self) -> None:
+        pass
+
+
+def build(config: dict, kind: str, bits: float, outliers: float, head: bool) -> dict[str, float]:
+    """Make the model; return its resident bits and the growth of this process's memory.
+
+    - `config`: of transformers, with `model_type`.
+    - `kind`: "bf16", or the method of the layers of the blocks; `head`: and of the output layer.
+    """
+    compress = None if kind == "bf16" else cpu_rows.Kind(kind, bits, outliers)
+    State.model = _made(TINY, None, False)
+    generate(4, 4, 1)
+    before = _memory()
+    State.model = model = _made(config, compress, head)
+    generate(4, 4, 1)
+    layers = [layer for layer in model.modules() if isinstance(layer, CompressedLinear)]
+    stored = [(layer.resident_bpw, layer.in_features * layer.out_features) for layer in layers]
+    weights = sum(count for _, count in stored)
+    mean = sum(bits * count for bits, count in stored) / weights if stored else 16.0
+    return {"resident_bits": mean, "memory": _memory() - before}
+
+
+def _made(config: dict, compress: cpu_rows.Kind | None, head: bool) -> Any:
+    settings = AutoConfig.for_model(**config)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
+    made: dict[Any, nn.Module] = {}
+    for name, module in list(model.named_modules()):
+        if isinstance(module, nn.Linear):
+            chosen = compress if head or name != HEAD else None
+            key = chosen, module.out_features, module.in_features
+            if key in made:
+                model.set_submodule(name, copy.deepcopy(made[key]))
+            else:
+                made[key] = _layer(*key)
+                model.set_submodule(name, made[key])
+        elif isinstance(module, nn.Embedding):
+            shape = module.weight.shape
+            module.weight = _fixed(torch.randn(shape, dtype=torch.bfloat16) * 0.02)
+        elif name.endswith("norm"):
+            module.weight = _fixed(torch.ones(module.weight.shape, dtype=torch.bfloat16))
+    model.model.rotary_emb = type(model.model.rotary_emb)(settings)
+    if settings.tie_word_embeddings and not (head and compress):
+        model.lm_head.weight = model.model.embed_tokens.weight
+    return model.eval()
+
+
+@torch.inference_mode()
+def generate(prompt: int, tokens: int, threads: int) -> list[float]:
+    """Return the seconds of the prompt, and of every token after the first, by transformers."""
+    torch.set_num_threads(threads)
+    clock, given = Clock(), _prompt(prompt)
+    settings = GenerationConfig(
+        do_sample=False, max_new_tokens=tokens, min_new_tokens=tokens, pad_token_id=0
+    )
+    State.model.generate(
+        given, attention_mask=torch.ones_like(given), generation_config=settings, streamer=clock
+    )
+    return [end - start for start, end in zip(clock.times[:-1], clock.times[1:], strict=True)]
+
+
+def bare(prompt: int, tokens: int, threads: int) -> list[float]:
+    """Return the same, of nothing but the model's forward and the choice of the largest."""
+    return _decode(prompt, tokens, threads, lambda: None)
+
+
+def parts(prompt: int, tokens: int, threads: int) -> dict[str, float]:
+    """Return where a token's seconds go: the layers' products, the output layer, all the rest."""
+    clock: Counter[str] = Counter()
+
+    def timing(part: str, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        def timed(x: Tensor) -> Tensor:
+            started = time.perf_counter()
+            y = call(x)
+            clock[part] += time.perf_counter() - started
+            return y
+
+        return timed
+
+    layers = [(n, m) for n, m in State.model.named_modules() if _is_linear(m)]
+    for name, layer in layers:
+        layer.forward = timing("head" if name == HEAD else "products", layer.forward)
+    try:
+        seconds = _decode(prompt, tokens, threads, clock.clear)[1:]
+    finally:
+        for _, layer in layers:
+            del layer.forward
+    clock["rest"] = sum(seconds) - clock["products"] - clock["head"]
+    return {part: clock[part] / len(seconds) for part in ("products", "head", "rest")}
+
+
+@torch.inference_mode()
+def _decode(prompt: int, tokens: int, threads: int, begun: Callable[[], None]) -> list[float]:
+    """Return the seconds of the prompt and of every token after the first; call `begun` between."""
+    torch.set_num_threads(threads)
+    seconds, given, cache = [], _prompt(prompt), DynamicCache(config=State.model.config)
+    for _ in range(tokens):
+        started = time.perf_counter()
+        said = State.model(input_ids=given, past_key_values=cache, logits_to_keep=1)
+        given = said.logits[:, -1:].argmax(-1)
+        seconds.append(time.perf_counter() - started)
+        if len(seconds) == 1:
+            begun()
+    return seconds
+
+
+def _layer(kind: cpu_rows.Kind | None, rows: int, columns: int) -> nn.Module:
+    if kind is None:
+        layer = nn.Linear(columns, rows, bias=False, device="meta")
+        layer.weight = _fixed(torch.randn(rows, columns, dtype=torch.bfloat16) * 0.02)
+        return layer
+    record = cpu_rows.record_of(kind, rows, columns)
+    compressed = CompressedLinear(columns, rows, record, None, torch.bfloat16, False)
+    compressed.lay_out()
+    return compressed
+
+
+def _fixed(weight: Tensor) -> nn.Parameter:
+    return nn.Parameter(weight, requires_grad=False)
+
+
+def _is_linear(module: nn.Module) -> bool:
+    return isinstance(module, (nn.Linear, CompressedLinear))
+
+
+def _prompt(length: int) -> Tensor:
+    return torch.arange(1, length + 1)[None]
+
+
+def _memory() -> int:
+    """Return the bytes of this process in memory, without what is freed."""
+    gc.collect()
+    if sys.platform == "linux":
+        ctypes.CDLL(None).malloc_trim(0)
+    return int(Path("/proc/self/statm").read_text().split()[1]) * 4096
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    serve({function.__name__: function for function in (build, generate, bare, parts)})

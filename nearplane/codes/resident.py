@@ -1,0 +1,59 @@
+"""A record in the form in which it is multiplied; kernels bring forms of their own."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from nearplane import types
+from nearplane.codes import record as records
+from nearplane.op import Op
+
+RECORD = "record"  # the form that is the stored bytes themselves
+
+
+@Op
+def lay_out(
+    record: UInt8[Tensor, " bytes"], rows: int, columns: int
+) -> tuple[str, UInt8[Tensor, " resident"]]:
+    """Return the name of a form and `record` in it; nothing of the matrix is lost or rounded."""
+    return RECORD, record
+
+
+@Op
+def stored(
+    resident: UInt8[Tensor, " resident"], form: str, rows: int, columns: int
+) -> UInt8[Tensor, " bytes"]:
+    """Return the record that was laid out."""
+    return _only_record(resident, form)
+
+
+@Op
+def value(
+    resident: UInt8[Tensor, " resident"], form: str, rows: int, columns: int
+) -> Float[Tensor, "rows columns"]:
+    """Return step · code + outliers in float32, on the device of `resident`."""
+    if resident.is_meta:
+        return torch.empty(rows, columns, device="meta")
+    held = records.unpack(_only_record(resident, form), rows, columns)
+    dense = types.value(held.code, held.step, held.group_size, held.outliers)
+    return dense.to(resident.device)
+
+
+@Op
+def product(
+    x: Float[Tensor, "*batch columns"],
+    resident: UInt8[Tensor, " resident"],
+    form: str,
+    rows: int,
+    bias: Float[Tensor, " rows"] | None = None,
+) -> Float[Tensor, "*batch rows"]:
+    """Return x · valueᵀ + bias in the type of x."""
+    weight = value(resident, form, rows, x.shape[-1])
+    return F.linear(x, weight.to(x.dtype), bias)
+
+
+def _only_record(resident: Tensor, form: str) -> Tensor:
+    if form != RECORD:
+        raise ValueError(f"the form {form!r} needs kernels that are not here: load the model again")
+    return resident

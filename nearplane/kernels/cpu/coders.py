@@ -1,0 +1,53 @@
+"""What a record's encoder was told, in one number that its layout carries."""
+
+import struct
+
+from jaxtyping import UInt8
+from torch import Tensor
+
+from nearplane import codes
+from nearplane.codes import huffman, rans
+from nearplane.codes.dense import HEADER as DENSE_HEADER
+from nearplane.codes.header import LAYOUT, Header
+
+OUTLIERS = 1 << 8  # there is a section of outliers, if an empty one
+
+
+def option(record: UInt8[Tensor, " bytes"], head: Header) -> int | None:
+    """Return what `coder` needs to write the same bytes again; None if no coder of ours does."""
+    at = LAYOUT.size + head.step_bytes
+    part = bytes(record[at : at + 64].numpy())
+    chosen = {
+        codes.Huffman.tag: _huffman,
+        codes.Dense.tag: _dense,
+        codes.Rans.tag: _rans,
+    }[head.code_tag](part)
+    has_outliers = OUTLIERS if head.outlier_bytes else 0
+    return None if chosen is None else chosen | has_outliers
+
+
+def coder(tag: int, chosen: int) -> tuple[codes.Code, bool]:
+    """Return the encoder, and whether there is a section of outliers."""
+    number, has_outliers = chosen & 255, bool(chosen & OUTLIERS)
+    if tag == codes.Dense.tag:
+        return codes.Dense(number), has_outliers
+    if tag == codes.Rans.tag:
+        return codes.Rans(contexts=bool(number)), has_outliers
+    return codes.Huffman(), has_outliers
+
+
+def _huffman(part: bytes) -> int | None:
+    span = struct.unpack_from(huffman.HEADER.format, part)[4]
+    lengths = part[huffman.HEADER.size :][: (span + 2) // 2]
+    # a word longer than the default's was written by another
+    longest = max((max(byte & 15, byte >> 4) for byte in lengths), default=0)
+    return 0 if longest <= codes.Huffman().limit else None
+
+
+def _dense(part: bytes) -> int:
+    return DENSE_HEADER.unpack_from(part)[1]
+
+
+def _rans(part: bytes) -> int:
+    _, _, row_classes, column_classes, *_ = rans.HEADER.unpack_from(part)
+    return int(row_classes * column_classes > 1)

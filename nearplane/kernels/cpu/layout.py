@@ -1,0 +1,150 @@
+"""Records <-> the bytes that the C++ kernels multiply by."""
+
+import ctypes
+import weakref
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int32, UInt8
+from torch import Tensor
+
+from nearplane import codes
+from nearplane.codes.header import Header
+from nearplane.codes.record import Unpacked
+from nearplane.kernels.cpu import coders
+from nearplane.kernels.cpu.library import TYPES, Matrix, library
+from nearplane.types import Outliers
+
+FORM = "cpu"
+COLUMN, GROUP = 1, 2  # step forms of a record
+# a large layout that is much larger than its record is refused: decode at every use instead
+MOST_GROWTH, FREE_BYTES = 1.25, 2**16
+STEP_TYPES = {1: 1, 2: 2}  # float16, bfloat16: as the record has them; all others in float32
+
+# layouts that were made or checked here, by address
+_known: dict[int, "weakref.ref[Tensor]"] = {}
+
+
+def pack(record: UInt8[Tensor, " bytes"]) -> UInt8[Tensor, " layout"] | None:
+    """Return the layout of a record; None where these kernels would be no gain."""
+    lib = library()
+    held, head = codes.unpack(record), codes.inspect(record)
+    option = coders.option(record, head)
+    if option is None or not _comes_back(held):
+        return None
+    matrix, kept = _matrix(held, head)
+    matrix.stored_bytes, matrix.coder = len(record), option
+    size = ctypes.c_uint64()
+    handle = lib.np_pack(ctypes.byref(matrix), torch.get_num_threads(), ctypes.byref(size))
+    del kept
+    if not handle:
+        return None
+    if size.value > MOST_GROWTH * len(record) + FREE_BYTES:
+        lib.np_take(handle, None)
+        return None
+    layout = torch.empty(size.value, dtype=torch.uint8)
+    lib.np_take(handle, layout.data_ptr())
+    _remember(layout)
+    return layout
+
+
+def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:
+    """Return the record of a layout; ValueError if another encoder wrote it."""
+    ensure_checked(layout)
+    lib, head = library(), read_header(layout)
+    code = torch.empty(head.rows, head.columns, dtype=torch.int32)
+    lib.np_codes(layout.data_ptr(), code.data_ptr(), torch.get_num_threads())
+    across = -(-head.columns // head.group_columns)
+    shape = {COLUMN: (1, head.columns), GROUP: (head.rows, across)}.get(head.step_form, (1, 1))
+    step = torch.empty(shape)
+    lib.np_steps(layout.data_ptr(), step.data_ptr())
+    coder, has_outliers = coders.coder(head.code_tag, head.coder)
+    outliers = _outliers(layout, head.rows) if has_outliers else None
+    group_size = head.group_columns if head.step_form == GROUP else head.columns
+    record = codes.pack(code, step, group_size, outliers, coder)[0]
+    if len(record) != head.stored_bytes:
+        raise ValueError(
+            f"a record of {head.stored_bytes} bytes, by another encoder, cannot be made again: "
+            "copy the checkpoint's files instead of saving the loaded model"
+        )
+    return record
+
+
+def weight(layout: UInt8[Tensor, " layout"], dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
+    """Return step · code + outliers, computed in float32, in `dtype`."""
+    ensure_checked(layout)
+    head = read_header(layout)
+    out = torch.empty(head.rows, head.columns, dtype=dtype)
+    library().np_weight(layout.data_ptr(), TYPES[dtype], out.data_ptr(), torch.get_num_threads())
+    return out
+
+
+class Head(ctypes.Structure):
+    """The beginning of a layout (src/layout.h)."""
+
+    _fields_ = [
+        ("magic", ctypes.c_char * 4),
+        ("version", ctypes.c_uint32),
+        *((name, ctypes.c_uint64) for name in ("bytes", "stored_bytes")),
+        *((name, ctypes.c_uint32) for name in ("rows", "columns", "pairs", "group_columns")),
+        *((name, ctypes.c_uint32) for name in ("group_pairs", "planes", "segments", "tables")),
+        *((name, ctypes.c_uint32) for name in ("code_tag", "step_form", "step_type", "palette")),
+        *((name, ctypes.c_uint32) for name in ("shift", "window", "coder")),
+    ]
+
+
+def read_header(layout: UInt8[Tensor, " layout"]) -> Head:
+    """Return a layout's shape and kind."""
+    return Head.from_address(layout.data_ptr())
+
+
+def ensure_checked(layout: UInt8[Tensor, " layout"]) -> None:
+    """ValueError unless the kernels may trust every byte of `layout`; checked once for a tensor."""
+    known = _known.get(layout.data_ptr())
+    if known is not None and known() is layout:
+        return
+    if layout.dtype != torch.uint8 or layout.dim() != 1 or not layout.is_contiguous():
+        raise ValueError(f"a layout is one row of bytes, not {layout.dtype} {list(layout.shape)}")
+    wrong = library().np_check(layout.data_ptr(), len(layout))
+    if wrong:
+        raise ValueError(f"these {len(layout)} bytes are no layout: {wrong.decode()} is wrong")
+    _remember(layout)
+
+
+def _remember(layout: Tensor) -> None:
+    address = layout.data_ptr()
+
+    def forget(gone: "weakref.ref[Tensor]") -> None:
+        if _known.get(address) is gone:
+            del _known[address]
+
+    _known[address] = weakref.ref(layout, forget)
+
+
+def _matrix(held: Unpacked, head: Header) -> tuple[Matrix, list[Any]]:
+    """Return the library's view of a matrix, and the tensors that its pointers need kept."""
+    code, step = held.code.contiguous(), held.step.to(torch.float32).contiguous()
+    step_type = STEP_TYPES.get(head.step_type, 0)
+    numbers = head.rows, head.columns, head.group_size, head.step_form, head.code_tag, step_type
+    parts: list[Any] = [code, step]
+    if held.outliers is not None:
+        some = held.outliers
+        parts += [part.contiguous() for part in (some.start, some.column, some.value)]
+    return Matrix(*numbers, *(part.data_ptr() for part in parts)), parts
+
+
+def _comes_back(held: Unpacked) -> bool:
+    """Whether a layout keeps everything: it has no zeros of two signs, and no outliers of 0."""
+    zeros = held.step[held.step == 0]
+    no_outlier_is_zero = held.outliers is None or bool(held.outliers.value.all())
+    return no_outlier_is_zero and not bool(zeros.signbit().any())
+
+
+def _outliers(layout: UInt8[Tensor, " layout"], rows: int) -> Outliers:
+    lib, address = library(), layout.data_ptr()
+    count = lib.np_outliers(address, None, None, None)
+    start: Int32[Tensor, " rows_plus_one"] = torch.empty(rows + 1, dtype=torch.int32)
+    column = torch.empty(count, dtype=torch.int32)
+    value = torch.empty(count, dtype=torch.float16)
+    lib.np_outliers(address, start.data_ptr(), column.data_ptr(), value.data_ptr())
+    return Outliers(start, column, value)

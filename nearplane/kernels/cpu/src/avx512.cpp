@@ -1,0 +1,6 @@
+#define NEARPLANE_BF16 0
+#include "avx512.inc"
+
+namespace nearplane {
+const Kernels avx512_kernels{"avx512", false, arrange, split_plain, decode_lanes, decode_plane, multiply, transpose, sparse, lanes_product, plane_product};
+}

@@ -1,0 +1,6 @@
+#define NEARPLANE_BF16 1
+#include "avx512.inc"
+
+namespace nearplane {
+const Kernels avx512_bf16_kernels{"avx512_bf16", true, arrange, split, decode_lanes, decode_plane, multiply, transpose, sparse, lanes_product, plane_product};
+}

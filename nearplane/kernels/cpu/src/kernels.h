@@ -1,0 +1,105 @@
+// What each instruction set implements; product.cpp and unpack.cpp put it together.
+#pragma once
+#include <cstdint>
+
+#include "layout.h"
+
+namespace nearplane {
+
+constexpr int kChunk = 32;  // pairs decoded at a time, a multiple of kRun
+
+// A layout's code tables.
+struct Book {
+  const uint16_t* tables;
+  int window, shift;
+  explicit Book(const View& v) : tables(v.at<uint16_t>(v.head.table_at)), window(int(v.head.window)), shift(int(v.head.shift)) {}
+  const uint16_t* table(uint32_t k) const { return tables + size_t(k) * kTable; }
+  uint32_t chunk() const { return uint32_t(kChunk / pairs_taken(window) * pairs_taken(window)); }
+};
+
+// One row of activations, in the order of places and multiplied by the column steps: as sums of one or two bf16 numbers
+// where they are that exactly and the kernels take it, else as floats.
+struct Activations {
+  int terms = 0;
+  const uint32_t* bf16[2] = {};  // [pairs] each
+  const float* place = nullptr;  // [2 * pairs]
+  const float* raw = nullptr;    // [columns], as they came
+};
+
+// 32 streams that share one sequence of words. A lane's window is at bit `at` (below 16) of lo, then hi.
+struct LaneState {
+  alignas(64) uint16_t lo[kLanes], hi[kLanes], at[kLanes];
+  const uint16_t* next;
+};
+
+using Tile = uint16_t[kLanes];  // a pair of columns of 16 rows, as bf16
+
+struct Kernels {
+  const char* name;
+  bool bf16;  // multiplies by bf16 activations too
+
+  // place = a row of activations x[offset ..] in the order of places, times the column steps.
+  void (*arrange)(const View& view, const void* x, size_t offset, uint32_t type, float* place);
+  // place = first + rest (if there is one), rows of bf16.
+  void (*split)(const float* place, size_t places, uint16_t* first, uint16_t* rest);
+  // Decode `pairs` (a multiple of what a window takes) pairs of `groups` (1, 2, 4, 8) groups: out[group][kChunk][32].
+  void (*decode_lanes)(LaneState* state, int groups, const Book& book, uint32_t table, int pairs, Tile* out);
+  // Decode `runs` runs of a plane.
+  void (*decode_plane)(const uint8_t* words, const Plane& plane, int runs, Tile* out);
+  // acc[b * stride + 16 g + row] += tile[g][kChunk] . x[b], pairs first .. first + pairs - 1, for one or two groups.
+  void (*multiply)(const Tile* tile, int groups, uint32_t first, int pairs, const Activations* x, int batch, float* acc, int stride);
+  // out[row * stride + k] = tile[k][row], pairs of bf16, for all rows and k < pairs.
+  void (*transpose)(const Tile* tile, int pairs, uint32_t* out, size_t stride);
+  // acc[16] += scale * (steps of entries . x)
+  void (*sparse)(const Sparse& s, const uint8_t* entries, uint32_t steps, float scale, const float* x, float* acc);
+  // For one row of activations, without a tile between; null where there is no such thing.
+  void (*lanes_product)(const View& view, uint32_t block, const Activations& x, float* acc);
+  void (*plane_product)(const View& view, const Plane& plane, uint32_t group, const Activations& x, float* acc);
+};
+
+void arrange_plain(const View& view, const void* x, size_t offset, uint32_t type, float* place);
+void split_plain(const float* place, size_t places, uint16_t* first, uint16_t* rest);
+
+extern const Kernels plain_kernels;
+#if NEARPLANE_X86
+extern const Kernels avx2_kernels, avx512_kernels, avx512_bf16_kernels;
+#endif
+
+// The kernels in use: the best that the processor has, or what `choose` said.
+const Kernels& kernels();
+bool choose(const char* name);
+bool available(const char* name);
+
+inline void transpose_plain(const Tile* tile, int pairs, uint32_t* out, size_t stride) {
+  for (int i = 0; i < kRows; i++)
+    for (int k = 0; k < pairs; k++) std::memcpy(out + i * stride + k, tile[k] + 2 * i, 4);
+}
+
+inline void start_lanes(LaneState& state, const uint16_t* stream) {
+  std::memcpy(state.lo, stream, sizeof state.lo);
+  std::memcpy(state.hi, stream + kLanes, sizeof state.hi);
+  std::memset(state.at, 0, sizeof state.at);
+  state.next = stream + 2 * kLanes;
+}
+
+// The 32 values that the low 5 bits of a window may stand for, as bf16.
+inline void plane_values(const Plane& plane, uint16_t* values) {
+  for (int i = 0; i < 32; i++) values[i] = float_to_bf16(float(plane.low + plane.unit * (i & ((1 << plane.bits) - 1))));
+}
+
+// Lane i's gap, and its value, in a step of sparse entries.
+inline uint32_t entry_gap(const Sparse& s, const uint8_t* step, int i) {
+  return s.gap_bytes == 1 ? step[i] : step[2 * i] | uint32_t(step[2 * i + 1]) << 8;
+}
+inline float entry_value(const Sparse& s, const uint8_t* step, int i) {
+  const uint8_t* at = step + kRows * s.gap_bytes + i * s.value_bytes();
+  if (s.type == kI8) return float(int8_t(*at));
+  uint32_t word = 0;
+  std::memcpy(&word, at, s.value_bytes());
+  return s.type == kF32 ? bits_to_float(word) : f16_to_float(uint16_t(word));
+}
+
+// How many of the `left` groups to take at once.
+inline int together(uint32_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+}  // namespace nearplane

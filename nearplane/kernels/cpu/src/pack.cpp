@@ -1,0 +1,45 @@
+#include "pack.h"
+
+#include <algorithm>
+#include <cstdlib>
+
+namespace nearplane {
+
+namespace {
+
+constexpr uint32_t kDense = 2, kGrouped = 2;  // of a record: code_tag, step_form
+
+// A plane's values are small integers that bf16 holds.
+bool fits_planes(const Range& r) { return r.bits <= 8 && std::abs(int64_t(r.low)) <= 240; }
+
+}  // namespace
+
+Range range(const Matrix& m) {
+  const auto [least, most] = std::minmax_element(m.code, m.code + uint64_t(m.rows) * m.columns);
+  Range r{*least, 1};
+  while (uint64_t(int64_t(*most) - *least) >> r.bits) r.bits++;
+  return r;
+}
+
+std::vector<uint8_t> pack(const Matrix& m) {
+  Bytes bytes;
+  Header& head = bytes.head();
+  std::memcpy(head.magic, "NPLC", 4);
+  head.version = 1;
+  head.rows = m.rows;
+  head.columns = m.columns;
+  head.stored_bytes = m.stored_bytes;
+  head.coder = m.coder;
+  head.code_tag = m.code_tag;
+  head.step_form = m.step_form;
+  head.step_type = kF32;
+  head.scale = 1;
+  const bool grouped = m.step_form == kGrouped;
+  const bool planes = (grouped || m.code_tag == kDense) && fits_planes(range(m));
+  if (grouped && !planes) return {};
+  if (planes) pack_planes(bytes, m);
+  else pack_lanes(bytes, m);
+  return bytes.finish();
+}
+
+}  // namespace nearplane

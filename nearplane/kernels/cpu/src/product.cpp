@@ -1,0 +1,203 @@
+#include "product.h"
+
+#include <algorithm>
+#include <cstdlib>
+#include <vector>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace nearplane {
+
+float load(const void* from, size_t i, uint32_t type) {
+  if (type == kF32) return static_cast<const float*>(from)[i];
+  const uint16_t half = static_cast<const uint16_t*>(from)[i];
+  return type == kF16 ? f16_to_float(half) : bf16_to_float(half);
+}
+
+void store(void* to, size_t i, float value, uint32_t type) {
+  if (type == kF32) static_cast<float*>(to)[i] = value;
+  else static_cast<uint16_t*>(to)[i] = type == kF16 ? float_to_f16(value) : float_to_bf16(value);
+}
+
+void store_row(void* to, size_t first, const float* values, size_t count, uint32_t type) {
+  if (type == kF32) std::memcpy(static_cast<float*>(to) + first, values, count * 4);
+  else if (type == kF16) for (size_t i = 0; i < count; i++) static_cast<uint16_t*>(to)[first + i] = float_to_f16(values[i]);
+  else for (size_t i = 0; i < count; i++) static_cast<uint16_t*>(to)[first + i] = float_to_bf16(values[i]);
+}
+
+namespace {
+
+constexpr uint64_t kFetched = 4096;  // bytes of a block's sparse entries that are asked for ahead
+
+// Memory that a thread keeps between calls.
+template <class T> struct Scratch {
+  std::vector<T> data;
+  T* get(size_t size) {
+    if (data.size() < size + 64 / sizeof(T)) data.resize(size + 64 / sizeof(T));
+    return data.data();
+  }
+};
+
+// How many bf16 numbers an activation times its column's step is the sum of; 0: more than two.
+int terms_needed(const Header& head, uint32_t type) {
+  const uint32_t bits = (type == kF32 ? 24 : type == kF16 ? 11 : 8) + (head.factor_at ? head.factor_bits : 0);
+  return bits <= 8 ? 1 : bits <= 16 ? 2 : 0;
+}
+
+class Inputs {
+ public:
+  Inputs(const View& view, const Kernels& k, const void* x, uint32_t batch, uint32_t type) : rows(batch) {
+    const Header& head = view.head;
+    const size_t places = 2 * size_t(head.pairs);
+    const int terms = k.bf16 ? terms_needed(head, type) : 0;
+    const bool as_is = terms == 1 && !head.column_at && !head.factor_at && places == head.columns;
+    const bool floats = !as_is || head.escape.at;
+    static thread_local Scratch<float> place_memory, raw_memory;
+    static thread_local Scratch<uint16_t> pair_memory;
+    float* place = place_memory.get(floats ? batch * places : 0);
+    float* raw = raw_memory.get(head.outlier.at ? size_t(batch) * head.columns : 0);
+    uint16_t* pairs = pair_memory.get(as_is ? 0 : terms * batch * places);
+    for (uint32_t b = 0; b < batch; b++) {
+      const size_t offset = size_t(b) * head.columns;
+      if (floats) {
+        k.arrange(view, x, offset, type, place + b * places);
+        rows[b].place = place + b * places;
+      }
+      if (head.outlier.at) {
+        rows[b].raw = raw + offset;
+        for (uint32_t c = 0; c < head.columns; c++) raw[offset + c] = load(x, offset + c, type);
+      }
+      rows[b].terms = terms;
+      if (as_is) { rows[b].bf16[0] = reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(x) + offset); continue; }
+      if (!terms) continue;
+      uint16_t* first = pairs + terms * b * places;
+      k.split(rows[b].place, places, first, terms == 2 ? first + places : nullptr);
+      for (int t = 0; t < terms; t++) rows[b].bf16[t] = reinterpret_cast<const uint32_t*>(first + t * places);
+    }
+  }
+  std::vector<Activations> rows;
+};
+
+// acc[b][128] += the codes in lanes
+void add_lanes(const View& view, const Kernels& k, uint32_t block, const std::vector<Activations>& x, float* acc) {
+  const Header& head = view.head;
+  if (x.size() == 1 && k.lanes_product) return k.lanes_product(view, block, x[0], acc);
+  alignas(64) static thread_local Tile tile[kGroups][kChunk];
+  static thread_local LaneState state[kGroups];
+  const uint32_t first = block * kGroups, last = std::min(first + kGroups, view.groups());
+  const uint32_t* border = view.at<uint32_t>(head.segment_at);
+  const uint8_t* cell = view.at<uint8_t>(head.cell_at) + uint64_t(block) * head.segments;
+  const Book book(view);
+  for (uint32_t g = first, n; g < last; g += n) {
+    n = together(last - g);
+    for (uint32_t v = 0; v < n; v++) start_lanes(state[v], view.at<uint16_t>(head.stream_at) + view.at<uint32_t>(head.start_at)[g + v]);
+    for (uint32_t s = 0; s < head.segments; s++) {
+      for (uint32_t j = border[s]; j < border[s + 1]; j += book.chunk()) {
+        const int pairs = int(std::min(book.chunk(), border[s + 1] - j));
+        k.decode_lanes(state, int(n), book, cell[s], pairs, tile[0]);
+        for (uint32_t v = 0, both; v < n; v += both) {
+          both = std::min(2u, n - v);
+          k.multiply(tile[v], int(both), j, pairs, x.data(), int(x.size()), acc + (g + v - first) * kRows, kBlockRows);
+        }
+      }
+    }
+  }
+}
+
+// The steps of 16 rows in one group of columns.
+void steps_of(const View& view, uint32_t group, uint32_t across, float* step) {
+  const size_t at = (size_t(group) * view.column_groups() + across) * kRows;
+  for (int i = 0; i < kRows; i++) step[i] = load(view.base + view.head.step_at, at + i, view.head.step_type);
+}
+
+// acc[b][16] += step * (codes of a plane)
+void add_plane(const View& view, const Kernels& k, const Plane& plane, uint32_t group, const std::vector<Activations>& x, float* acc) {
+  const Header& head = view.head;
+  if (x.size() == 1 && k.plane_product) return k.plane_product(view, plane, group, x[0], acc);
+  alignas(64) static thread_local Tile tile[kChunk];
+  static thread_local Scratch<float> memory;
+  float* part = memory.get(x.size() * kRows);
+  const uint8_t* words = view.base + plane.at + group * view.plane_group_bytes(plane);
+  for (uint32_t g = 0; g < view.column_groups(); g++) {
+    float* sum = head.step_at ? part : acc;
+    const int stride = head.step_at ? kRows : kBlockRows;
+    if (head.step_at) std::fill(part, part + x.size() * kRows, 0.0f);
+    for (uint32_t j = g * head.group_pairs; j < (g + 1) * head.group_pairs; j += kChunk) {
+      const int pairs = int(std::min<uint32_t>(kChunk, (g + 1) * head.group_pairs - j));
+      k.decode_plane(words + uint64_t(j / kRun) * plane.bits * 64, plane, pairs / kRun, tile);
+      k.multiply(tile, 1, j, pairs, x.data(), int(x.size()), sum, stride);
+    }
+    if (!head.step_at) continue;
+    float step[kRows];
+    steps_of(view, group, g, step);
+    for (size_t b = 0; b < x.size(); b++)
+      for (int i = 0; i < kRows; i++) acc[b * kBlockRows + i] += step[i] * part[b * kRows + i];
+  }
+}
+
+void add_sparse(const View& view, const Kernels& k, const Sparse& s, float scale, uint32_t group, const std::vector<Activations>& x, float* acc) {
+  if (!s.at) return;
+  const uint32_t* start = view.at<uint32_t>(s.start_at);
+  const uint8_t* entries = view.base + s.at + uint64_t(start[group]) * s.step_bytes();
+  for (size_t b = 0; b < x.size(); b++)
+    k.sparse(s, entries, start[group + 1] - start[group], scale, s.places ? x[b].place : x[b].raw, acc + b * kBlockRows);
+}
+
+}  // namespace
+
+// The sums of a block's rows for every row of activations: acc[b][128].
+static void block_product(const View& view, const Kernels& k, uint32_t block, const std::vector<Activations>& x, float* acc) {
+  const Header& head = view.head;
+  const uint32_t first = block * kGroups, last = std::min(first + kGroups, view.groups());
+  std::fill(acc, acc + x.size() * kBlockRows, 0.0f);
+  for (const Sparse* s : {&head.escape, &head.outlier}) {
+    if (!s->at) continue;
+    const uint32_t* start = view.at<uint32_t>(s->start_at);
+    const uint64_t from = uint64_t(start[first]) * s->step_bytes(), to = uint64_t(start[last]) * s->step_bytes();
+    for (uint64_t at = from; at < std::min(to, from + kFetched); at += 64) __builtin_prefetch(view.base + s->at + at);
+  }
+  if (head.segments) add_lanes(view, k, block, x, acc);
+  for (uint32_t g = first; g < last; g++) {
+    float* own = acc + (g - first) * kRows;
+    for (uint32_t p = 0; p < head.planes; p++) add_plane(view, k, head.plane[p], g, x, own);
+    add_sparse(view, k, head.escape, float(1u << head.shift), g, x, own);
+  }
+  if (head.scale != 1) for (size_t i = 0; i < x.size() * kBlockRows; i++) acc[i] *= head.scale;
+  for (uint32_t g = first; g < last; g++) add_sparse(view, k, head.outlier, 1, g, x, acc + (g - first) * kRows);
+}
+
+// Put the values of `count` rows of the layout at the matrix's rows, behind `at`.
+static void scatter_rows(const View& view, uint32_t first, uint32_t count, const float* values, uint32_t type, void* y, size_t at) {
+  const uint16_t* row = view.at<uint16_t>(view.head.row_at) + first;
+  at += first / kRowWindow * kRowWindow;  // a block lies in one window
+  uint16_t half[kBlockRows];
+  if (type == kF32) {
+    for (uint32_t i = 0; i < count; i++) static_cast<float*>(y)[at + row[i]] = values[i];
+  } else {
+    store_row(half, 0, values, count, type);
+    for (uint32_t i = 0; i < count; i++) static_cast<uint16_t*>(y)[at + row[i]] = half[i];
+  }
+}
+
+void product(const View& view, const void* x, uint32_t batch, uint32_t type, const void* bias, void* y) {
+  if (!batch) return;
+  const Header& head = view.head;
+  const Kernels& k = kernels();
+  const Inputs in(view, k, x, batch, type);
+  auto one = [&](uint32_t block) {
+    static thread_local Scratch<float> memory;
+    float* acc = memory.get(size_t(batch) * kBlockRows);
+    block_product(view, k, block, in.rows, acc);
+    const uint32_t first = block * kBlockRows, count = std::min<uint32_t>(kBlockRows, head.rows - first);
+    for (uint32_t b = 0; b < batch; b++, acc += kBlockRows) {
+      const size_t at = size_t(b) * head.rows;
+      if (bias) for (uint32_t i = 0; i < count; i++) acc[i] += load(bias, view.row(first + i), type);
+      if (!head.row_at) store_row(y, at + first, acc, count, type);
+      else scatter_rows(view, first, count, acc, type, y, at);
+    }
+  };
+  parallel_for(view.blocks(), one);
+}
+
+}  // namespace nearplane

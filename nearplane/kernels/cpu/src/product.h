@@ -1,0 +1,16 @@
+#pragma once
+#include <cstddef>
+#include <cstdint>
+
+#include "layout.h"
+
+namespace nearplane {
+
+float load(const void* from, size_t i, uint32_t type);
+void store(void* to, size_t i, float value, uint32_t type);
+void store_row(void* to, size_t first, const float* values, size_t count, uint32_t type);
+
+// y [batch][rows] = x [batch][columns] . weights + bias [rows], all of one type.
+void product(const View& view, const void* x, uint32_t batch, uint32_t type, const void* bias, void* y);
+
+}  // namespace nearplane

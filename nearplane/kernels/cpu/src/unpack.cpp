@@ -1,0 +1,222 @@
+#include "unpack.h"
+
+#include <algorithm>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "product.h"
+
+namespace nearplane {
+
+namespace {
+
+// Where a place's column is among the matrix's; padding goes to one element behind the row.
+std::vector<uint32_t> columns_of(const View& view) {
+  std::vector<uint32_t> column(2 * view.head.pairs);
+  for (uint32_t p = 0; p < column.size(); p++) column[p] = std::min(view.column(p), view.head.columns);
+  return column;
+}
+
+template <class Add> void each_entry(const View& view, const Sparse& s, uint32_t group, const Add& add) {
+  if (!s.at) return;
+  const uint32_t* start = view.at<uint32_t>(s.start_at);
+  const uint8_t* step = view.base + s.at + uint64_t(start[group]) * s.step_bytes();
+  uint32_t at[kRows] = {};
+  for (uint32_t k = start[group]; k < start[group + 1]; k++, step += s.step_bytes())
+    for (int i = 0; i < kRows; i++) {
+      at[i] += entry_gap(s, step, i);
+      const float value = entry_value(s, step, i);
+      if (value != 0) add(i, at[i], value);
+    }
+}
+
+// Add the values of a tile to 16 rows of integers.
+void add_tile(const Tile* tile, uint32_t first, int pairs, const std::vector<uint32_t>& column, int64_t* sums, size_t stride) {
+  for (int j = 0; j < pairs; j++)
+    for (int lane = 0; lane < kLanes; lane++)
+      sums[lane / 2 * stride + column[2 * (first + j) + (lane & 1)]] += int64_t(bf16_to_float(tile[j][lane]));
+}
+
+// The integers of 16 rows, each of columns + 1 elements.
+void group_codes(const View& view, const Kernels& k, uint32_t group, const std::vector<uint32_t>& column, int64_t* sums) {
+  const Header& head = view.head;
+  const size_t stride = size_t(head.columns) + 1;
+  std::fill(sums, sums + kRows * stride, 0);
+  alignas(64) static thread_local Tile tile[kChunk];
+  if (head.segments) {
+    static thread_local LaneState state;
+    start_lanes(state, view.at<uint16_t>(head.stream_at) + view.at<uint32_t>(head.start_at)[group]);
+    const uint32_t* border = view.at<uint32_t>(head.segment_at);
+    const uint8_t* cell = view.at<uint8_t>(head.cell_at) + uint64_t(group / kGroups) * head.segments;
+    const Book book(view);
+    for (uint32_t s = 0; s < head.segments; s++)
+      for (uint32_t j = border[s]; j < border[s + 1]; j += book.chunk()) {
+        const int pairs = int(std::min(book.chunk(), border[s + 1] - j));
+        k.decode_lanes(&state, 1, book, cell[s], pairs, tile);
+        add_tile(tile, j, pairs, column, sums, stride);
+      }
+  }
+  for (uint32_t p = 0; p < head.planes; p++) {
+    const Plane& plane = head.plane[p];
+    const uint8_t* words = view.base + plane.at + group * view.plane_group_bytes(plane);
+    for (uint32_t j = 0; j < head.pairs; j += kChunk) {
+      const int pairs = int(std::min<uint32_t>(kChunk, head.pairs - j));
+      k.decode_plane(words + uint64_t(j / kRun) * plane.bits * 64, plane, pairs / kRun, tile);
+      add_tile(tile, j, pairs, column, sums, stride);
+    }
+  }
+  each_entry(view, head.escape, group, [&](int i, uint32_t place, float value) {
+    sums[i * stride + column[place]] += int64_t(value) * (int64_t(1) << head.shift);
+  });
+}
+
+// Call use(row of the matrix, its integers) for all rows.
+template <class Use> void each_row(const View& view, const Use& use) {
+  const Kernels& k = kernels();
+  const std::vector<uint32_t> column = columns_of(view);
+  parallel_for(view.groups(), [&](uint32_t g) {
+    static thread_local std::vector<int64_t> sums;
+    const size_t stride = size_t(view.head.columns) + 1;
+    sums.resize(kRows * stride);
+    group_codes(view, k, g, column, sums.data());
+    for (uint32_t i = 0; i < kRows && g * kRows + i < view.head.rows; i++) use(g * kRows + i, sums.data() + i * stride);
+  });
+}
+
+}  // namespace
+
+void unpack_codes(const View& view, int32_t* code) {
+  each_row(view, [&](uint32_t i, const int64_t* sums) {
+    int32_t* out = code + uint64_t(view.row(i)) * view.head.columns;
+    for (uint32_t c = 0; c < view.head.columns; c++) out[c] = int32_t(sums[c]);
+  });
+}
+
+void unpack_steps(const View& view, float* step) {
+  const Header& head = view.head;
+  if (head.step_form == 0) { step[0] = head.scale; return; }
+  if (head.step_form == 1) {
+    for (uint32_t p = 0; p < 2 * head.pairs; p++)
+      if (view.column(p) < head.columns) step[view.column(p)] = head.scale * view.factor(p);
+    return;
+  }
+  const uint32_t across = view.column_groups();
+  for (uint32_t i = 0; i < head.rows; i++)
+    for (uint32_t g = 0; g < across; g++)
+      step[size_t(view.row(i)) * across + g] = load(view.base + head.step_at, (size_t(i / kRows) * across + g) * kRows + i % kRows, head.step_type);
+}
+
+uint64_t unpack_outliers(const View& view, int32_t* start, int32_t* column, uint16_t* value) {
+  const Header& head = view.head;
+  std::vector<std::vector<std::pair<uint32_t, float>>> rows(head.rows);
+  uint64_t total = 0;
+  for (uint32_t g = 0; g < view.groups(); g++)
+    each_entry(view, head.outlier, g, [&](int i, uint32_t c, float v) {
+      if (g * kRows + i >= head.rows) return;
+      rows[view.row(g * kRows + i)].push_back({c, v});
+      total++;
+    });
+  if (!start) return total;
+  uint64_t at = 0;
+  for (uint32_t r = 0; r < head.rows; r++) {
+    start[r] = int32_t(at);
+    for (auto [c, v] : rows[r]) { column[at] = int32_t(c); value[at++] = float_to_f16(v); }
+  }
+  start[head.rows] = int32_t(at);
+  return total;
+}
+
+namespace {
+
+// The sums of 16 rows' codes as floats, in the order of places: sums[16][2 * pairs].
+void group_floats(const View& view, const Kernels& k, uint32_t group, uint32_t* words, float* sums) {
+  const Header& head = view.head;
+  const size_t places = 2 * size_t(head.pairs);
+  alignas(64) static thread_local Tile tile[kChunk];
+  std::fill(sums, sums + kRows * places, 0.0f);
+  auto add = [&] {
+    const uint16_t* halves = reinterpret_cast<const uint16_t*>(words);
+    for (size_t p = 0; p < kRows * places; p++) sums[p] += bf16_to_float(halves[p]);
+  };
+  if (head.segments) {
+    static thread_local LaneState state;
+    const Book book(view);
+    start_lanes(state, view.at<uint16_t>(head.stream_at) + view.at<uint32_t>(head.start_at)[group]);
+    const uint32_t* border = view.at<uint32_t>(head.segment_at);
+    const uint8_t* cell = view.at<uint8_t>(head.cell_at) + uint64_t(group / kGroups) * head.segments;
+    for (uint32_t s = 0; s < head.segments; s++)
+      for (uint32_t j = border[s]; j < border[s + 1]; j += book.chunk()) {
+        const int pairs = int(std::min(book.chunk(), border[s + 1] - j));
+        k.decode_lanes(&state, 1, book, cell[s], pairs, tile);
+        k.transpose(tile, pairs, words + j, head.pairs);
+      }
+    add();
+  }
+  for (uint32_t p = 0; p < head.planes; p++) {
+    const Plane& plane = head.plane[p];
+    const uint8_t* from = view.base + plane.at + group * view.plane_group_bytes(plane);
+    for (uint32_t j = 0; j < head.pairs; j += kChunk) {
+      const int pairs = int(std::min<uint32_t>(kChunk, head.pairs - j));
+      k.decode_plane(from + uint64_t(j / kRun) * plane.bits * 64, plane, pairs / kRun, tile);
+      k.transpose(tile, pairs, words + j, head.pairs);
+    }
+    add();
+  }
+  const float unit = float(1u << head.shift);
+  each_entry(view, head.escape, group, [&](int i, uint32_t place, float value) { sums[i * places + place] += value * unit; });
+}
+
+// One row, sums in the order of places, as step * sum in the order of columns.
+void finish_row(const View& view, const std::vector<uint32_t>& column, const float* step, const float* sums, float* line) {
+  const Header& head = view.head;
+  if (head.step_form == 2) {
+    for (uint32_t g = 0; g < view.column_groups(); g++) {
+      const uint32_t first = g * head.group_columns, count = std::min(head.group_columns, head.columns - first);
+      for (uint32_t c = 0; c < count; c++) line[first + c] = step[g] * sums[2 * size_t(g) * head.group_pairs + c];
+    }
+  } else if (!head.column_at) {
+    if (head.step_form) for (uint32_t c = 0; c < head.columns; c++) line[c] = step[c] * sums[c];
+    else for (uint32_t c = 0; c < head.columns; c++) line[c] = step[0] * sums[c];
+  } else {
+    for (size_t p = 0; p < column.size(); p++) line[column[p]] = sums[p];
+    if (head.step_form) for (uint32_t c = 0; c < head.columns; c++) line[c] *= step[c];
+    else for (uint32_t c = 0; c < head.columns; c++) line[c] *= step[0];
+  }
+}
+
+}  // namespace
+
+void unpack_weight(const View& view, uint32_t type, void* weight) {
+  const Header& head = view.head;
+  const Kernels& k = kernels();
+  const size_t places = 2 * size_t(head.pairs), across = view.column_groups();
+  const std::vector<uint32_t> column = columns_of(view);
+  std::vector<float> step(head.step_form == 2 ? head.rows * across : head.step_form ? head.columns : 1);
+  unpack_steps(view, step.data());
+  // floats hold sums below 2^24; larger integers are corrected by floats, and rounded once
+  const bool large = head.escape.at && head.escape.type == kF32;
+  parallel_for(view.groups(), [&](uint32_t g) {
+    static thread_local std::vector<uint32_t> words;
+    static thread_local std::vector<float> sums, line;
+    static thread_local std::vector<int64_t> whole;
+    words.resize(kRows * size_t(head.pairs));
+    sums.resize(kRows * places);
+    line.resize(size_t(head.columns) + 1);
+    if (large) {
+      whole.resize(kRows * (size_t(head.columns) + 1));
+      group_codes(view, k, g, column, whole.data());
+      for (int i = 0; i < kRows; i++)
+        for (size_t p = 0; p < places; p++) sums[i * places + p] = float(whole[i * (size_t(head.columns) + 1) + column[p]]);
+    } else {
+      group_floats(view, k, g, words.data(), sums.data());
+    }
+    for (uint32_t i = 0; i < kRows && g * kRows + i < head.rows; i++) {
+      const uint32_t row = view.row(g * kRows + i);
+      finish_row(view, column, step.data() + (head.step_form == 2 ? row * across : 0), sums.data() + i * places, line.data());
+      if (head.outlier.at) each_entry(view, head.outlier, g, [&](int lane, uint32_t c, float v) { if (uint32_t(lane) == i) line[c] += v; });
+      store_row(weight, size_t(row) * head.columns, line.data(), head.columns, type);
+    }
+  });
+}
+
+}  // namespace nearplane

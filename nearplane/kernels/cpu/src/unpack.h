@@ -1,0 +1,18 @@
+#pragma once
+#include <cstdint>
+#include <vector>
+
+#include "layout.h"
+
+namespace nearplane {
+
+// code [rows][columns] = the integers.
+void unpack_codes(const View& view, int32_t* code);
+// step = one, one a column, or one a row and group, as the record had them.
+void unpack_steps(const View& view, float* step);
+// Row by row, columns rising; `start` has rows + 1 elements. Null pointers: only count.
+uint64_t unpack_outliers(const View& view, int32_t* start, int32_t* column, uint16_t* value);
+// weight [rows][columns], rounded to `type`.
+void unpack_weight(const View& view, uint32_t type, void* weight);
+
+}  // namespace nearplane

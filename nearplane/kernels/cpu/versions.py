@@ -1,0 +1,44 @@
+"""What these kernels do instead of the functions in nearplane/codes/resident.py."""
+
+import torch
+from torch import Tensor
+
+from nearplane.codes import resident
+from nearplane.kernels.cpu.layout import FORM, pack, unpack, weight
+from nearplane.kernels.cpu.library import TYPES
+from nearplane.kernels.cpu.linear import linear
+
+
+def _on_cpu(record: Tensor, rows: int, columns: int) -> bool:
+    return record.device.type == "cpu"
+
+
+def _is_ours(bytes_: Tensor, form: str, *shape: int) -> bool:
+    return form == FORM
+
+
+def _multiplies(
+    x: Tensor, bytes_: Tensor, form: str, rows: int, bias: Tensor | None = None
+) -> bool:
+    return form == FORM and x.dtype in TYPES and x.device.type == "cpu"
+
+
+@resident.lay_out.version("cpu", _on_cpu)
+def _lay_out(record: Tensor, rows: int, columns: int) -> tuple[str, Tensor]:
+    layout = pack(record)
+    return (resident.RECORD, record) if layout is None else (FORM, layout)
+
+
+@resident.stored.version("cpu", _is_ours)
+def _stored(bytes_: Tensor, form: str, rows: int, columns: int) -> Tensor:
+    return unpack(bytes_)
+
+
+@resident.value.version("cpu", _is_ours)
+def _value(bytes_: Tensor, form: str, rows: int, columns: int) -> Tensor:
+    return weight(bytes_, torch.float32)
+
+
+@resident.product.version("cpu", _multiplies)
+def _product(x: Tensor, bytes_: Tensor, form: str, rows: int, bias: Tensor | None = None) -> Tensor:
+    return linear(x, bytes_, rows, bias)

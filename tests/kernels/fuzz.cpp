@@ -1,0 +1,356 @@
+// Lays small random matrices out, compares every kernel's products with the definition, then damages the bytes:
+// what check() lets through must be safe to multiply by. Run it with AddressSanitizer: `make fuzz`.
+//
+//   fuzz_kernels SECONDS SEED      case k has the seed SEED + k; with 0 seconds there is one case
+#include <sanitizer/common_interface_defs.h>
+#include <sys/mman.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <limits>
+#include <random>
+#include <string>
+
+#include "check.h"
+#include "kernels.h"
+#include "pack.h"
+#include "parallel.h"
+#include "product.h"
+#include "unpack.h"
+
+using namespace nearplane;
+
+namespace {
+
+constexpr int kDamages = 150;            // of each layout
+constexpr uint64_t kMostWeights = 1 << 18;  // of a damaged layout that is multiplied by
+const char* const kNames[] = {"plain", "avx2", "avx512", "avx512_bf16"};
+
+uint64_t seed = 0;
+uint64_t matrices = 0, refused = 0, damaged = 0, passed = 0;
+
+[[noreturn]] void fail(const std::string& what) {
+  std::fprintf(stderr, "fuzz_kernels: seed %llu: %s\n", (unsigned long long)seed, what.c_str());
+  std::exit(1);
+}
+
+void say_seed() { std::fprintf(stderr, "fuzz_kernels: the case's seed is %llu\n", (unsigned long long)seed); }
+
+}  // namespace
+
+// called by the undefined-behaviour sanitizer before its report
+extern "C" __attribute__((visibility("default"))) void __ubsan_on_report() { say_seed(); }
+
+namespace {
+
+struct Random {
+  std::mt19937_64 engine;
+  uint64_t bits() { return engine(); }
+  uint64_t below(uint64_t n) { return engine() % n; }
+  bool one_in(uint64_t n) { return below(n) == 0; }
+  float gaussian() { return std::normal_distribution<float>()(engine); }
+  template <class T, size_t N> T of(const T (&list)[N]) { return list[below(N)]; }
+};
+
+// Exactly `size` bytes. Every other one ends before a page that cannot be touched: AddressSanitizer does not see gathers.
+class Exact {
+ public:
+  explicit Exact(size_t size, size_t align = 1) : size_(size), guarded_(size % align == 0 && count_++ % 2) {
+    if (!guarded_) {
+      void* p = nullptr;
+      if (posix_memalign(&p, 64, std::max<size_t>(size, 1))) std::abort();
+      data_ = static_cast<uint8_t*>(p);
+      return;
+    }
+    whole_ = (size + kPage - 1) / kPage * kPage + kPage;
+    auto* p = static_cast<uint8_t*>(mmap(nullptr, whole_, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0));
+    if (p == MAP_FAILED || mprotect(p + whole_ - kPage, kPage, PROT_NONE)) std::abort();
+    data_ = p + whole_ - kPage - size;
+  }
+  explicit Exact(const std::vector<uint8_t>& layout) : Exact(layout.size(), 8) { std::copy(layout.begin(), layout.end(), data_); }
+  Exact(const Exact&) = delete;
+  ~Exact() {
+    if (guarded_) munmap(data_ + size_ + kPage - whole_, whole_);
+    else std::free(data_);
+  }
+  uint8_t* data() const { return data_; }
+  size_t size() const { return size_; }
+ private:
+  static constexpr size_t kPage = 4096;
+  static inline size_t count_ = 0;
+  uint8_t* data_;
+  size_t size_, whole_ = 0;
+  bool guarded_;
+};
+
+// A matrix that owns its parts.
+struct Drawn {
+  uint32_t rows, columns, group_size, step_form, code_tag, step_type = kF32;
+  std::vector<int32_t> code, start, column;
+  std::vector<float> step;
+  std::vector<uint16_t> value;
+  Matrix view() const {
+    const bool sparse = !start.empty();
+    return {rows, columns, group_size, step_form, code_tag, step_type, code.data(), step.data(),
+            sparse ? start.data() : nullptr, sparse ? column.data() : nullptr, sparse ? value.data() : nullptr};
+  }
+  uint32_t across() const { return divide_up(columns, group_size); }
+  float step_at(uint32_t r, uint32_t c) const {
+    return step[step_form == 2 ? size_t(r) * across() + c / group_size : step_form ? c : 0];
+  }
+};
+
+void draw_codes(Random& random, Drawn& m) {
+  const float sigma = random.of({0.0f, 0.02f, 0.4f, 1.0f, 2.2f, 6.0f, 40.0f, 1e5f});
+  const uint32_t bits = 1 + uint32_t(random.below(8));
+  const int32_t low = random.of({-(1 << (bits - 1)), 0, -37, 1});
+  const uint64_t rare = random.of({0, 0, 20, 1000});
+  const bool dense = m.code_tag == 2 || m.step_form == 2, constant = random.one_in(12), uneven = random.one_in(2);
+  std::vector<float> spread(m.columns);
+  for (float& s : spread) s = uneven ? std::exp2(random.gaussian()) : 1;
+  for (size_t k = 0; k < m.code.size(); k++) {
+    if (constant) m.code[k] = low;
+    else if (dense) m.code[k] = low + int32_t(random.below(1u << bits));
+    else m.code[k] = int32_t(std::lround(random.gaussian() * sigma * spread[k % m.columns]));
+    if (!dense && rare && random.one_in(rare)) m.code[k] = int32_t(random.bits());
+  }
+  if (!dense && random.one_in(8)) m.code[random.below(m.code.size())] = random.of({INT32_MIN, INT32_MAX});
+}
+
+void draw_steps(Random& random, Drawn& m) {
+  m.step.resize(m.step_form == 2 ? size_t(m.rows) * m.across() : m.step_form ? m.columns : 1);
+  if (m.step_form == 2) m.step_type = random.of({kF32, kF16, kBF16});
+  const bool ladder = random.one_in(2);
+  const float base = std::exp2(float(int(random.below(9)) - 6)) * random.of({1.0f, 1.0078125f});
+  for (float& s : m.step) {
+    if (m.step_form == 1 && ladder) s = base * random.of({1.0f, 1.25f, 1.375f, 1.625f}) * std::exp2(float(int(random.below(5)) - 2));
+    else if (m.step_type == kF16) s = f16_to_float(float_to_f16(random.gaussian()));
+    else s = bf16_to_float(float_to_bf16(random.gaussian()));
+  }
+}
+
+void draw_outliers(Random& random, Drawn& m) {
+  const uint64_t rate = random.of({0, 0, 1000, 100, 20, 3});
+  if (!rate) return;
+  m.start.push_back(0);
+  for (uint32_t r = 0; r < m.rows; r++) {
+    for (uint32_t c = 0; c < m.columns; c++)
+      if (random.one_in(rate)) {
+        m.column.push_back(int32_t(c));
+        const uint16_t half = float_to_f16(random.gaussian());
+        m.value.push_back(half & 0x7FFF ? half : 1);
+      }
+    m.start.push_back(int32_t(m.column.size()));
+  }
+}
+
+Drawn draw(Random& random) {
+  Drawn m;
+  m.rows = random.of({1u, 2u, 3u, 15u, 16u, 17u, 32u, 40u, 127u, 128u, 129u, 150u, 257u});
+  m.columns = random.of({1u, 2u, 3u, 5u, 31u, 32u, 33u, 64u, 65u, 96u, 127u, 200u, 300u, 700u});
+  m.step_form = uint32_t(random.below(3));
+  m.code_tag = 1 + uint32_t(random.below(3));
+  m.group_size = m.step_form == 2 ? 1 + uint32_t(random.below(m.columns)) : m.columns;
+  m.code.resize(size_t(m.rows) * m.columns);
+  draw_codes(random, m);
+  draw_steps(random, m);
+  draw_outliers(random, m);
+  return m;
+}
+
+template <class Use> void each_kernel(const Use& use) {
+  for (const char* name : kNames)
+    if (available(name)) { choose(name); use(name); }
+}
+
+uint32_t type_bytes(uint32_t type) { return type == kF32 ? 4 : 2; }
+
+// The weights by their definition.
+std::vector<double> weights(const Drawn& m) {
+  std::vector<double> w(m.code.size());
+  for (size_t k = 0; k < w.size(); k++) w[k] = double(m.code[k]) * m.step_at(uint32_t(k / m.columns), uint32_t(k % m.columns));
+  for (uint32_t r = 0; !m.start.empty() && r < m.rows; r++)
+    for (int32_t k = m.start[r]; k < m.start[r + 1]; k++) w[size_t(r) * m.columns + m.column[k]] += f16_to_float(m.value[k]);
+  return w;
+}
+
+// The largest part that an integer is put together of, where there are several.
+double largest_part(const Header& h) {
+  double most = 0;
+  for (uint32_t p = 0; p < h.planes && h.planes + h.segments > 1; p++)
+    most = std::max({most, std::abs(double(h.plane[p].low)), std::abs(double(h.plane[p].low + h.plane[p].unit * ((1 << h.plane[p].bits) - 1)))});
+  return most;
+}
+
+// Products of `batch` rows, in memory of just the size, compared with doubles.
+void compare_product(Random& random, const Drawn& m, const View& view, const std::vector<double>& w, uint32_t batch, uint32_t type, const char* name) {
+  const uint32_t width = type_bytes(type), offset = random.one_in(4) ? width : 0;  // also off any vector's alignment
+  Exact x(size_t(batch) * m.columns * width + offset), y(size_t(batch) * m.rows * width), bias(m.rows * width);
+  uint8_t* const at = x.data() + offset;
+  for (size_t k = 0; k < size_t(batch) * m.columns; k++) store(at, k, random.gaussian(), type);
+  for (size_t k = 0; k < m.rows; k++) store(bias.data(), k, random.gaussian(), type);
+  for (size_t k = 0; k < size_t(batch) * m.rows; k++) store(y.data(), k, std::numeric_limits<float>::quiet_NaN(), type);
+  const bool biased = random.one_in(2);
+  product(view, at, batch, type, biased ? bias.data() : nullptr, y.data());
+  const double part = largest_part(view.head), last = std::ldexp(1, type == kF32 ? -24 : type == kF16 ? -11 : -8);
+  for (uint32_t b = 0; b < batch; b++)
+    for (uint32_t r = 0; r < m.rows; r++) {
+      double sum = biased ? load(bias.data(), r, type) : 0, square = sum * sum;
+      for (uint32_t c = 0; c < m.columns; c++) {
+        const size_t k = size_t(r) * m.columns + c;
+        const double activation = load(at, size_t(b) * m.columns + c, type), coded = double(m.code[k]) * m.step_at(r, c);
+        const double most = (std::abs(coded) + std::abs(w[k] - coded) + part * std::abs(m.step_at(r, c))) * std::abs(activation);
+        sum += w[k] * activation;
+        square += most * most;
+      }
+      if (type == kF16 && std::abs(sum) > 60000) continue;
+      // lanes and planes of two terms, outliers, escapes: so many additions round sums of at most this size; six deviations
+      const double additions = m.columns * (2.0 * (view.head.planes + 1) + 2) + 8;
+      const double limit = std::ldexp(6 * std::sqrt(additions / 3 * square), -24) + last * std::abs(sum) + std::ldexp(1, -25);
+      const double got = load(y.data(), size_t(b) * m.rows + r, type);
+      if (!(std::abs(got - sum) <= limit))
+        fail(std::string(name) + " gives " + std::to_string(got) + ", not " + std::to_string(sum) + " in row " + std::to_string(r) + " of " + std::to_string(m.rows) + " x " + std::to_string(m.columns));
+    }
+}
+
+// What was laid out comes back, whichever kernel decodes.
+void compare_parts(const Drawn& m, const View& view, const std::vector<double>& w, const char* name) {
+  std::vector<int32_t> code(m.code.size());
+  unpack_codes(view, code.data());
+  if (code != m.code) fail(std::string(name) + " decodes other integers");
+  std::vector<float> step(m.step.size());
+  unpack_steps(view, step.data());
+  if (step != m.step) fail("other steps");
+  std::vector<int32_t> start(m.rows + 1), column(m.column.size());
+  std::vector<uint16_t> value(m.value.size());
+  if (unpack_outliers(view, nullptr, nullptr, nullptr) != m.value.size()) fail("another number of outliers");
+  unpack_outliers(view, start.data(), column.data(), value.data());
+  if (!m.start.empty() && (start != m.start || column != m.column || value != m.value)) fail("other outliers");
+  std::vector<float> dense(w.size());
+  unpack_weight(view, kF32, dense.data());
+  for (size_t k = 0; k < w.size(); k++)
+    if (!(std::abs(dense[k] - w[k]) <= std::ldexp(std::abs(double(m.code[k]) * m.step_at(uint32_t(k / m.columns), uint32_t(k % m.columns))) + std::abs(w[k]), -23)))
+      fail(std::string(name) + " decodes another weight");
+}
+
+// Everything that reads a layout, on every kernel; the results may be anything.
+void use_all(Random& random, const Exact& bytes) {
+  const View view(bytes.data());
+  const Header& h = view.head;
+  const uint64_t count = uint64_t(h.rows) * h.columns;
+  if (count > kMostWeights || h.pairs > kMostWeights) return;
+  const uint32_t batch = random.of({1u, 2u, 9u}), type = uint32_t(random.below(3)), width = type_bytes(type);
+  Exact x(size_t(batch) * h.columns * width), y(size_t(batch) * h.rows * width), weight(count * width), code(count * 4);
+  for (size_t k = 0; k < size_t(batch) * h.columns; k++) store(x.data(), k, random.gaussian(), type);
+  Exact step(4 * (h.step_form == 2 ? size_t(h.rows) * view.column_groups() : h.step_form ? h.columns : 1));
+  Exact start(4 * (size_t(h.rows) + 1));
+  each_kernel([&](const char*) {
+    product(view, x.data(), batch, type, nullptr, y.data());
+    unpack_weight(view, type, weight.data());
+    unpack_codes(view, reinterpret_cast<int32_t*>(code.data()));
+  });
+  unpack_steps(view, reinterpret_cast<float*>(step.data()));
+  const uint64_t entries = unpack_outliers(view, nullptr, nullptr, nullptr);
+  Exact column(entries * 4), value(entries * 2);
+  unpack_outliers(view, reinterpret_cast<int32_t*>(start.data()), reinterpret_cast<int32_t*>(column.data()), reinterpret_cast<uint16_t*>(value.data()));
+}
+
+uint64_t extreme(Random& random, uint64_t usual) {
+  const uint64_t list[] = {0, 1, 2, 3, 15, 16, 255, 256, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFE8,
+                           0x7F800000, 0x7FC00000, 1ull << 40, ~0ull, ~63ull, usual + 1, usual - 1, usual + 64, usual - 64, usual * 2, usual / 2};
+  return random.of(list);
+}
+
+void damage(Random& random, std::vector<uint8_t>& bytes) {
+  const size_t size = bytes.size();
+  Header& h = *reinterpret_cast<Header*>(bytes.data());
+  const uint64_t section[] = {h.row_at, h.column_at, h.factor_at, h.palette_at, h.step_at, h.segment_at, h.cell_at, h.table_at, h.start_at,
+                              h.stream_at, h.plane[0].at, h.plane[1].at, h.escape.start_at, h.escape.at, h.outlier.start_at, h.outlier.at};
+  const uint64_t at = random.of(section);
+  auto there = [size](uint64_t from, uint64_t count) { return from && from <= size && count <= size - from; };
+  switch (random.below(8)) {
+    case 0: bytes[random.below(size)] = uint8_t(random.bits()); break;
+    case 1: bytes[random.below(sizeof(Header))] ^= uint8_t(1 << random.below(8)); break;
+    case 2: {  // one field of the header; most are of four bytes, and all lie at multiples of that
+      uint8_t* field = bytes.data() + random.below(sizeof(Header) / 8) * 8;
+      uint64_t whole;
+      uint32_t half;
+      std::memcpy(&whole, field, 8);
+      if (random.one_in(3)) { whole = extreme(random, whole); std::memcpy(field, &whole, 8); break; }
+      field += 4 * random.below(2);
+      std::memcpy(&half, field, 4);
+      half = uint32_t(extreme(random, half));
+      std::memcpy(field, &half, 4);
+      break;
+    }
+    case 3: {  // shorter, and the header says so
+      if (random.one_in(2)) bytes.resize(random.below(size));
+      else bytes.resize(size - std::min(size - 1, 64 * random.below(20)));
+      const uint64_t now = bytes.size();
+      if (now >= 16) std::memcpy(bytes.data() + 8, &now, 8);
+      break;
+    }
+    case 4:  // the beginning of a section
+      if (there(at, 64)) bytes[at + random.below(64)] = uint8_t(random.one_in(2) ? random.bits() : extreme(random, 0));
+      break;
+    case 5:  // a stream begins elsewhere
+      if (const uint64_t group = random.below(divide_up(h.rows, kRows) + 1ull); there(h.start_at, 4 * group + 4)) {
+        const uint32_t start = uint32_t(random.below(h.stream_words % size + 2));
+        std::memcpy(bytes.data() + h.start_at + 4 * group, &start, 4);
+      }
+      break;
+    case 6:  // long words
+      if (there(h.table_at, kTable * 2))
+        for (int k = 0; k < kTable; k++) if (random.one_in(2)) { uint8_t& low = bytes[h.table_at + 2 * k]; low = uint8_t((low & 0xF0) | h.window % 16); }
+      break;
+    default:  // more of it, or all
+      for (uint64_t k = 0, n = random.of({4, 64, 1024}); k < n && there(at, k + 1); k++) bytes[at + k] = uint8_t(random.bits());
+  }
+}
+
+void attack(Random& random, const std::vector<uint8_t>& whole) {
+  for (int k = 0; k < kDamages; k++) {
+    std::vector<uint8_t> bytes = whole;
+    for (uint64_t n = 1 + random.below(3); n; n--)
+      if (bytes.size() >= sizeof(Header)) damage(random, bytes);
+    const Exact exact(bytes);
+    damaged++;
+    if (check(exact.data(), exact.size())) continue;
+    passed++;
+    use_all(random, exact);
+  }
+}
+
+void run_case() {
+  Random random{std::mt19937_64(seed)};
+  set_threads(random.one_in(8) ? 3 : 1);
+  const Drawn m = draw(random);
+  const std::vector<uint8_t> whole = pack(m.view());
+  matrices++;
+  if (whole.empty()) { refused++; return; }
+  const Exact bytes(whole);
+  if (const char* wrong = check(bytes.data(), bytes.size())) fail(std::string("a sound layout is refused: ") + wrong);
+  const View view(bytes.data());
+  const std::vector<double> w = weights(m);
+  each_kernel([&](const char* name) {
+    compare_parts(m, view, w, name);
+    for (uint32_t batch : {0u, 1u, random.of({2u, 3u, 5u, 8u, 17u})}) compare_product(random, m, view, w, batch, uint32_t(random.below(3)), name);
+  });
+  set_threads(1);
+  attack(random, whole);
+}
+
+}  // namespace
+
+int main(int count, char** words) {
+  if (count != 3) { std::fprintf(stderr, "usage: fuzz_kernels SECONDS SEED\n"); return 2; }
+  __sanitizer_set_death_callback(say_seed);
+  const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(words[1]));
+  seed = std::strtoull(words[2], nullptr, 10);
+  do { run_case(); seed++; } while (std::chrono::steady_clock::now() < end);
+  std::printf("fuzz_kernels: %llu matrices (%llu of no use to the kernels), %llu damaged layouts, %llu of them passed the check\n",
+              (unsigned long long)matrices, (unsigned long long)refused, (unsigned long long)damaged, (unsigned long long)passed);
+}
