@@ -108,7 +108,7 @@ void draw_codes(Random& random, Drawn& m) {
   const uint32_t bits = 1 + uint32_t(random.below(8));
   const int32_t low = random.of({-(1 << (bits - 1)), 0, -37, 1});
   const uint64_t rare = random.of({0, 0, 20, 1000});
-  const bool dense = m.code_tag == 2 || m.step_form == 2, constant = random.one_in(12), uneven = random.one_in(2);
+  const bool dense = (m.code_tag == 2 || m.step_form == 2) && !random.one_in(10), constant = random.one_in(12), uneven = random.one_in(2);
   std::vector<float> spread(m.columns);
   for (float& s : spread) s = uneven ? std::exp2(random.gaussian()) : 1;
   for (size_t k = 0; k < m.code.size(); k++) {

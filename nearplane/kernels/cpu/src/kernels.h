@@ -21,6 +21,7 @@ struct Book {
 // where they are that exactly and the kernels take it, else as floats.
 struct Activations {
   int terms = 0;
+  uint32_t exact_pairs = 0;      // the first so many pairs are their first bf16 numbers
   const uint32_t* bf16[2] = {};  // [pairs] each
   const float* place = nullptr;  // [2 * pairs]
   const float* raw = nullptr;    // [columns], as they came

@@ -56,6 +56,8 @@ struct Header {
   uint32_t coder;                       // what the record's encoder was told, for Python
   float scale;
   uint32_t factor_bits;  // significant bits of the column steps beyond the first
+  uint32_t exact_pairs;  // the first so many pairs have steps that are powers of two
+  uint32_t spare;
   uint64_t row_at;       // uint16 [groups * 16]: row in its window of kRowWindow
   uint64_t column_at;    // uint16 [2 * pairs]: column, or kNoColumn
   uint64_t factor_at;    // uint8 or float [2 * pairs]: column steps

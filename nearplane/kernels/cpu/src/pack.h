@@ -65,6 +65,11 @@ std::vector<uint8_t> pack(const Matrix& matrix);
 struct Range { int32_t low; int bits; };
 Range range(const Matrix& matrix);
 
+// One factor for all steps under which they have few bits and most are powers of two, if there is one; else 1.
+float common_scale(const Matrix& matrix);
+// Significant bits of a number beyond the first.
+int significant_bits(float f);
+
 void store_rows(Bytes& bytes, const Arrangement& as, uint32_t rows);
 void store_steps(Bytes& bytes, const Matrix& matrix, const Arrangement& as);    // a row and group
 void store_factors(Bytes& bytes, const Matrix& matrix, const Arrangement& as);  // one, or one a column

@@ -48,7 +48,7 @@ int choose_shift(const Matrix& m) {
 struct Plan {
   Arrangement as;
   int window;
-  uint32_t pairs, segments;
+  uint32_t pairs, segments, exact_pairs = 0;
   bool rows_moved, columns_moved;
   std::vector<uint32_t> border;   // [segments + 1], in pairs
   std::vector<uint64_t> bins;     // [blocks][segments][kBins]
@@ -173,7 +173,43 @@ void settle(const Matrix& m, int shift, Plan& plan) {
   for (const Code& code : plan.codes) plan.bits += code.stream;
 }
 
-Plan arrange(const Matrix& m, int shift, int window, bool by_row, bool by_column, const std::vector<double>& row, const std::vector<double>& column) {
+// By what rows and columns are sorted: sums of magnitudes, and whether a column's step needs more than one bf16 number.
+struct Keys {
+  std::vector<double> row, column;
+  std::vector<bool> inexact;
+  uint32_t exact;  // columns that are not
+};
+
+Keys keys_of(const Matrix& m, int shift) {
+  Keys keys;
+  magnitudes(m, shift, keys.row, keys.column);
+  keys.inexact.assign(m.columns, false);
+  if (m.step_form == 1) {
+    const float scale = common_scale(m);
+    for (uint32_t c = 0; c < m.columns; c++) keys.inexact[c] = significant_bits(m.step[c] / scale) > 0;
+  }
+  keys.exact = uint32_t(std::count(keys.inexact.begin(), keys.inexact.end(), false));
+  return keys;
+}
+
+// Cut pairs first .. last into about `count` segments of whole windows.
+void cut(Plan& plan, uint32_t first, uint32_t last, uint32_t count) {
+  const uint32_t take = uint32_t(pairs_taken(plan.window)), windows = (last - first) / take;
+  for (uint32_t s = 1; s <= count && windows; s++) plan.border.push_back(first + uint32_t(uint64_t(windows) * s / count) * take);
+}
+
+void sort_columns(const Matrix& m, const Keys& keys, Plan& plan) {
+  std::stable_sort(plan.as.column.begin(), plan.as.column.begin() + m.columns, [&](int64_t a, int64_t b) {
+    return keys.inexact[a] != keys.inexact[b] ? keys.inexact[b] : keys.column[a] < keys.column[b];
+  });
+  const uint32_t take = uint32_t(pairs_taken(plan.window)), count = std::clamp(plan.pairs / 16, 1u, kSegments);
+  plan.exact_pairs = keys.exact == m.columns ? plan.pairs : keys.exact / 2 / take * take;
+  const uint32_t before = uint32_t(uint64_t(count) * plan.exact_pairs / plan.pairs);
+  cut(plan, 0, plan.exact_pairs, std::max(1u, before));
+  cut(plan, plan.exact_pairs, plan.pairs, std::max(1u, count - before));
+}
+
+Plan arrange(const Matrix& m, int shift, int window, bool by_row, bool by_column, const Keys& keys) {
   Plan plan;
   plan.window = window;
   plan.rows_moved = by_row;
@@ -181,15 +217,16 @@ Plan arrange(const Matrix& m, int shift, int window, bool by_row, bool by_column
   plan.as.row.resize(m.rows);
   std::iota(plan.as.row.begin(), plan.as.row.end(), 0);
   if (by_row) std::stable_sort(plan.as.row.begin(), plan.as.row.end(), [&](uint32_t a, uint32_t b) {
-    return a / kRowWindow != b / kRowWindow ? a < b : row[a] < row[b];
+    return a / kRowWindow != b / kRowWindow ? a < b : keys.row[a] < keys.row[b];
   });
   const uint32_t take = uint32_t(pairs_taken(window)), unit = shift ? kRun * take : take;
   plan.pairs = divide_up(m.columns, 2 * unit) * unit;
   plan.as.column.assign(2 * plan.pairs, -1);
   std::iota(plan.as.column.begin(), plan.as.column.begin() + m.columns, 0);
-  if (by_column) std::stable_sort(plan.as.column.begin(), plan.as.column.begin() + m.columns, [&](int64_t a, int64_t b) { return column[a] < column[b]; });
-  plan.segments = by_column ? std::clamp(plan.pairs / 16, 1u, kSegments) : 1;
-  for (uint32_t s = 0; s <= plan.segments; s++) plan.border.push_back(uint32_t(uint64_t(plan.pairs / take) * s / plan.segments) * take);
+  plan.border.push_back(0);
+  if (by_column) sort_columns(m, keys, plan);
+  else plan.border.push_back(plan.pairs);
+  plan.segments = uint32_t(plan.border.size()) - 1;
   count_cells(m, shift, plan);
   choose_codes(plan);
   settle(m, shift, plan);
@@ -197,22 +234,22 @@ Plan arrange(const Matrix& m, int shift, int window, bool by_row, bool by_column
 }
 
 Plan choose_plan(const Matrix& m, int shift) {
-  std::vector<double> row, column;
-  magnitudes(m, shift, row, column);
-  Plan best = arrange(m, shift, 6, false, false, row, column);
+  const Keys keys = keys_of(m, shift);
+  Plan best = arrange(m, shift, 6, false, false, keys);
   bool rows = false, columns = false;
+  // columns that stay in place need no gathering of activations, unless steps need more bits: that is worth a little
+  const double leeway = keys.exact < m.columns ? 1.005 : 0.997;
   for (int option = 1; option < 4; option++) {
     const bool by_row = option & 1, by_column = option & 2;
     if ((by_row && m.rows <= kBlockRows) || (by_column && m.columns >= kNoColumn)) continue;
-    Plan plan = arrange(m, shift, 6, by_row, by_column, row, column);
-    // columns that stay in place need no gathering of activations: that is worth a little
-    if (plan.bits >= best.bits * (by_column ? 0.997 : 1)) continue;
+    Plan plan = arrange(m, shift, 6, by_row, by_column, keys);
+    if (plan.bits >= best.bits * (by_column && !columns ? leeway : 1)) continue;
     best = std::move(plan);
     rows = by_row;
     columns = by_column;
   }
   // shorter windows are faster: taken where the whole stays close to the record's size
-  Plan faster = arrange(m, shift, 5, rows, columns, row, column);
+  Plan faster = arrange(m, shift, 5, rows, columns, keys);
   const double planes = double(shift) * m.rows * m.columns;
   if (faster.bits + planes < kFreeGrowth * 8 * double(m.stored_bytes) || faster.bits < best.bits * 1.005) return faster;
   return best;
@@ -310,6 +347,7 @@ void pack_lanes(Bytes& bytes, const Matrix& m) {
   head.segments = plan.segments;
   head.shift = uint32_t(shift);
   head.window = uint32_t(plan.window);
+  head.exact_pairs = plan.exact_pairs;
   head.tables = uint32_t(plan.codes.size());
   if (plan.rows_moved) store_rows(bytes, plan.as, m.rows);
   if (plan.columns_moved) {

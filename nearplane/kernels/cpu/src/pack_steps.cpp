@@ -5,28 +5,27 @@
 
 namespace nearplane {
 
-namespace {
-
 int significant_bits(float f) {
   const uint32_t fraction = float_to_bits(f) & 0x7FFFFF;
   return fraction ? 23 - __builtin_ctz(fraction) : 0;
 }
 
-// One factor for all steps under which they have few bits, if there is one; else 1.
 float common_scale(const Matrix& m) {
+  float best = 1;
+  int64_t most = -1;
   for (int eighths : {8, 10, 11, 13}) {
     const float scale = m.step[0] / (float(eighths) / 8);
     bool fits = scale > 0;
+    int64_t powers = 0;
     for (uint32_t c = 0; c < m.columns && fits; c++) {
       const float q = m.step[c] / scale;
       fits = std::isfinite(q) && significant_bits(q) <= 7 && q * scale == m.step[c];
+      powers += significant_bits(q) == 0;
     }
-    if (fits) return scale;
+    if (fits && powers > most) { best = scale; most = powers; }
   }
-  return 1;
+  return best;
 }
-
-}  // namespace
 
 void store_factors(Bytes& bytes, const Matrix& m, const Arrangement& as) {
   bytes.head().scale = 1;

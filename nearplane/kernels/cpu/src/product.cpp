@@ -69,6 +69,7 @@ class Inputs {
         for (uint32_t c = 0; c < head.columns; c++) raw[offset + c] = load(x, offset + c, type);
       }
       rows[b].terms = terms;
+      rows[b].exact_pairs = type == kBF16 ? head.exact_pairs : 0;
       if (as_is) { rows[b].bf16[0] = reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(x) + offset); continue; }
       if (!terms) continue;
       uint16_t* first = pairs + terms * b * places;
