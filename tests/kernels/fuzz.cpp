@@ -187,7 +187,7 @@ double largest_part(const Header& h) {
 
 // Products of `batch` rows, in memory of just the size, compared with doubles.
 void compare_product(Random& random, const Drawn& m, const View& view, const std::vector<double>& w, uint32_t batch, uint32_t type, const char* name) {
-  const uint32_t width = type_bytes(type), offset = random.one_in(4) ? width : 0;  // also off any vector's alignment
+  const uint32_t width = type_bytes(type), offset = random.one_in(2) ? width : 0;  // also off any vector's alignment
   Exact x(size_t(batch) * m.columns * width + offset), y(size_t(batch) * m.rows * width), bias(m.rows * width);
   uint8_t* const at = x.data() + offset;
   for (size_t k = 0; k < size_t(batch) * m.columns; k++) store(at, k, random.gaussian(), type);

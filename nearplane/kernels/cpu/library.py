@@ -27,6 +27,17 @@ class Matrix(ctypes.Structure):
     ]
 
 
+class RansBands(ctypes.Structure):
+    """Streams and what makes them readable, as the library takes them."""
+
+    _fields_ = [
+        *((name, _u32) for name in ("rows", "columns", "bands", "row_classes", "column_classes")),
+        *((name, _u32) for name in ("tables", "symbols")),
+        *((name, _ptr) for name in ("stream", "words", "row_frequency", "column_frequency")),
+        *((name, _ptr) for name in ("table", "frequency")),
+    ]
+
+
 SIGNATURES = {
     "np_set_fork": (None, [_ptr]),
     "np_available": (ctypes.c_int, [ctypes.c_char_p]),
@@ -39,6 +50,7 @@ SIGNATURES = {
     "np_weight": (None, [_ptr, _u32, _ptr, _unsigned]),
     "np_codes": (None, [_ptr, _ptr, _unsigned]),
     "np_steps": (None, [_ptr, _ptr]),
+    "np_rans": (ctypes.c_int, [ctypes.POINTER(RansBands), _ptr, _unsigned]),
     "np_outliers": (_u64, [_ptr, _ptr, _ptr, _ptr]),
 }
 

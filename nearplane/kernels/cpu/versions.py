@@ -1,12 +1,14 @@
-"""What these kernels do instead of the functions in nearplane/codes/resident.py."""
+"""What these kernels do instead of functions in nearplane/codes."""
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from nearplane.codes import resident
+from nearplane.codes import bands, resident
 from nearplane.kernels.cpu.layout import FORM, pack, unpack, weight
 from nearplane.kernels.cpu.library import TYPES
 from nearplane.kernels.cpu.linear import linear
+from nearplane.kernels.cpu.streams import decode
 
 
 def _on_cpu(record: Tensor, rows: int, columns: int) -> bool:
@@ -42,3 +44,10 @@ def _value(bytes_: Tensor, form: str, rows: int, columns: int) -> Tensor:
 @resident.product.version("cpu", _multiplies)
 def _product(x: Tensor, bytes_: Tensor, form: str, rows: int, bias: Tensor | None = None) -> Tensor:
     return linear(x, bytes_, rows, bias)
+
+
+@bands.decode_bands.version("cpu", lambda streams, shape, given: True)
+def _decode_bands(
+    streams: list[bands.Words], shape: tuple[int, int], given: bands.Frequencies
+) -> np.ndarray:
+    return decode(streams, shape, given)

@@ -9,6 +9,7 @@
 #include "pack.h"
 #include "parallel.h"
 #include "product.h"
+#include "rans.h"
 #include "unpack.h"
 
 #if defined(_WIN32)
@@ -61,6 +62,16 @@ FACE void np_codes(const void* bytes, int32_t* code, unsigned threads) {
 }
 
 FACE void np_steps(const void* bytes, float* step) { unpack_steps(View(bytes), step); }
+
+// 1 unless a stream does not end as it began, or memory is short.
+FACE int np_rans(const RansBands* bands, int32_t* symbol, unsigned threads) {
+  try {
+    set_threads(threads);
+    return decode_rans(*bands, symbol);
+  } catch (const std::bad_alloc&) {
+    return 0;
+  }
+}
 
 FACE uint64_t np_outliers(const void* bytes, int32_t* start, int32_t* column, uint16_t* value) {
   return unpack_outliers(View(bytes), start, column, value);

@@ -49,6 +49,7 @@ struct Plan {
   Arrangement as;
   int window;
   uint32_t pairs, segments, exact_pairs = 0;
+  uint32_t stride = 1;            // every so many-th block is counted
   bool rows_moved, columns_moved;
   std::vector<uint32_t> border;   // [segments + 1], in pairs
   std::vector<uint64_t> bins;     // [blocks][segments][kBins]
@@ -77,6 +78,7 @@ void count_cells(const Matrix& m, int shift, Plan& plan) {
   const uint32_t blocks = divide_up(m.rows, kBlockRows);
   plan.bins.assign(uint64_t(blocks) * plan.segments * kBins, 0);
   parallel_for(blocks, [&](uint32_t b) {
+    if (b % plan.stride) return;
     for (uint32_t i = b * kBlockRows; i < std::min(m.rows, (b + 1) * kBlockRows); i++) {
       const int32_t* code = m.code + uint64_t(plan.as.row[i]) * m.columns;
       for (uint32_t s = 0; s < plan.segments; s++) {
@@ -117,11 +119,13 @@ void choose_codes(Plan& plan) {
   const uint32_t cells = uint32_t(plan.bins.size() / kBins);
   plan.cell.assign(cells, 0);
   std::vector<double> spread(cells);
-  for (uint32_t k = 0; k < cells; k++) spread[k] = mean_magnitude(&plan.bins[uint64_t(k) * kBins]);
-  std::vector<uint32_t> by_spread(cells);
-  std::iota(by_spread.begin(), by_spread.end(), 0);
+  std::vector<uint32_t> by_spread;
+  for (uint32_t k = 0; k < cells; k++) {
+    spread[k] = mean_magnitude(&plan.bins[uint64_t(k) * kBins]);
+    if (k / plan.segments % plan.stride == 0) by_spread.push_back(k);
+  }
   std::stable_sort(by_spread.begin(), by_spread.end(), [&](uint32_t a, uint32_t b) { return spread[a] < spread[b]; });
-  for (uint32_t tables = 1; tables <= std::min(cells, 32u); tables *= 2) share_codes(plan, by_spread, tables);
+  for (uint32_t tables = 1; tables <= std::min<uint32_t>(uint32_t(by_spread.size()), 32); tables *= 2) share_codes(plan, by_spread, tables);
 }
 
 // How many sparse entries a row of the layout needs.
@@ -152,6 +156,7 @@ double padded(const std::vector<uint32_t>& count, const std::vector<uint32_t>& o
 void settle(const Matrix& m, int shift, Plan& plan) {
   std::vector<uint32_t> count(m.rows), order(m.rows);
   parallel_for(divide_up(m.rows, kBlockRows), [&](uint32_t b) {
+    if (b % plan.stride) return;
     for (uint32_t i = b * kBlockRows; i < std::min(m.rows, (b + 1) * kBlockRows); i++) count[i] = count_escapes(m, shift, plan, i);
   });
   std::iota(order.begin(), order.end(), 0);
@@ -159,8 +164,8 @@ void settle(const Matrix& m, int shift, Plan& plan) {
   std::stable_sort(sorted.begin(), sorted.end(), [&](uint32_t a, uint32_t b) {
     return a / kBlockRows != b / kBlockRows ? a < b : count[a] < count[b];
   });
-  double entries = padded(count, order);
-  const double fewer = padded(count, sorted);
+  double entries = plan.stride * padded(count, order);
+  const double fewer = plan.stride * padded(count, sorted);
   if (kEntryBits * fewer + (plan.rows_moved ? 0 : 16.0 * m.rows) < kEntryBits * entries) {
     std::vector<uint32_t> row(m.rows);
     for (uint32_t i = 0; i < m.rows; i++) row[i] = plan.as.row[sorted[i]];
@@ -170,7 +175,7 @@ void settle(const Matrix& m, int shift, Plan& plan) {
   }
   plan.bits = kFixedBits + kGroupBits * divide_up(m.rows, kRows) + kTableBits * double(plan.codes.size()) + kEntryBits * entries + 8.0 * double(plan.cell.size());
   plan.bits += 16.0 * (plan.rows_moved ? m.rows : 0) + 16.0 * (plan.columns_moved ? m.columns : 0);
-  for (const Code& code : plan.codes) plan.bits += code.stream;
+  for (const Code& code : plan.codes) plan.bits += plan.stride * code.stream;
 }
 
 // By what rows and columns are sorted: sums of magnitudes, and whether a column's step needs more than one bf16 number.
@@ -209,8 +214,9 @@ void sort_columns(const Matrix& m, const Keys& keys, Plan& plan) {
   cut(plan, plan.exact_pairs, plan.pairs, std::max(1u, count - before));
 }
 
-Plan arrange(const Matrix& m, int shift, int window, bool by_row, bool by_column, const Keys& keys) {
+Plan arrange(const Matrix& m, int shift, int window, bool by_row, bool by_column, uint32_t stride, const Keys& keys) {
   Plan plan;
+  plan.stride = stride;
   plan.window = window;
   plan.rows_moved = by_row;
   plan.columns_moved = by_column;
@@ -235,24 +241,26 @@ Plan arrange(const Matrix& m, int shift, int window, bool by_row, bool by_column
 
 Plan choose_plan(const Matrix& m, int shift) {
   const Keys keys = keys_of(m, shift);
-  Plan best = arrange(m, shift, 6, false, false, keys);
+  // a quarter of a large matrix tells which arrangement is the shortest
+  const uint32_t stride = m.rows >= 16 * kBlockRows ? 4 : 1;
+  Plan best = arrange(m, shift, 6, false, false, stride, keys);
   bool rows = false, columns = false;
   // columns that stay in place need no gathering of activations, unless steps need more bits: that is worth a little
   const double leeway = keys.exact < m.columns ? 1.005 : 0.997;
   for (int option = 1; option < 4; option++) {
     const bool by_row = option & 1, by_column = option & 2;
     if ((by_row && m.rows <= kBlockRows) || (by_column && m.columns >= kNoColumn)) continue;
-    Plan plan = arrange(m, shift, 6, by_row, by_column, keys);
+    Plan plan = arrange(m, shift, 6, by_row, by_column, stride, keys);
     if (plan.bits >= best.bits * (by_column && !columns ? leeway : 1)) continue;
     best = std::move(plan);
     rows = by_row;
     columns = by_column;
   }
   // shorter windows are faster: taken where the whole stays close to the record's size
-  Plan faster = arrange(m, shift, 5, rows, columns, keys);
+  Plan faster = arrange(m, shift, 5, rows, columns, stride, keys);
   const double planes = double(shift) * m.rows * m.columns;
-  if (faster.bits + planes < kFreeGrowth * 8 * double(m.stored_bytes) || faster.bits < best.bits * 1.005) return faster;
-  return best;
+  if (faster.bits + planes < kFreeGrowth * 8 * double(m.stored_bytes) || faster.bits < best.bits * 1.005) best = std::move(faster);
+  return stride == 1 ? best : arrange(m, shift, best.window, rows, columns, 1, keys);
 }
 
 // What a clipped integer lacks, in parts that are each exact in a float.
