@@ -12,6 +12,7 @@ from nearplane.methods import ECLQ, GPTQ, HPTQ, HRTN, RTN, SSQR, WaterSIC
 from nearplane.types import NearplaneError, QuantizedWeight
 
 if TYPE_CHECKING:
+    from nearplane.export.linear import resident_bpw
     from nearplane.export.load import load, load_tokenizer
     from nearplane.quantize import quantize
 
@@ -31,12 +32,14 @@ __all__ = [
     "load",
     "load_tokenizer",
     "quantize",
+    "resident_bpw",
 ]
 
 # What rests on transformers, which takes seconds to import: found when it is asked for.
 _LATER = {
     "load": "nearplane.export.load",
     "load_tokenizer": "nearplane.export.load",
+    "resident_bpw": "nearplane.export.linear",
     "quantize": "nearplane.quantize",
 }
 

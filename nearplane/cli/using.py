@@ -32,6 +32,7 @@ def evaluate(
     """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
     from nearplane.cli.quiet import quiet
     from nearplane.evaluate.perplexity import Cut, cut_text
+    from nearplane.export.linear import is_compressed, resident_bpw
 
     cut = Cut(context, stride, windows)
     quiet()
@@ -41,6 +42,8 @@ def evaluate(
     for sentence in judged(opened, cut_text(text, tokenizer, cut), cut, against):
         typer.echo(sentence)
     typer.echo(bits_sentence(model, opened))
+    if not dequantize and is_compressed(opened):
+        typer.echo(f"{resident_bpw(opened):.3f} bits per weight of the compressed layers in memory")
 
 
 def judged(model: Any, windows: Any, cut: Any, against: str | None) -> list[str]:

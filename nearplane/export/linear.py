@@ -127,6 +127,23 @@ class CompressedLinear(nn.Module):
             self.lay_out()
 
 
+def is_compressed(model: nn.Module) -> bool:
+    """Whether a layer of `model` is compressed."""
+    return any(isinstance(module, CompressedLinear) for module in model.modules())
+
+
+def resident_bpw(model: nn.Module) -> float:
+    """Return 8 · bytes / weights over all compressed layers of `model`, as they lie in memory.
+
+    ValueError if it has none.
+    """
+    layers = [m for m in model.modules() if isinstance(m, CompressedLinear)]
+    weights = sum(layer.in_features * layer.out_features for layer in layers)
+    if not weights:
+        raise ValueError(f"no layer of this {type(model).__name__} is compressed")
+    return 8 * sum(len(layer._bytes) for layer in layers) / weights
+
+
 def empty_like(linear: nn.Module, rows: int, columns: int, record_bytes: int) -> CompressedLinear:
     """Return a layer to replace `linear`, on its device, with room for a record still to load."""
     weight = linear.get_parameter("weight")

@@ -302,9 +302,10 @@ void damage(Random& random, std::vector<uint8_t>& bytes) {
         std::memcpy(bytes.data() + h.start_at + 4 * group, &start, 4);
       }
       break;
-    case 6:  // long words
-      if (there(h.table_at, kTable * 2))
-        for (int k = 0; k < kTable; k++) if (random.one_in(2)) { uint8_t& low = bytes[h.table_at + 2 * k]; low = uint8_t((low & 0xF0) | h.window % 16); }
+    case 6:  // long words; the table may lie in the header by now
+      if (const uint64_t table = h.table_at; there(table, kTable * 2))
+        for (int k = 0; k < kTable; k++)
+          if (random.one_in(2)) bytes[table + 2 * k] = uint8_t((bytes[table + 2 * k] & 0xF0) | h.window % 16);
       break;
     default:  // more of it, or all
       for (uint64_t k = 0, n = random.of({4, 64, 1024}); k < n && there(at, k + 1); k++) bytes[at + k] = uint8_t(random.bits());

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nearplane import codes
 from nearplane.codes import CorruptError
-from nearplane.export.linear import CompressedLinear
+from nearplane.export.linear import CompressedLinear, resident_bpw
 from nearplane.kernels import cpu
 from nearplane.kernels.cpu.layout import FORM
 from tests.kernels import forms
@@ -180,3 +180,12 @@ def test_gradients_reach_what_is_before_and_the_bias_alone():
 def test_a_compiled_layer_gives_the_same():
     """In a process of its own: beartype, which watches the tests, cannot be compiled."""
     subprocess.run([sys.executable, "-m", "tests.kernels.compiled"], check=True, cwd=ROOT)
+
+
+def test_the_resident_size_of_a_model_is_that_of_its_layers():
+    layers = [layer(form) for form in PATHS]
+    model = nn.Sequential(*layers, nn.Linear(3, 3))
+    laid = sum(made.laid.numel() for made in layers)
+    assert resident_bpw(model) == 8 * laid / (len(layers) * ROWS * COLUMNS)
+    with pytest.raises(ValueError, match="no layer of this Linear is compressed"):
+        resident_bpw(nn.Linear(3, 3))
