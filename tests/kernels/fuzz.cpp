@@ -11,6 +11,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <limits>
+#include <memory>
 #include <random>
 #include <string>
 
@@ -19,6 +20,7 @@
 #include "pack.h"
 #include "parallel.h"
 #include "product.h"
+#include "rans.h"
 #include "unpack.h"
 
 using namespace nearplane;
@@ -32,12 +34,12 @@ const char* const kNames[] = {"plain", "avx2", "avx512", "avx512_bf16"};
 uint64_t seed = 0;
 uint64_t matrices = 0, refused = 0, damaged = 0, passed = 0;
 
+void say_seed() { std::fprintf(stderr, "fuzz_kernels: the case's seed is %llu\n", (unsigned long long)seed); }
+
 [[noreturn]] void fail(const std::string& what) {
   std::fprintf(stderr, "fuzz_kernels: seed %llu: %s\n", (unsigned long long)seed, what.c_str());
   std::exit(1);
 }
-
-void say_seed() { std::fprintf(stderr, "fuzz_kernels: the case's seed is %llu\n", (unsigned long long)seed); }
 
 }  // namespace
 
@@ -162,8 +164,7 @@ Drawn draw(Random& random) {
 }
 
 template <class Use> void each_kernel(const Use& use) {
-  for (const char* name : kNames)
-    if (available(name)) { choose(name); use(name); }
+  for (const char* name : kNames) if (choose(name)) use(name);
 }
 
 uint32_t type_bytes(uint32_t type) { return type == kF32 ? 4 : 2; }
@@ -224,9 +225,9 @@ void compare_parts(const Drawn& m, const View& view, const std::vector<double>& 
   std::vector<float> step(m.step.size());
   unpack_steps(view, step.data());
   if (step != m.step) fail("other steps");
+  if (unpack_outliers(view, nullptr, nullptr, nullptr) != m.value.size()) fail("another number of outliers");
   std::vector<int32_t> start(m.rows + 1), column(m.column.size());
   std::vector<uint16_t> value(m.value.size());
-  if (unpack_outliers(view, nullptr, nullptr, nullptr) != m.value.size()) fail("another number of outliers");
   unpack_outliers(view, start.data(), column.data(), value.data());
   if (!m.start.empty() && (start != m.start || column != m.column || value != m.value)) fail("other outliers");
   std::vector<float> dense(w.size());
@@ -275,27 +276,21 @@ void damage(Random& random, std::vector<uint8_t>& bytes) {
     case 0: bytes[random.below(size)] = uint8_t(random.bits()); break;
     case 1: bytes[random.below(sizeof(Header))] ^= uint8_t(1 << random.below(8)); break;
     case 2: {  // one field of the header; most are of four bytes, and all lie at multiples of that
-      uint8_t* field = bytes.data() + random.below(sizeof(Header) / 8) * 8;
-      uint64_t whole;
-      uint32_t half;
-      std::memcpy(&whole, field, 8);
-      if (random.one_in(3)) { whole = extreme(random, whole); std::memcpy(field, &whole, 8); break; }
-      field += 4 * random.below(2);
-      std::memcpy(&half, field, 4);
-      half = uint32_t(extreme(random, half));
-      std::memcpy(field, &half, 4);
+      const size_t width = random.one_in(3) ? 8 : 4;
+      uint8_t* field = bytes.data() + random.below(sizeof(Header) / width) * width;
+      uint64_t value = 0;
+      std::memcpy(&value, field, width);
+      value = extreme(random, value);
+      std::memcpy(field, &value, width);
       break;
     }
     case 3: {  // shorter, and the header says so
-      if (random.one_in(2)) bytes.resize(random.below(size));
-      else bytes.resize(size - std::min(size - 1, 64 * random.below(20)));
+      bytes.resize(random.one_in(2) ? random.below(size) : size - std::min(size - 1, 64 * random.below(20)));
       const uint64_t now = bytes.size();
       if (now >= 16) std::memcpy(bytes.data() + 8, &now, 8);
       break;
     }
-    case 4:  // the beginning of a section
-      if (there(at, 64)) bytes[at + random.below(64)] = uint8_t(random.one_in(2) ? random.bits() : extreme(random, 0));
-      break;
+    case 4: if (there(at, 64)) bytes[at + random.below(64)] = uint8_t(extreme(random, random.bits())); break;  // a section's beginning
     case 5:  // a stream begins elsewhere
       if (const uint64_t group = random.below(divide_up(h.rows, kRows) + 1ull); there(h.start_at, 4 * group + 4)) {
         const uint32_t start = uint32_t(random.below(h.stream_words % size + 2));
@@ -325,13 +320,59 @@ void attack(Random& random, const std::vector<uint8_t>& whole) {
   }
 }
 
+template <class T> const T* kept(std::vector<std::unique_ptr<Exact>>& memory, const std::vector<T>& list) {
+  memory.push_back(std::make_unique<Exact>(list.size() * sizeof(T)));
+  std::copy(list.begin(), list.end(), reinterpret_cast<T*>(memory.back()->data()));
+  return reinterpret_cast<const T*>(memory.back()->data());
+}
+
+// Positive numbers that add up to 2^24.
+void frequencies(Random& random, uint64_t count, std::vector<int64_t>& list) {
+  int64_t left = (1 << 24) - int64_t(count);
+  for (uint64_t k = 0; k < count; k++) {
+    const int64_t some = k + 1 == count ? left : int64_t(random.below(uint64_t(left) / (random.one_in(4) ? 1 : count) + 1));
+    list.push_back(1 + some);
+    left -= some;
+  }
+}
+
+// Any words in streams whose tables are as the caller promises.
+void attack_rans(Random& random) {
+  std::vector<std::unique_ptr<Exact>> memory;
+  RansBands in{};
+  for (uint32_t* n : {&in.rows, &in.columns}) *n = 1 + uint32_t(random.below(40));
+  in.bands = std::min(in.rows, 1 + uint32_t(random.below(3)));
+  if ((in.bands - 1) * divide_up(in.rows, in.bands) >= in.rows) in.bands = 1;
+  for (uint32_t* n : {&in.row_classes, &in.column_classes, &in.tables}) *n = 1 + uint32_t(random.below(4));
+  in.symbols = 1 + uint32_t(random.below(60));
+  std::vector<int64_t> row, column, frequency, table(in.row_classes + in.column_classes - 1);
+  frequencies(random, in.row_classes, row);
+  frequencies(random, in.column_classes, column);
+  for (uint32_t t = 0; t < in.tables; t++) frequencies(random, in.symbols, frequency);
+  for (int64_t& t : table) t = int64_t(random.below(in.tables));
+  std::vector<const uint32_t*> stream;
+  std::vector<uint64_t> words(in.bands);
+  for (uint64_t& n : words) {
+    std::vector<uint32_t> some(n = random.below(200));
+    for (uint32_t& word : some) word = random.one_in(50) ? 0 : uint32_t(random.bits());
+    stream.push_back(kept(memory, some));
+  }
+  in.stream = stream.data(), in.words = kept(memory, words);
+  in.row_frequency = kept(memory, row);
+  in.column_frequency = kept(memory, column);
+  in.table = kept(memory, table);
+  in.frequency = kept(memory, frequency);
+  Exact symbol(size_t(in.rows) * in.columns * 4);
+  decode_rans(in, reinterpret_cast<int32_t*>(symbol.data()));
+}
+
 void run_case() {
   Random random{std::mt19937_64(seed)};
   set_threads(random.one_in(8) ? 3 : 1);
   const Drawn m = draw(random);
   const std::vector<uint8_t> whole = pack(m.view());
-  matrices++;
-  if (whole.empty()) { refused++; return; }
+  matrices++, refused += whole.empty();
+  if (whole.empty()) return;
   const Exact bytes(whole);
   if (const char* wrong = check(bytes.data(), bytes.size())) fail(std::string("a sound layout is refused: ") + wrong);
   const View view(bytes.data());
@@ -342,6 +383,7 @@ void run_case() {
   });
   set_threads(1);
   attack(random, whole);
+  for (int k = 0; k < kDamages; k++) attack_rans(random);
 }
 
 }  // namespace

@@ -1,4 +1,5 @@
 #include <algorithm>
+#include <cmath>
 #include <numeric>
 
 #include "pack.h"
@@ -67,13 +68,16 @@ void pack_planes(Bytes& bytes, const Matrix& m) {
   store_rows(bytes, as, m.rows);
   if (m.step_form == 2) store_steps(bytes, m, as);
   else store_factors(bytes, m, as);
-  // the low bits of a wide code are a plane of their own
+  // the low bits of a wide code are a plane of their own; the last one is about as often negative as positive
+  std::vector<int> widths;
+  for (int left = bits; left > 0; left -= widths.back()) widths.push_back(left <= 4 ? left : left <= 6 ? 3 : 4);
+  const int last = 1 << (bits - widths.back());
+  const int32_t base = int32_t(std::floor(double(low) / last)) * last;
   uint32_t planes = 0;
-  for (int shift = 0; shift < bits; planes++) {
-    const int width = bits - shift <= 4 ? bits - shift : bits - shift <= 6 ? 3 : 4;
-    const Plane plane = pack_plane(bytes, m, as, width, shift, shift ? 0 : low, 1 << shift, low);
+  for (int shift = 0; shift < bits; shift += widths[planes++]) {
+    const int32_t own = (shift ? 0 : low - base) + (1 << shift == last ? base : 0);
+    const Plane plane = pack_plane(bytes, m, as, widths[planes], shift, own, 1 << shift, low);
     bytes.head().plane[planes] = plane;
-    shift += width;
   }
   bytes.head().planes = planes;
   store_outliers(bytes, m, as);

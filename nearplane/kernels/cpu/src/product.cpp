@@ -51,7 +51,7 @@ class Inputs {
     const Header& head = view.head;
     const size_t places = 2 * size_t(head.pairs);
     const int terms = k.bf16 ? terms_needed(head, type) : 0;
-    const bool as_is = terms == 1 && !head.column_at && !head.factor_at && places == head.columns;
+    const bool as_is = terms == 1 && !head.column_at && !head.factor_at && places == head.columns && reinterpret_cast<uintptr_t>(x) % 4 == 0;
     const bool floats = !as_is || head.escape.at;
     static thread_local Scratch<float> place_memory, raw_memory;
     static thread_local Scratch<uint16_t> pair_memory;
