@@ -256,11 +256,12 @@ Plan choose_plan(const Matrix& m, int shift) {
     rows = by_row;
     columns = by_column;
   }
+  if (stride > 1) best = arrange(m, shift, 6, rows, columns, 1, keys);
   // shorter windows are faster: taken where the whole stays close to the record's size
-  Plan faster = arrange(m, shift, 5, rows, columns, stride, keys);
+  Plan faster = arrange(m, shift, 5, rows, columns, 1, keys);
   const double planes = double(shift) * m.rows * m.columns;
-  if (faster.bits + planes < kFreeGrowth * 8 * double(m.stored_bytes) || faster.bits < best.bits * 1.005) best = std::move(faster);
-  return stride == 1 ? best : arrange(m, shift, best.window, rows, columns, 1, keys);
+  const bool close = faster.bits + planes < kFreeGrowth * 8 * double(m.stored_bytes) || faster.bits < best.bits * 1.005;
+  return close ? faster : best;
 }
 
 // What a clipped integer lacks, in parts that are each exact in a float.
