@@ -21,8 +21,8 @@ COLUMN, GROUP = 1, 2  # step forms of a record
 MOST_GROWTH, FREE_BYTES = 1.25, 2**16
 STEP_TYPES = {1: 1, 2: 2}  # float16, bfloat16: as the record has them; all others in float32
 
-# layouts that were made or checked here, by address
-_known: dict[int, "weakref.ref[Tensor]"] = {}
+# layouts that were made or checked here, by address, and their shapes
+_known: dict[int, tuple["weakref.ref[Tensor]", tuple[int, int]]] = {}
 
 
 def pack(record: UInt8[Tensor, " bytes"]) -> UInt8[Tensor, " layout"] | None:
@@ -98,27 +98,32 @@ def read_header(layout: UInt8[Tensor, " layout"]) -> Head:
     return Head.from_address(layout.data_ptr())
 
 
-def ensure_checked(layout: UInt8[Tensor, " layout"]) -> None:
-    """ValueError unless the kernels may trust every byte of `layout`; checked once for a tensor."""
+def ensure_checked(layout: UInt8[Tensor, " layout"]) -> tuple[int, int]:
+    """Return the weight's shape. A tensor is checked once.
+
+    ValueError unless the kernels may trust every byte of `layout`.
+    """
     known = _known.get(layout.data_ptr())
-    if known is not None and known() is layout:
-        return
+    if known is not None and known[0]() is layout:
+        return known[1]
     if layout.dtype != torch.uint8 or layout.dim() != 1 or not layout.is_contiguous():
         raise ValueError(f"a layout is one row of bytes, not {layout.dtype} {list(layout.shape)}")
     wrong = library().np_check(layout.data_ptr(), len(layout))
     if wrong:
         raise ValueError(f"these {len(layout)} bytes are no layout: {wrong.decode()} is wrong")
-    _remember(layout)
+    return _remember(layout)
 
 
-def _remember(layout: Tensor) -> None:
-    address = layout.data_ptr()
+def _remember(layout: Tensor) -> tuple[int, int]:
+    address, head = layout.data_ptr(), read_header(layout)
 
     def forget(gone: "weakref.ref[Tensor]") -> None:
-        if _known.get(address) is gone:
+        if _known.get(address, (None,))[0] is gone:
             del _known[address]
 
-    _known[address] = weakref.ref(layout, forget)
+    shape = head.rows, head.columns
+    _known[address] = weakref.ref(layout, forget), shape
+    return shape
 
 
 def _matrix(held: Unpacked, head: Header) -> tuple[Matrix, list[Any]]:

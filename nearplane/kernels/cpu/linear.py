@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from nearplane.kernels.cpu.layout import ensure_checked, read_header, weight
+from nearplane.kernels.cpu.layout import ensure_checked, weight
 from nearplane.kernels.cpu.library import TYPES, library
 
 # more rows of activations than this are multiplied by a decoded weight: the platform's own product
@@ -34,13 +34,11 @@ def linear(
 
 def _linear(x: Tensor, layout: Tensor, rows: int, bias: Tensor | None) -> Tensor:
     """The product itself. ValueError if the layout is of another shape."""
-    ensure_checked(layout)
-    head = read_header(layout)
-    columns = x.shape[-1]
-    if (head.rows, head.columns) != (rows, columns):
+    shape, columns = ensure_checked(layout), x.shape[-1]
+    if shape != (rows, columns):
         raise ValueError(
             f"activations of {columns} columns for {rows} rows of a weight that is "
-            f"{head.rows} x {head.columns}"
+            f"{shape[0]} x {shape[1]}"
         )
     if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous()):
         bias = bias.to(x.dtype).contiguous()
@@ -62,10 +60,9 @@ def _linear(x: Tensor, layout: Tensor, rows: int, bias: Tensor | None) -> Tensor
 
 
 def _weight(layout: Tensor, rows: int, columns: int, dtype: torch.dtype) -> Tensor:
-    ensure_checked(layout)
-    head = read_header(layout)
-    if (head.rows, head.columns) != (rows, columns):
-        raise ValueError(f"a weight of {head.rows} x {head.columns}, not {rows} x {columns}")
+    shape = ensure_checked(layout)
+    if shape != (rows, columns):
+        raise ValueError(f"a weight of {shape[0]} x {shape[1]}, not {rows} x {columns}")
     return weight(layout, dtype)
 
 
