@@ -156,32 +156,45 @@ inline void add(Sum& sum, __m256i entries, const float* pair) {
   sum.high = _mm256_fmadd_ps(integers<kPlaceB>(behind), odd, sum.high);
 }
 
-template <int V, int Window> void lanes_product_of(const View& view, uint32_t group, const uint8_t* cell, const Activations& x, float* acc) {
+// Sums of V groups over pairs j .. end - 1.
+template <int V, int Window> __attribute__((noinline)) void sum_pairs(Streams* state, Sum* sums, const Table<Window>& table, const float* place, uint32_t j, uint32_t end) {
   constexpr int kTake = 16 / Window;
+  Streams s[V];
+  Sum sum[V] = {};
+  for (int v = 0; v < V; v++) s[v] = state[v];
+  for (; j < end; j += kTake) {
+    __m256i entry[kTake][V];
+    EACH(v) _mm_prefetch(reinterpret_cast<const char*>(s[v].next) + kAhead, _MM_HINT_T0);
+    take<V, Window>(s, table, entry);
+    for (int k = 0; k < kTake; k++) EACH(v) add(sum[v], entry[k][v], place + 2 * (j + k));
+  }
+  for (int v = 0; v < V; v++) { state[v] = s[v]; sums[v] = sum[v]; }
+}
+
+template <int V, int Window> void lanes_product_of(const View& view, uint32_t group, const uint8_t* cell, const Activations& x, float* acc) {
   const Header& head = view.head;
   const Book book(view);
   const uint32_t* border = view.at<uint32_t>(head.segment_at);
   Streams s[V];
-  Sum sum[V] = {};
   for (int v = 0; v < V; v++) {
     LaneState state;
     start_lanes(state, view.at<uint16_t>(head.stream_at) + view.at<uint32_t>(head.start_at)[group + v]);
     s[v] = open(state);
   }
-  for (uint32_t segment = 0; segment < head.segments; segment++) {
-    const Table<Window> table(book.table(cell[segment]), book.shift);
-    for (uint32_t j = border[segment]; j < border[segment + 1]; j += kTake) {
-      __m256i entry[kTake][V];
-      EACH(v) _mm_prefetch(reinterpret_cast<const char*>(s[v].next) + kAhead, _MM_HINT_T0);
-      take<V, Window>(s, table, entry);
-      for (int k = 0; k < kTake; k++) EACH(v) add(sum[v], entry[k][v], x.place + 2 * (j + k));
-    }
-  }
   const float unit = float(1u << head.shift);
   const __m256 low = _mm256_set1_ps(unit / (1 << kPlaceA)), high = _mm256_set1_ps(unit / (1 << kPlaceB));
-  for (int v = 0; v < V; v++, acc += kRows) {
-    _mm256_storeu_ps(acc, _mm256_fmadd_ps(sum[v].low, low, _mm256_loadu_ps(acc)));
-    _mm256_storeu_ps(acc + 8, _mm256_fmadd_ps(sum[v].high, high, _mm256_loadu_ps(acc + 8)));
+  for (uint32_t segment = 0; segment < head.segments; segment++) {
+    const Table<Window> table(book.table(cell[segment]), book.shift);
+    for (uint32_t j = border[segment], end; j < border[segment + 1]; j = end) {
+      end = std::min(j + kSummed, border[segment + 1]);
+      Sum sum[V];
+      sum_pairs<V, Window>(s, sum, table, x.place, j, end);
+      for (int v = 0; v < V; v++) {
+        float* to = acc + v * kRows;
+        _mm256_storeu_ps(to, _mm256_fmadd_ps(sum[v].low, low, _mm256_loadu_ps(to)));
+        _mm256_storeu_ps(to + 8, _mm256_fmadd_ps(sum[v].high, high, _mm256_loadu_ps(to + 8)));
+      }
+    }
   }
 }
 
@@ -331,7 +344,7 @@ void decode_plane(const uint8_t* words, const Plane& plane, int runs, Tile* out)
 template <int B> void multiply_of(const Tile* tile, uint32_t first, int pairs, const Activations* x, float* acc, int stride) {
   for (int h = 0; h < 2; h++) {
     __m256 sum[B];
-    for (int b = 0; b < B; b++) sum[b] = _mm256_loadu_ps(acc + b * stride + 8 * h);
+    for (int b = 0; b < B; b++) sum[b] = _mm256_setzero_ps();
     for (int j = 0; j < pairs; j++) {
       const __m256i pair = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(tile[j] + 16 * h));
       const __m256 even = _mm256_castsi256_ps(_mm256_slli_epi32(pair, 16));
@@ -341,7 +354,10 @@ template <int B> void multiply_of(const Tile* tile, uint32_t first, int pairs, c
         sum[b] = _mm256_fmadd_ps(odd, _mm256_broadcast_ss(at + 1), _mm256_fmadd_ps(even, _mm256_broadcast_ss(at), sum[b]));
       }
     }
-    for (int b = 0; b < B; b++) _mm256_storeu_ps(acc + b * stride + 8 * h, sum[b]);
+    for (int b = 0; b < B; b++) {
+      float* to = acc + b * stride + 8 * h;
+      _mm256_storeu_ps(to, _mm256_add_ps(_mm256_loadu_ps(to), sum[b]));
+    }
   }
 }
 

@@ -7,6 +7,9 @@
 namespace nearplane {
 
 constexpr int kChunk = 32;  // pairs decoded at a time, a multiple of kRun
+// Pairs that are summed by themselves, so that rounding grows with the square root of their number and not of the columns';
+// a multiple of what any window takes.
+constexpr uint32_t kSummed = 480;
 
 // A layout's code tables.
 struct Book {

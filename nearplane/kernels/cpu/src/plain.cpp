@@ -114,12 +114,14 @@ void decode_plane(const uint8_t* words, const Plane& plane, int runs, Tile* out)
 
 void multiply(const Tile* tile, int groups, uint32_t first, int pairs, const Activations* x, int batch, float* acc, int stride) {
   for (int g = 0; g < groups; g++, tile += kChunk, acc += kRows)
-    for (int b = 0; b < batch; b++)
+    for (int b = 0; b < batch; b++) {
+      float sum[kRows] = {};
       for (int j = 0; j < pairs; j++) {
         const float* pair = x[b].place + 2 * (first + j);
-        for (int i = 0; i < kRows; i++)
-          acc[b * stride + i] += bf16_to_float(tile[j][2 * i]) * pair[0] + bf16_to_float(tile[j][2 * i + 1]) * pair[1];
+        for (int i = 0; i < kRows; i++) sum[i] += bf16_to_float(tile[j][2 * i]) * pair[0] + bf16_to_float(tile[j][2 * i + 1]) * pair[1];
       }
+      for (int i = 0; i < kRows; i++) acc[b * stride + i] += sum[i];
+    }
 }
 
 void sparse(const Sparse& s, const uint8_t* entries, uint32_t steps, float scale, const float* x, float* acc) {
