@@ -112,28 +112,33 @@ void steps_of(const View& view, uint32_t group, uint32_t across, float* step) {
   for (int i = 0; i < kRows; i++) step[i] = load(view.base + view.head.step_at, at + i, view.head.step_type);
 }
 
-// acc[b][16] += step * (codes of a plane)
-void add_plane(const View& view, const Kernels& k, const Plane& plane, uint32_t group, const std::vector<Activations>& x, float* acc) {
+// acc[b][16 * count] += step * (codes of a plane), for one or two groups.
+void add_plane(const View& view, const Kernels& k, const Plane& plane, uint32_t group, uint32_t count, const std::vector<Activations>& x, float* acc) {
   const Header& head = view.head;
-  if (x.size() == 1 && k.plane_product) return k.plane_product(view, plane, group, x[0], acc);
-  alignas(64) static thread_local Tile tile[kChunk];
+  if (x.size() == 1 && k.plane_product) {
+    for (uint32_t v = 0; v < count; v++) k.plane_product(view, plane, group + v, x[0], acc + v * kRows);
+    return;
+  }
+  alignas(64) static thread_local Tile tile[2][kChunk];
   static thread_local Scratch<float> memory;
-  float* part = memory.get(x.size() * kRows);
+  const uint32_t rows = count * kRows;
+  float* part = memory.get(x.size() * rows);
   const uint8_t* words = view.base + plane.at + group * view.plane_group_bytes(plane);
   for (uint32_t g = 0; g < view.column_groups(); g++) {
     float* sum = head.step_at ? part : acc;
-    const int stride = head.step_at ? kRows : kBlockRows;
-    if (head.step_at) std::fill(part, part + x.size() * kRows, 0.0f);
+    const int stride = head.step_at ? int(rows) : kBlockRows;
+    if (head.step_at) std::fill(part, part + x.size() * rows, 0.0f);
     for (uint32_t j = g * head.group_pairs; j < (g + 1) * head.group_pairs; j += kChunk) {
       const int pairs = int(std::min<uint32_t>(kChunk, (g + 1) * head.group_pairs - j));
-      k.decode_plane(words + uint64_t(j / kRun) * plane.bits * 64, plane, pairs / kRun, tile);
-      k.multiply(tile, 1, j, pairs, x.data(), int(x.size()), sum, stride);
+      for (uint32_t v = 0; v < count; v++)
+        k.decode_plane(words + v * view.plane_group_bytes(plane) + uint64_t(j / kRun) * plane.bits * 64, plane, pairs / kRun, tile[v]);
+      k.multiply(tile[0], int(count), j, pairs, x.data(), int(x.size()), sum, stride);
     }
     if (!head.step_at) continue;
-    float step[kRows];
-    steps_of(view, group, g, step);
+    float step[2 * kRows];
+    for (uint32_t v = 0; v < count; v++) steps_of(view, group + v, g, step + v * kRows);
     for (size_t b = 0; b < x.size(); b++)
-      for (int i = 0; i < kRows; i++) acc[b * kBlockRows + i] += step[i] * part[b * kRows + i];
+      for (uint32_t i = 0; i < rows; i++) acc[b * kBlockRows + i] += step[i] * part[b * rows + i];
   }
 }
 
@@ -159,11 +164,9 @@ static void block_product(const View& view, const Kernels& k, uint32_t block, co
     for (uint64_t at = from; at < std::min(to, from + kFetched); at += 64) __builtin_prefetch(view.base + s->at + at);
   }
   if (head.segments) add_lanes(view, k, block, x, acc);
-  for (uint32_t g = first; g < last; g++) {
-    float* own = acc + (g - first) * kRows;
-    for (uint32_t p = 0; p < head.planes; p++) add_plane(view, k, head.plane[p], g, x, own);
-    add_sparse(view, k, head.escape, float(1u << head.shift), g, x, own);
-  }
+  for (uint32_t g = first; g < last; g += 2)
+    for (uint32_t p = 0; p < head.planes; p++) add_plane(view, k, head.plane[p], g, std::min(2u, last - g), x, acc + (g - first) * kRows);
+  for (uint32_t g = first; g < last; g++) add_sparse(view, k, head.escape, float(1u << head.shift), g, x, acc + (g - first) * kRows);
   if (head.scale != 1) for (size_t i = 0; i < x.size() * kBlockRows; i++) acc[i] *= head.scale;
   for (uint32_t g = first; g < last; g++) add_sparse(view, k, head.outlier, 1, g, x, acc + (g - first) * kRows);
 }
