@@ -72,9 +72,7 @@ def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:
 
 def weight(layout: UInt8[Tensor, " layout"], dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
     """Return step · code + outliers, computed in float32, in `dtype`."""
-    ensure_checked(layout)
-    head = read_header(layout)
-    out = torch.empty(head.rows, head.columns, dtype=dtype)
+    out = torch.empty(ensure_checked(layout), dtype=dtype)
     library().np_weight(layout.data_ptr(), TYPES[dtype], out.data_ptr(), torch.get_num_threads())
     return out
 

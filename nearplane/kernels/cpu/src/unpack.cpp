@@ -30,18 +30,9 @@ template <class Add> void each_entry(const View& view, const Sparse& s, uint32_t
     }
 }
 
-// Add the values of a tile to 16 rows of integers.
-void add_tile(const Tile* tile, uint32_t first, int pairs, const std::vector<uint32_t>& column, int64_t* sums, size_t stride) {
-  for (int j = 0; j < pairs; j++)
-    for (int lane = 0; lane < kLanes; lane++)
-      sums[lane / 2 * stride + column[2 * (first + j) + (lane & 1)]] += int64_t(bf16_to_float(tile[j][lane]));
-}
-
-// The integers of 16 rows, each of columns + 1 elements.
-void group_codes(const View& view, const Kernels& k, uint32_t group, const std::vector<uint32_t>& column, int64_t* sums) {
+// Decode a group: use(tile, first pair, pairs) for every piece of its lanes, then of each plane.
+template <class Use> void each_tile(const View& view, const Kernels& k, uint32_t group, const Use& use) {
   const Header& head = view.head;
-  const size_t stride = size_t(head.columns) + 1;
-  std::fill(sums, sums + kRows * stride, 0);
   alignas(64) static thread_local Tile tile[kChunk];
   if (head.segments) {
     static thread_local LaneState state;
@@ -53,7 +44,7 @@ void group_codes(const View& view, const Kernels& k, uint32_t group, const std::
       for (uint32_t j = border[s]; j < border[s + 1]; j += book.chunk()) {
         const int pairs = int(std::min(book.chunk(), border[s + 1] - j));
         k.decode_lanes(&state, 1, book, cell[s], pairs, tile);
-        add_tile(tile, j, pairs, column, sums, stride);
+        use(tile, j, pairs);
       }
   }
   for (uint32_t p = 0; p < head.planes; p++) {
@@ -62,11 +53,22 @@ void group_codes(const View& view, const Kernels& k, uint32_t group, const std::
     for (uint32_t j = 0; j < head.pairs; j += kChunk) {
       const int pairs = int(std::min<uint32_t>(kChunk, head.pairs - j));
       k.decode_plane(words + uint64_t(j / kRun) * plane.bits * 64, plane, pairs / kRun, tile);
-      add_tile(tile, j, pairs, column, sums, stride);
+      use(tile, j, pairs);
     }
   }
-  each_entry(view, head.escape, group, [&](int i, uint32_t place, float value) {
-    sums[i * stride + column[place]] += int64_t(value) * (int64_t(1) << head.shift);
+}
+
+// The integers of 16 rows, each of columns + 1 elements.
+void group_codes(const View& view, const Kernels& k, uint32_t group, const std::vector<uint32_t>& column, int64_t* sums) {
+  const size_t stride = size_t(view.head.columns) + 1;
+  std::fill(sums, sums + kRows * stride, 0);
+  each_tile(view, k, group, [&](const Tile* tile, uint32_t first, int pairs) {
+    for (int j = 0; j < pairs; j++)
+      for (int lane = 0; lane < kLanes; lane++)
+        sums[lane / 2 * stride + column[2 * (first + j) + (lane & 1)]] += int64_t(bf16_to_float(tile[j][lane]));
+  });
+  each_entry(view, view.head.escape, group, [&](int i, uint32_t place, float value) {
+    sums[i * stride + column[place]] += int64_t(value) * (int64_t(1) << view.head.shift);
   });
 }
 
@@ -129,41 +131,22 @@ uint64_t unpack_outliers(const View& view, int32_t* start, int32_t* column, uint
 namespace {
 
 // The sums of 16 rows' codes as floats, in the order of places: sums[16][2 * pairs].
-void group_floats(const View& view, const Kernels& k, uint32_t group, uint32_t* words, float* sums) {
-  const Header& head = view.head;
-  const size_t places = 2 * size_t(head.pairs);
-  alignas(64) static thread_local Tile tile[kChunk];
+void group_floats(const View& view, const Kernels& k, uint32_t group, float* sums) {
+  const size_t places = 2 * size_t(view.head.pairs);
   std::fill(sums, sums + kRows * places, 0.0f);
-  auto add = [&] {
-    const uint16_t* halves = reinterpret_cast<const uint16_t*>(words);
-    for (size_t p = 0; p < kRows * places; p++) sums[p] += bf16_to_float(halves[p]);
-  };
-  if (head.segments) {
-    static thread_local LaneState state;
-    const Book book(view);
-    start_lanes(state, view.at<uint16_t>(head.stream_at) + view.at<uint32_t>(head.start_at)[group]);
-    const uint32_t* border = view.at<uint32_t>(head.segment_at);
-    const uint8_t* cell = view.at<uint8_t>(head.cell_at) + uint64_t(group / kGroups) * head.segments;
-    for (uint32_t s = 0; s < head.segments; s++)
-      for (uint32_t j = border[s]; j < border[s + 1]; j += book.chunk()) {
-        const int pairs = int(std::min(book.chunk(), border[s + 1] - j));
-        k.decode_lanes(&state, 1, book, cell[s], pairs, tile);
-        k.transpose(tile, pairs, words + j, head.pairs);
+  uint32_t words[kRows][kChunk];
+  each_tile(view, k, group, [&](const Tile* tile, uint32_t first, int pairs) {
+    k.transpose(tile, pairs, words[0], kChunk);
+    for (int i = 0; i < kRows; i++) {
+      float* to = sums + i * places + 2 * first;
+      for (int j = 0; j < pairs; j++) {
+        to[2 * j] += bf16_to_float(uint16_t(words[i][j]));
+        to[2 * j + 1] += bf16_to_float(uint16_t(words[i][j] >> 16));
       }
-    add();
-  }
-  for (uint32_t p = 0; p < head.planes; p++) {
-    const Plane& plane = head.plane[p];
-    const uint8_t* from = view.base + plane.at + group * view.plane_group_bytes(plane);
-    for (uint32_t j = 0; j < head.pairs; j += kChunk) {
-      const int pairs = int(std::min<uint32_t>(kChunk, head.pairs - j));
-      k.decode_plane(from + uint64_t(j / kRun) * plane.bits * 64, plane, pairs / kRun, tile);
-      k.transpose(tile, pairs, words + j, head.pairs);
     }
-    add();
-  }
-  const float unit = float(1u << head.shift);
-  each_entry(view, head.escape, group, [&](int i, uint32_t place, float value) { sums[i * places + place] += value * unit; });
+  });
+  const float unit = float(1u << view.head.shift);
+  each_entry(view, view.head.escape, group, [&](int i, uint32_t place, float value) { sums[i * places + place] += value * unit; });
 }
 
 // One row, sums in the order of places, as step * sum in the order of columns.
@@ -196,10 +179,8 @@ void unpack_weight(const View& view, uint32_t type, void* weight) {
   // floats hold sums below 2^24; larger integers are corrected by floats, and rounded once
   const bool large = head.escape.at && head.escape.type == kF32;
   parallel_for(view.groups(), [&](uint32_t g) {
-    static thread_local std::vector<uint32_t> words;
     static thread_local std::vector<float> sums, line;
     static thread_local std::vector<int64_t> whole;
-    words.resize(kRows * size_t(head.pairs));
     sums.resize(kRows * places);
     line.resize(size_t(head.columns) + 1);
     if (large) {
@@ -208,7 +189,7 @@ void unpack_weight(const View& view, uint32_t type, void* weight) {
       for (int i = 0; i < kRows; i++)
         for (size_t p = 0; p < places; p++) sums[i * places + p] = float(whole[i * (size_t(head.columns) + 1) + column[p]]);
     } else {
-      group_floats(view, k, g, words.data(), sums.data());
+      group_floats(view, k, g, sums.data());
     }
     for (uint32_t i = 0; i < kRows && g * kRows + i < head.rows; i++) {
       const uint32_t row = view.row(g * kRows + i);
