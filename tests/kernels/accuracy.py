@@ -5,7 +5,6 @@ import math
 import torch
 from torch import Tensor
 
-from nearplane.kernels.cpu.linear import MOST_ROWS
 from tests.kernels.forms import Case
 
 FLOAT32 = 2.0**-24  # half a unit in the last place of a number in 1 .. 2
@@ -40,21 +39,13 @@ def assert_near(
     rounded = (last * expected.abs()).clamp_min(2.0**-25 if x.dtype == torch.float16 else 0)
     scale = scale_of(case, x, bias)
     excess = ((y - expected).abs() - rounded).clamp_min(0) / scale.clamp_min(1e-300)
-    limit = FLOAT32 * math.sqrt(additions(case) / 3)
-    if x.numel() > MOST_ROWS * case.columns:
+    limit = FLOAT32 * math.sqrt(case.additions / 3)
+    if x.numel() > case.most_rows(x.dtype) * case.columns:
         limit = math.hypot(limit, last / math.sqrt(3))  # the weights were rounded too
     assert excess.isfinite().all()
     assert not (excess > DEVIATIONS * limit).any()
     if excess.numel() >= ENOUGH:
         assert excess.square().mean().sqrt() <= limit
-
-
-def additions(case: Case) -> int:
-    """Return how many roundings an element of the result may pass through."""
-    head = case.head
-    passes = head.planes + (head.segments > 0)
-    # two bf16 terms may be one activation; outliers and escapes; step, scale, bias, the result
-    return case.columns * (2 * passes + 2) + 8
 
 
 def scale_of(case: Case, x: Tensor, bias: Tensor | None) -> Tensor:
@@ -63,7 +54,6 @@ def scale_of(case: Case, x: Tensor, bias: Tensor | None) -> Tensor:
     An integer of more than one part, such as low and high bits, may have parts that are as large
     as all integers are apart, or as the 8 bits of the widest plane.
     """
-    parted = case.head.planes + (case.head.segments > 0) > 1
-    size = case.size + parted * min(case.apart, 256) * case.step.abs()
+    size = case.size + case.parted * min(case.apart, 256) * case.step.abs()
     square = x.double().square() @ size.square().T
     return (square if bias is None else square + bias.double().square()).sqrt()

@@ -14,6 +14,7 @@ from nearplane import codes, types
 from nearplane.codes import resident
 from nearplane.kernels import cpu
 from nearplane.kernels.cpu.layout import FORM, Head, read_header
+from nearplane.kernels.cpu.linear import MOST_ROWS
 from tests.codes.draw import outliers, spread
 
 ROWS, COLUMNS = 150, 200  # two blocks of rows, the last group of 16 short; no multiple of anything
@@ -36,6 +37,22 @@ class Case:
     def head(self) -> Head:
         return read_header(self.layout)
 
+    @property
+    def parted(self) -> bool:
+        """Whether an integer is the sum of several."""
+        return self.head.planes + (self.head.segments > 0) > 1
+
+    @property
+    def additions(self) -> int:
+        """How many roundings an element of a product may pass through."""
+        passes = self.head.planes + (self.head.segments > 0)
+        # two bf16 terms may be one activation; outliers and escapes; step, scale, bias, the result
+        return self.columns * (2 * passes + 2) + 8
+
+    def most_rows(self, dtype: torch.dtype) -> int:
+        """How many rows of activations are multiplied without decoding first."""
+        return MOST_ROWS
+
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return resident.product(x, self.layout, FORM, self.rows, bias)
 
@@ -48,17 +65,21 @@ class Case:
 
 def laid_out(record: Tensor) -> Case:
     """Return a record's case; the kernels must serve it, however large it grows."""
-    held = codes.unpack(record)
-    rows, columns = held.code.shape
+    rows, columns = codes.unpack(record).code.shape
     with patch.object(cpu.layout, "MOST_GROWTH", math.inf):
         form, layout = resident.lay_out(record, rows, columns)
     assert form == FORM
-    weight = resident.value(record, resident.RECORD, rows, columns).double()
-    step = types.spread(held.step, held.group_size, columns).double()
-    apart = int(held.code.max()) - int(held.code.min())
+    return Case(record, layout, rows, columns, *meaning(record))
+
+
+def meaning(record: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
+    """Return weight, size, step and apart of a case."""
+    held = codes.unpack(record)
+    weight = resident.value(record, resident.RECORD, *held.code.shape).double()
+    step = types.spread(held.step, held.group_size, held.code.shape[1]).double()
     coded = held.code * step
     size = coded.abs() + (weight - coded).abs()
-    return Case(record, layout, rows, columns, weight, size, step, apart)
+    return weight, size, step, int(held.code.max()) - int(held.code.min())
 
 
 def packed(code, step: Tensor, group_size: int | None = None, sparse=None, coder=None) -> Tensor:

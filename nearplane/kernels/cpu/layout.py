@@ -11,7 +11,7 @@ from torch import Tensor
 from nearplane import codes
 from nearplane.codes.header import Header
 from nearplane.codes.record import Unpacked
-from nearplane.kernels.cpu import coders
+from nearplane.kernels import coders
 from nearplane.kernels.cpu.library import TYPES, Matrix, library
 from nearplane.types import Outliers
 
@@ -30,7 +30,7 @@ def pack(record: UInt8[Tensor, " bytes"]) -> UInt8[Tensor, " layout"] | None:
     lib = library()
     held, head = codes.unpack(record), codes.inspect(record)
     option = coders.option(record, head)
-    if option is None or not _comes_back(held):
+    if option is None or not coders.comes_back(held):
         return None
     matrix, kept = _matrix(held, head)
     matrix.stored_bytes, matrix.coder = len(record), option
@@ -134,13 +134,6 @@ def _matrix(held: Unpacked, head: Header) -> tuple[Matrix, list[Any]]:
         some = held.outliers
         parts += [part.contiguous() for part in (some.start, some.column, some.value)]
     return Matrix(*numbers, *(part.data_ptr() for part in parts)), parts
-
-
-def _comes_back(held: Unpacked) -> bool:
-    """Whether a layout keeps everything: it has no zeros of two signs, and no outliers of 0."""
-    zeros = held.step[held.step == 0]
-    no_outlier_is_zero = held.outliers is None or bool(held.outliers.value.all())
-    return no_outlier_is_zero and not bool(zeros.signbit().any())
 
 
 def _outliers(layout: UInt8[Tensor, " layout"], rows: int) -> Outliers:

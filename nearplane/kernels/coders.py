@@ -9,6 +9,7 @@ from nearplane import codes
 from nearplane.codes import huffman, rans
 from nearplane.codes.dense import HEADER as DENSE_HEADER
 from nearplane.codes.header import LAYOUT, Header
+from nearplane.codes.record import Unpacked
 
 OUTLIERS = 1 << 8  # there is a section of outliers, if an empty one
 
@@ -51,3 +52,10 @@ def _dense(part: bytes) -> int:
 def _rans(part: bytes) -> int:
     _, _, row_classes, column_classes, *_ = rans.HEADER.unpack_from(part)
     return int(row_classes * column_classes > 1)
+
+
+def comes_back(held: Unpacked) -> bool:
+    """Whether a layout keeps everything: it has no zeros of two signs, and no outliers of 0."""
+    zeros = held.step[held.step == 0]
+    no_outlier_is_zero = held.outliers is None or bool(held.outliers.value.all())
+    return no_outlier_is_zero and not bool(zeros.signbit().any())
