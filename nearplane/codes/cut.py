@@ -1,0 +1,87 @@
+"""A block of a quantized matrix, cut out of its record without rounding anything."""
+
+import math
+
+import torch
+from jaxtyping import Bool, Float32, Int32, UInt8
+from torch import Tensor
+
+from nearplane.codes import record as records
+from nearplane.codes.header import COLUMN, GROUP, Header
+from nearplane.codes.registry import by_tag
+from nearplane.types import Outliers
+
+
+def cut(
+    record: UInt8[Tensor, " bytes"], rows: range | None = None, columns: range | None = None
+) -> UInt8[Tensor, " cut_bytes"]:
+    """Return the record of some neighbouring rows and columns of a matrix; all if None.
+
+    value(cut(record, rows, columns)) = value(record)[rows, columns], exactly: integers, steps and
+    outliers stay as they are, in the same code with tables of its own. Where columns begin inside
+    a group, groups become smaller and their steps are repeated: see `shared_group`.
+
+    Cutting everything returns `record` itself. Cost: decoding it and encoding the block.
+    """
+    header = records.inspect(record)
+    across = _checked(rows, header.rows, "rows")
+    along = _checked(columns, header.columns, "columns")
+    if (len(across), len(along)) == (header.rows, header.columns):
+        return record
+    held = records.unpack(record)
+    code = held.code[across.start : across.stop, along.start : along.stop].contiguous()
+    step, group_size = _cut_step(held.step, header, across, along)
+    outliers = None if held.outliers is None else _cut_outliers(held.outliers, across, along)
+    return records.pack(code, step, group_size, outliers, by_tag(header.code_tag))[0]
+
+
+def shared_group(columns: range, group_size: int) -> int:
+    """Return the largest group size that, counted from `columns.start`, keeps all borders.
+
+    Every border of the groups of `group_size` inside `columns` is then a border again. It is
+    `group_size` itself where `columns` begin with a group.
+    """
+    first = group_size - columns.start % group_size  # columns until the first border
+    one_border = first + group_size >= len(columns)
+    return min(first, len(columns)) if one_border else math.gcd(first, group_size)
+
+
+def _checked(wanted: range | None, count: int, name: str) -> range:
+    if wanted is None:
+        return range(count)
+    if wanted.step != 1 or not 0 <= wanted.start < wanted.stop <= count:
+        raise ValueError(f"{name} {wanted.start} .. {wanted.stop} are no part of {count} {name}")
+    return wanted
+
+
+def _cut_step(
+    step: Float32[Tensor, "step_rows step_columns"], header: Header, rows: range, columns: range
+) -> tuple[Float32[Tensor, "cut_rows cut_columns"], int]:
+    """Return the block's steps and their group size."""
+    if header.step_form == COLUMN:
+        return step[:, columns.start : columns.stop], len(columns)
+    if header.step_form != GROUP:
+        return step, len(columns)
+    group_size = shared_group(columns, header.group_size)
+    # the group that the first column of each new group lies in
+    group = torch.arange(columns.start, columns.stop, group_size) // header.group_size
+    return step[rows.start : rows.stop][:, group], group_size
+
+
+def _cut_outliers(outliers: Outliers, rows: range, columns: range) -> Outliers | None:
+    """Return the outliers in the block, None if there are none."""
+    first, last = int(outliers.start[rows.start]), int(outliers.start[rows.stop])
+    column = outliers.column[first:last]
+    inside = (column >= columns.start) & (column < columns.stop)
+    if not bool(inside.any()):
+        return None
+    start = _starts(outliers.start[rows.start : rows.stop + 1] - first, inside)
+    return Outliers(start, column[inside] - columns.start, outliers.value[first:last][inside])
+
+
+def _starts(
+    start: Int32[Tensor, " rows_plus_one"], kept: Bool[Tensor, " count"]
+) -> Int32[Tensor, " rows_plus_one"]:
+    """Return where rows start when only the `kept` entries remain."""
+    before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
+    return before[start.long()].to(torch.int32)
