@@ -116,10 +116,15 @@ def sweep(
     and is `choose`'s to overwrite. Columns are rows here, so that each is contiguous. The target
     is never overwritten: no drift. Returns the errors target − value.
     """
-    unit = (factor / factor.diagonal()[:, None]).triu_(1)
-    walk = Walk(target, unit, target.clone(), torch.zeros_like(target), choose)
+    walk = Chosen(*begun(target, factor), choose)
     walk.solve(0, len(target))
     return walk.error
+
+
+def begun(target: Float[Tensor, "n rows"], factor: Float[Tensor, "n n"]) -> tuple[Tensor, ...]:
+    """Return the fields of a `Walk` that has not begun."""
+    unit = (factor / factor.diagonal()[:, None]).triu_(1)
+    return target, unit, target.clone(), torch.zeros_like(target)
 
 
 @dataclass(frozen=True)
@@ -130,7 +135,6 @@ class Walk:
     unit: Float[Tensor, "n n"]
     best: Float[Tensor, "n rows"]
     error: Float[Tensor, "n rows"]
-    choose: Callable[[int, Tensor], Tensor]
 
     def solve(self, first: int, end: int) -> None:
         """Round columns first .. end − 1: the right half, its pull on the left half, the left."""
@@ -143,7 +147,17 @@ class Walk:
         self.solve(first, middle)
 
     def leaf(self, first: int, end: int) -> None:
-        """Round few columns, one after the other."""
+        """Round at most LEAF columns, one after the other."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Chosen(Walk):
+    """A walk whose values are chosen by a function of torch."""
+
+    choose: Callable[[int, Tensor], Tensor]
+
+    def leaf(self, first: int, end: int) -> None:
         made = self.error[first:end]
         earlier = made.T  # zero where no error was made yet
         # views are made once a leaf: making them costs as much as the arithmetic

@@ -1,0 +1,120 @@
+"""The product with a layout on a GPU; and what its layout holds, decoded there."""
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Float, Int64, Shaped, UInt8
+from torch import Tensor
+
+from nearplane.codes.header import COLUMN, GROUP
+from nearplane.kernels.gpu.cuda import launches
+from nearplane.kernels.gpu.cuda.driver import Gpu
+from nearplane.kernels.gpu.cuda.sections import ROWS, groups, row_blocks, sections, shape_of
+from nearplane.kernels.gpu.header import Head, read_head, record_of
+from nearplane.kernels.operators import check_shape, operator
+from nearplane.types import Outliers
+
+# what runs launches, by the type of a device
+MACHINES: dict[str, launches.Machine] = {"cuda": Gpu()}
+STEP_TYPES = {1: torch.float16, 2: torch.bfloat16}
+
+
+def _linear(x: Tensor, layout: Tensor, rows: int, bias: Tensor | None) -> Tensor:
+    """Return x · weightᵀ + bias, accumulated in float32, in the type of x.
+
+    More rows of activations than a tensor core takes are multiplied by a decoded weight.
+    ValueError if the layout is of another shape.
+    """
+    head, columns = read_head(layout), x.shape[-1]
+    check_shape((head.rows, head.columns), rows, columns)
+    if bias is not None and (bias.dtype != x.dtype or not bias.is_contiguous()):
+        bias = bias.to(x.dtype).contiguous()
+    batch = x.numel() // columns
+    if batch > launches.most_rows(head, x.dtype):
+        return _by_decoding(x, layout, head, bias)
+    y = x.new_empty((*x.shape[:-1], rows))
+    if batch:
+        flat = x.contiguous().view(batch, columns)
+        launch = launches.product(layout, head, flat, bias, y)
+        MACHINES[x.device.type].run(launch, x.device)
+    return y
+
+
+def _by_decoding(x: Tensor, layout: Tensor, head: Head, bias: Tensor | None) -> Tensor:
+    """Return the product with a weight that is decoded first, in the order of its layout."""
+    if not shape_of(head).ordered:
+        return F.linear(x, weight(layout, x.dtype), bias)
+    dense = torch.empty(head.rows, head.columns, dtype=x.dtype, device=x.device)
+    MACHINES[x.device.type].run(launches.weight(layout, head, dense, as_laid=True), x.device)
+    y = x.new_empty((*x.shape[:-1], head.rows))
+    rows, columns = (_order(layout, head, name) for name in ("row", "source"))
+    y[..., rows] = F.linear(x[..., columns], dense, None if bias is None else bias[rows])
+    return y
+
+
+def weight(layout: UInt8[Tensor, " layout"], dtype: torch.dtype) -> Shaped[Tensor, "rows columns"]:
+    """Return step · code + outliers, computed in float32, in `dtype`; the codes if it is int32."""
+    head = read_head(layout)
+    out = torch.empty(head.rows, head.columns, dtype=dtype, device=layout.device)
+    MACHINES[layout.device.type].run(launches.weight(layout, head, out), layout.device)
+    return out
+
+
+def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:
+    """Return the record of a layout; ValueError if another encoder wrote it."""
+    head = read_head(layout)
+    code = weight(layout, torch.int32)
+    return record_of(head, code, _steps(layout, head), _outliers(layout, head)).to(layout.device)
+
+
+def _part(layout: Tensor, head: Head, name: str, dtype: torch.dtype, count: int) -> Tensor:
+    places = sections(head.rows, head.columns, head.step_form, head.step_type, shape_of(head))
+    size = torch.empty(0, dtype=dtype).element_size() * count
+    # a copy, since what is there may not begin where its type must
+    return layout[places[name] : places[name] + size].clone().view(dtype)
+
+
+def _order(layout: Tensor, head: Head, name: str) -> Int64[Tensor, " places"]:
+    """Return where the layout's rows or columns are in the weight."""
+    count = head.rows if name == "row" else head.columns
+    # two bytes without a sign
+    return _part(layout, head, name, torch.int16, count).long() & 0xFFFF
+
+
+def _steps(layout: Tensor, head: Head) -> Float[Tensor, "step_rows step_columns"]:
+    shape = shape_of(head)
+    if head.step_form == COLUMN:
+        return _part(layout, head, "step", torch.float32, head.columns)[None]
+    if shape.window:
+        return torch.tensor([[shape.scale]])
+    count, blocks = groups(head.columns, head.step_form, shape), row_blocks(head.rows)
+    dtype = STEP_TYPES.get(head.step_type, torch.float32)
+    whole = _part(layout, head, "step", dtype, blocks * count * ROWS).float()
+    rows = whole.view(blocks, count, ROWS).transpose(1, 2).reshape(-1, count)
+    own = -(-head.columns // head.group_size) if head.step_form == GROUP else 1
+    return rows[: head.rows if head.step_form == GROUP else 1, :own]
+
+
+def _outliers(layout: Tensor, head: Head) -> Outliers | None:
+    shape, blocks = shape_of(head), row_blocks(head.rows)
+    if not head.has_outliers:
+        return None
+    if not shape.sparse:
+        empty = torch.zeros(head.rows + 1, dtype=torch.int32)
+        return Outliers(empty, torch.empty(0, dtype=torch.int32), torch.empty(0).half())
+    count = _part(layout, head, "count", torch.uint8, blocks * shape.tiles * ROWS).long().cpu()
+    column = _part(layout, head, "column", torch.uint8, shape.sparse).long().cpu()
+    value = _part(layout, head, "value", torch.float16, shape.sparse).cpu()
+    place = torch.arange(len(count)).repeat_interleave(count)
+    tile, row = place // ROWS, place % ROWS + place // (shape.tiles * ROWS) * ROWS
+    column += tile % shape.tiles * shape.tile_columns
+    if head.step_form == GROUP and head.group_size < head.columns:
+        inside = column % shape.wide_group
+        column = column // shape.wide_group * head.group_size + inside
+    order = torch.argsort(row, stable=True)
+    start = torch.zeros(head.rows + 1, dtype=torch.int32)
+    start[1:] = torch.bincount(row, minlength=head.rows).cumsum(0)
+    return Outliers(start, column[order].to(torch.int32), value[order])
+
+
+# whatever the device: MACHINES says what runs there
+linear = operator("gpu", "CompositeExplicitAutograd", _linear, weight)

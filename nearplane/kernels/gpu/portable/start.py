@@ -1,0 +1,96 @@
+"""Starting Triton kernels; or compiling what a start would, where there is no GPU."""
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+NAMES = (
+    "product_few",
+    "product_many",
+    "product_any",
+    "combine",
+    "decode",
+    "decode_outliers",
+    "leaf",
+)
+POINTERS = {
+    torch.float64: "*fp64",
+    torch.float32: "*fp32",
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.int32: "*i32",
+    torch.uint8: "*u8",
+}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel's start, but for its tensors.
+
+    - `numbers`, `constants`: arguments by name; the latter are known at compile time.
+    - `splits`: shares of the columns whose results are to be added.
+    - `fuses`: whether a product and a sum may become one operation.
+    - `registers`: of a thread, at most, on an NVIDIA GPU.
+    """
+
+    kernel: str
+    grid: tuple[int, ...]
+    numbers: dict[str, int]
+    constants: dict[str, int | bool]
+    splits: int = 1
+    warps: int = 4
+    fuses: bool = True
+    registers: int | None = None
+
+    def options(self, is_nvidia: bool) -> dict[str, Any]:
+        """Return the compiler's options; there is nothing to gain by pipelining loads."""
+        chosen = {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": self.fuses}
+        return chosen | ({"maxnreg": self.registers} if is_nvidia and self.registers else {})
+
+
+def start(launch: Launch, **tensors: Tensor | None) -> None:
+    """Start a kernel on the stream of its tensors."""
+    options = launch.options(torch.version.hip is None)
+    # Triton starts on the current GPU, which need not be theirs
+    with torch.cuda.device_of(next(iter(tensors.values()))):
+        kernels()[launch.kernel][launch.grid](
+            **tensors, **launch.numbers, **launch.constants, **options
+        )
+
+
+@functools.cache
+def kernels() -> dict[str, Any]:
+    """Return the kernels by name; Triton is imported here, at the first use."""
+    from nearplane.kernels.gpu.portable import decoding, few, leaf, many
+
+    found = vars(decoding) | vars(few) | vars(leaf) | vars(many)
+    return {name: found[name] for name in NAMES}
+
+
+def compiled(launch: Launch, gpu: Any, **types: torch.dtype | None) -> Any:
+    """Return a kernel compiled for a GPUTarget of Triton, specialised as a start would be.
+
+    - `types`: of the kernel's tensors, which begin at multiples of 16 bytes; None for no tensor.
+    """
+    import triton
+    from triton.compiler import ASTSource
+
+    kernel = kernels()[launch.kernel]
+    signature, constants, attributes = {}, {}, {}
+    for place, name in enumerate(kernel.arg_names):
+        dtype, number = types.get(name), launch.numbers.get(name)
+        if dtype is not None:
+            signature[name] = POINTERS[dtype]
+        elif name in launch.constants or number in (1, None):
+            signature[name] = "constexpr"
+            constants[name] = launch.constants.get(name, number)
+        else:
+            signature[name] = "i32" if number < 2**31 else "i64"
+        if signature[name] != "constexpr" and (number or 0) % 16 == 0:
+            attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
+    options = launch.options(gpu.backend == "cuda")
+    return triton.compile(source, target=gpu, options=options)
