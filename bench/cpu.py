@@ -31,8 +31,9 @@ import cpu_peers
 import cpu_rows
 import numpy as np
 import torch
-from cpu_rows import MODELS, Kind, Rates, Row
+from cpu_rows import Rates, Row
 from peers.pipe import Worker, WorkerError
+from records import MODELS, Kind
 
 from nearplane.kernels import cpu
 
@@ -199,7 +200,7 @@ def parse() -> argparse.Namespace:
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="only what is judged, without tests")
-    parser.add_argument("--models", nargs="+", choices=list(MODELS))
+    parser.add_argument("--models", nargs="+", choices=["1b", "8b"])
     parser.add_argument("--batches", type=int, nargs="+")
     parser.add_argument("--threads", type=int, nargs="+", help="default: 1, 2 and all cores")
     parser.add_argument("--rounds", type=int, default=15)
@@ -210,7 +211,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--unchecked", action="store_true", help="without running tests/kernels")
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
-    args.models = args.models or (["1b"] if args.quick else list(MODELS))
+    args.models = args.models or (["1b"] if args.quick else ["1b", "8b"])
     args.batches = args.batches or ([1] if args.quick else [1, 4, 16])
     args.threads = args.threads or sorted({1, min(2, cores or 1), cores or 1})
     return args

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpu_rows import Model, Rates, Row
+from cpu_rows import Rates, Row, copies
 from peers.environment import FOLDER, InstallError, install, installed, peer_python
 from peers.pipe import Worker, settle
 
@@ -51,15 +51,16 @@ def rows(
     found = []
     for model in models:
         for kind in kinds:
-            name, copies = f"{model.name}-{kind.lower()}", model.copies(peer.kinds[kind])
+            count = copies(model, peer.kinds[kind])
+            name = f"{model.name}-{kind.lower()}"
             if peer is LLAMACPP:
-                path = gguf_path(f"{name}-{copies}")
-                bits = make_gguf(worker, path, kind, model, copies, VOCABULARY)
+                path = gguf_path(f"{name}-{count}")
+                bits = make_gguf(worker, path, kind, model, count, VOCABULARY)
                 worker("load", name=name, path=path, context=CONTEXT)
             else:
-                bits = worker("load", name=name, layers=model.layers, copies=copies)
+                bits = worker("load", name=name, layers=model.layers, copies=count)
             for batch in batches:
-                run = runner(worker, name, batch, model.weights * copies)
+                run = runner(worker, name, batch, model.weights * count)
                 kernel = f"{peer.kernel}-{kind.lower()}"
                 found.append(Row(kernel, run, bits, None, bits, model, batch))
     return found

@@ -19,82 +19,17 @@ from pathlib import Path
 
 import torch
 import torch.nn.functional as F
+from records import Kind, Model, Shape, labelled, record_of
 from torch import Tensor
 
-from nearplane import codes, types
 from nearplane.codes import resident
 from nearplane.kernels import cpu
 
-Shape = tuple[int, int]
 # Gweights/s of every shape, and under None of the whole pass
 Rates = dict[Shape | None, float]
 
-GROUP = 128
-# standard deviations of the integers that these bits store
-SIGMAS = {
-    ("hptq", 2.1): 0.917,
-    ("hptq", 3.1): 1.963,
-    ("hptq", 4.1): 4.0,
-    ("eclq", 2.1): 0.98,
-    ("eclq", 3.1): 2.03,
-}
-SPREAD = 0.3  # of ECLQ's rows, columns and steps, lognormal
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
 CHECK_ROWS = 1024  # of a weight at a time, in float64
-
-
-@dataclass(frozen=True)
-class Model:
-    """The shape of a Llama."""
-
-    name: str
-    hidden: int
-    feed_forward: int
-    heads: int
-    kv_heads: int
-
-    @property
-    def layers(self) -> list[Shape]:
-        """(rows, columns) of q, k, v, o, gate, up and down."""
-        hidden, ff, kv = self.hidden, self.feed_forward, self.hidden * self.kv_heads // self.heads
-        attention = [(hidden, hidden), (kv, hidden), (kv, hidden), (hidden, hidden)]
-        return [*attention, (ff, hidden), (ff, hidden), (hidden, ff)]
-
-    @property
-    def weights(self) -> int:
-        return sum(rows * columns for rows, columns in self.layers)
-
-    def copies(self, bits: float) -> int:
-        """Return how many blocks of `bits` a weight fill the last-level cache twice."""
-        return math.floor(2 * cache_bytes() / (self.weights * bits / 8)) + 1
-
-
-MODELS = {
-    "1b": Model("1b", hidden=2048, feed_forward=8192, heads=32, kv_heads=8),
-    "8b": Model("8b", hidden=4096, feed_forward=14336, heads=32, kv_heads=8),
-}
-
-
-def labelled(kernel: str, bits: float | None, outliers: float | None) -> str:
-    share = f" +{100 * outliers:g}%" if outliers else ""
-    return kernel if outliers is None else f"{kernel} {bits:g}{share}"
-
-
-@dataclass(frozen=True)
-class Kind:
-    """A method at a rate: the nominal bits of a weight, and the share of outliers beside them."""
-
-    method: str
-    bits: float
-    outliers: float = 0.0
-
-    @property
-    def name(self) -> str:
-        return f"nearplane-{self.method}"
-
-    @property
-    def label(self) -> str:
-        return labelled(self.name, self.bits, self.outliers)
 
 
 @dataclass(frozen=True)
@@ -123,6 +58,11 @@ class Row:
         return labelled(self.kernel, self.bits, self.outliers)
 
 
+def copies(model: Model, bits: float) -> int:
+    """Return how many blocks of `bits` a weight fill the last-level cache twice."""
+    return math.floor(2 * cache_bytes() / (model.weights * bits / 8)) + 1
+
+
 @functools.cache
 def cache_bytes() -> int:
     """Return the size of the last-level cache; 32 MiB where the system does not tell it."""
@@ -131,37 +71,6 @@ def cache_bytes() -> int:
         text = (folder / "size").read_text().strip()
         sizes.append(int(text[:-1]) * {"K": 2**10, "M": 2**20}[text[-1]])
     return max(sizes) or 32 * 2**20
-
-
-def record_of(kind: Kind, rows: int, columns: int) -> Tensor:
-    """Return a random matrix as the method would store it; the standard deviation is about 0.02."""
-    if kind.method == "ssqr":
-        return _dense_record(int(kind.bits), kind.outliers, rows, columns)
-    sigma = SIGMAS[kind.method, kind.bits]
-    code, base = torch.randn(rows, columns) * sigma, codes.round_base(0.02 / sigma)
-    if kind.method == "hptq":
-        step, coder = torch.full((1, 1), base), codes.Huffman()
-    else:
-        code *= _spread(rows)[:, None] * _spread(columns)
-        step, coder = (codes.ladder_steps(_spread(columns)) * base)[None], codes.Rans()
-    return codes.pack(code.round_().int(), step, columns, None, coder)[0]
-
-
-def _spread(count: int) -> Tensor:
-    return torch.exp(SPREAD * torch.randn(count))
-
-
-def _dense_record(bits: int, share: float, rows: int, columns: int) -> Tensor:
-    half = 2 ** (bits - 1)
-    code = torch.randint(-half, half, (rows, columns), dtype=torch.int32)
-    step = ((torch.rand(rows, -(-columns // GROUP)) + 0.5) * 0.03 / half).half().float()
-    outliers = None
-    if share:
-        chosen = torch.rand(rows, columns) < share
-        start = F.pad(chosen.sum(1).cumsum(0), (1, 0)).int()
-        column = chosen.nonzero()[:, 1].int()
-        outliers = types.Outliers(start, column, (torch.randn(len(column)) * 0.1).half())
-    return codes.pack(code, step, GROUP, outliers, codes.Dense(bits))[0]
 
 
 @dataclass(frozen=True)
@@ -215,7 +124,7 @@ def ours(
     red = check(matrices, sorted({isa for some in isas.values() for isa in some}), list(isas))
     stored = 8 * sum(len(matrices[shape].bytes) for shape in model.layers) / model.weights
     by_shape = {shape: 8 * len(laid.bytes) / math.prod(shape) for shape, laid in matrices.items()}
-    many = range(model.copies(stored))
+    many = range(copies(model, stored))
     layers = [(shape, matrices[shape].bytes.clone()) for _ in many for shape in model.layers]
 
     def row(batch: int, isa: str) -> Row:
@@ -238,7 +147,7 @@ def ours(
 def dense(name: str, model: Model, batches: list[int], dtype: torch.dtype) -> list[Row]:
     """Return the rows of torch's own product."""
     bits = 8.0 * dtype.itemsize
-    many = range(model.copies(bits))
+    many = range(copies(model, bits))
     layers = [(shape, torch.randn(shape).to(dtype)) for _ in many for shape in model.layers]
 
     def row(batch: int) -> Row:

@@ -30,9 +30,9 @@ from typing import Any
 
 import cpu_peers
 import numpy as np
-from cpu_rows import Model
 from peers.environment import FOLDER
 from peers.pipe import Worker, WorkerError, settle
+from records import Model
 
 HERE = Path(__file__).resolve().parent
 LLAMA = {

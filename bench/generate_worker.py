@@ -1,10 +1,5 @@
-"""A model of random weights that generates, in a process of its own: serves bench/generate.py.
+"""A model of random weights that generates, in a process of its own: serves bench/generate.py."""
 
-Layers of one shape hold copies of one matrix, each in memory of its own, so that a model is made in
-seconds and still reads as much memory as any other.
-"""
-
-import copy
 import ctypes
 import gc
 import sys
@@ -14,15 +9,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import cpu_rows
 import torch
 from peers.pipe import serve
+from random_model import HEAD, random_model
+from records import Kind
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, GenerationConfig
+from transformers import DynamicCache, GenerationConfig
 
 from nearplane.export.linear import CompressedLinear
 
-HEAD = "lm_head"
 # generates once before memory is measured: transformers imports much when it does
 TINY = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
 TINY |= {"intermediate_size": 64, "vocab_size": 64}
@@ -53,42 +48,17 @@ def build(config: dict, kind: str, bits: float, outliers: float, head: bool) -> 
     - `config`: of transformers, with `model_type`.
     - `kind`: "bf16", or the method of the layers of the blocks; `head`: and of the output layer.
     """
-    compress = None if kind == "bf16" else cpu_rows.Kind(kind, bits, outliers)
-    State.model = _made(TINY, None, False)
+    compress = None if kind == "bf16" else Kind(kind, bits, outliers)
+    State.model = random_model(TINY, None, False)
     generate(4, 4, 1)
     before = _memory()
-    State.model = model = _made(config, compress, head)
+    State.model = model = random_model(config, compress, head)
     generate(4, 4, 1)
     layers = [layer for layer in model.modules() if isinstance(layer, CompressedLinear)]
     stored = [(layer.resident_bpw, layer.in_features * layer.out_features) for layer in layers]
     weights = sum(count for _, count in stored)
     mean = sum(bits * count for bits, count in stored) / weights if stored else 16.0
     return {"resident_bits": mean, "memory": _memory() - before}
-
-
-def _made(config: dict, compress: cpu_rows.Kind | None, head: bool) -> Any:
-    settings = AutoConfig.for_model(**config)
-    with torch.device("meta"):
-        model = AutoModelForCausalLM.from_config(settings, dtype=torch.bfloat16)
-    made: dict[Any, nn.Module] = {}
-    for name, module in list(model.named_modules()):
-        if isinstance(module, nn.Linear):
-            chosen = compress if head or name != HEAD else None
-            key = chosen, module.out_features, module.in_features
-            if key in made:
-                model.set_submodule(name, copy.deepcopy(made[key]))
-            else:
-                made[key] = _layer(*key)
-                model.set_submodule(name, made[key])
-        elif isinstance(module, nn.Embedding):
-            shape = module.weight.shape
-            module.weight = _fixed(torch.randn(shape, dtype=torch.bfloat16) * 0.02)
-        elif name.endswith("norm"):
-            module.weight = _fixed(torch.ones(module.weight.shape, dtype=torch.bfloat16))
-    model.model.rotary_emb = type(model.model.rotary_emb)(settings)
-    if settings.tie_word_embeddings and not (head and compress):
-        model.lm_head.weight = model.model.embed_tokens.weight
-    return model.eval()
 
 
 @torch.inference_mode()
@@ -148,21 +118,6 @@ def _decode(prompt: int, tokens: int, threads: int, begun: Callable[[], None]) -
         if len(seconds) == 1:
             begun()
     return seconds
-
-
-def _layer(kind: cpu_rows.Kind | None, rows: int, columns: int) -> nn.Module:
-    if kind is None:
-        layer = nn.Linear(columns, rows, bias=False, device="meta")
-        layer.weight = _fixed(torch.randn(rows, columns, dtype=torch.bfloat16) * 0.02)
-        return layer
-    record = cpu_rows.record_of(kind, rows, columns)
-    compressed = CompressedLinear(columns, rows, record, None, torch.bfloat16, False)
-    compressed.lay_out()
-    return compressed
-
-
-def _fixed(weight: Tensor) -> nn.Parameter:
-    return nn.Parameter(weight, requires_grad=False)
 
 
 def _is_linear(module: nn.Module) -> bool:
