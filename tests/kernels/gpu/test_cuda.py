@@ -136,6 +136,14 @@ def test_another_shape_is_refused(host):
         read_head(torch.cat([made.layout, made.layout]))
 
 
+def test_a_head_is_read_once_from_a_device(monkeypatch):
+    """Reading waits for the device, which a CUDA graph that is captured must not do."""
+    made = case(MAIN[0]).layout.clone()
+    head = read_head(made)
+    monkeypatch.setattr(torch.Tensor, "cpu", None)
+    assert read_head(made) is head and read_head(made.view(-1)) is head
+
+
 @pytest.mark.parametrize("bpw", [2.125, 3.125])
 def test_a_layout_takes_little_more_than_its_record(bpw):
     """42 bytes a tile of 8192 weights are 0.041 bits; words of at most 8 bits are 0.5 % longer."""

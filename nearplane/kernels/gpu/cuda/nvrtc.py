@@ -5,6 +5,8 @@ import functools
 import sys
 from pathlib import Path
 
+import torch
+
 from nearplane.kernels.gpu.cuda.programs import Program, sources
 
 # where a CUDA toolkit is commonly installed
@@ -59,6 +61,9 @@ def _library() -> ctypes.CDLL | None:
     """Return NVRTC: of torch's own CUDA, of a package of its own, or of the system."""
     folders = [Path(entry) / "nvidia" for entry in sys.path if entry]
     found = [p for folder in folders for p in sorted(folder.glob("*/lib/libnvrtc.so.*"))]
+    # a driver that serves this torch loads what a compiler of the same version makes
+    version = (torch.version.cuda or "").split(".")[0]
+    found.sort(key=lambda path: path.suffix != f".{version}")
     for path in (*found, *SYSTEM):
         try:
             # it looks for its builtins by name, which finds them once they are loaded
