@@ -1,15 +1,23 @@
 """From a model to a checkpoint: walks the model and hands every finished layer to the writer."""
 
+import hashlib
+import json
 import tempfile
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
+
+from nearplane import __version__
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companions import companion_files
 from nearplane.export.layout import quantization_config, rounded
+from nearplane.export.ledger import Ledger, digest
 from nearplane.export.partial import check_space
 from nearplane.export.remaining import remaining_tensors
 from nearplane.methods import Method
@@ -39,6 +47,7 @@ def quantize(
     chat_template: bool = False,
     rules: Rules | None = None,
     trust_remote_code: bool = False,
+    resume: bool = False,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Quantize every linear layer of a causal language model and store it in `out`.
@@ -51,23 +60,27 @@ def quantize(
     - `sequences`, `length`: at most so many sequences of so many tokens; the length is 2048 or
       the model's own limit if that is less.
     - `rules`: what to skip and what to put up with.
+    - `resume`: go on with what an earlier run to `out` finished before it was ended, if anything.
 
-    Raises NearplaneError for anything that a better input would mend; nothing is left behind.
+    Every finished layer is kept on disk beside `out` until `out` appears (`export.ledger`).
+    Raises NearplaneError for anything that a better input would mend; what was finished is kept.
     """
     watcher = watcher or Watcher()
     started = time.perf_counter()
-    with CheckpointWriter(out) as writer:
+    with CheckpointWriter(out) as writer, keeping(Ledger(out), watcher) as ledger:
         source = open_source(model, trust_remote_code)
         wanted = Wanted(sequences, length or default_length(source), chat_template)
         tokens, account = calibrate(calibration, source.tokenizer, wanted)
         tell_calibration(source, account, wanted, watcher)
         check_space(out, stored_bytes(source))
-        walk = Walk(source.model, method, tokens, rules or Rules())
+        walk = Walk(source.model, method, tokens, rules or Rules(), keeper=ledger)
         for sentence in walk.left_out:
             watcher.says(sentence)
         recipe = method.recipe() | {"calibration": account.for_json()}
+        for sentence in ledger.begin(dependencies(source, recipe, walk), resume):
+            watcher.says(f"warning: {sentence}: the result may differ in its last digits")
         if method.allocates:
-            recipe["allocation"] = walk.allocate()
+            recipe["allocation"] = allocated(walk, ledger)
             watcher.says(allocation_sentence(walk.bits))
         reports = []
         for layer, quantized, report in walk:
@@ -75,7 +88,61 @@ def quantize(
             reports.append(report)
             watcher.done(report, len(walk.wanted))
         run = Run(source, walk, reports, recipe)
-        return run.store(writer, time.perf_counter() - started)
+        report = run.store(writer, time.perf_counter() - started)
+        ledger.remove()
+        return report
+
+
+@contextmanager
+def keeping(ledger: Ledger, watcher: Watcher) -> Iterator[Ledger]:
+    """Say what is kept when a run ends before its time; keep nothing if nothing is finished."""
+    try:
+        yield ledger
+    except BaseException:
+        if ledger.kept:
+            watcher.says(
+                f"{ledger.kept} finished layers are kept in {ledger.directory}: go on with --resume"
+            )
+        else:
+            ledger.remove_if_empty()
+        raise
+
+
+def allocated(walk: Walk, ledger: Ledger) -> dict[str, float]:
+    """Return the rates of layers, found out now or by the run that is gone on with."""
+    known = ledger.recall("allocation")
+    if known is None:
+        ledger.remember("allocation", walk.allocate())
+    else:
+        walk.bits = known
+    return walk.bits
+
+
+def dependencies(source: Source, recipe: dict[str, Any], walk: Walk) -> dict[str, Any]:
+    """Return all that the quantized layers depend on, but for the weights themselves."""
+    config: Any = source.model.config
+    model = json.loads(config.to_json_string(use_diff=False))
+    return {
+        "nearplane": {"version": __version__, "code": code_digest()},
+        "torch": torch.__version__,
+        # the same model may have moved
+        "model": {name: value for name, value in model.items() if name != "_name_or_path"},
+        "recipe": recipe,
+        "tokens": digest(walk.tokens),
+        "rules": asdict(walk.rules),
+        "threads": torch.get_num_threads(),
+    }
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 of the Python files that decide what a layer becomes."""
+    whole = hashlib.sha256()
+    for room in ("codes", "lattice", "methods", "walk"):
+        folder = Path(__file__).parent / room
+        for path in sorted(folder.rglob("*.py")):
+            whole.update(path.name.encode() + path.read_bytes())
+    return whole.hexdigest()
 
 
 @dataclass(frozen=True)

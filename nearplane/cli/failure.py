@@ -27,7 +27,7 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
             typer.echo(f"error: {sentence(error)}", err=True)
             raise typer.Exit(1) from error
         except KeyboardInterrupt as interrupt:
-            typer.echo("interrupted; nothing was kept", err=True)
+            typer.echo("interrupted", err=True)
             raise typer.Exit(INTERRUPTED) from interrupt
 
     return run

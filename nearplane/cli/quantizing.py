@@ -62,6 +62,9 @@ def quantize(
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would take, as plan does")
     ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with what an ended run to OUT has finished")
+    ] = False,
     **options: Any,
 ) -> None:
     """Quantize MODEL and store it in OUT, which appears whole or not at all."""
@@ -94,6 +97,7 @@ def quantize(
             chat_template=settings.chat_template,
             rules=rules,
             trust_remote_code=settings.trust_remote_code,
+            resume=resume,
             watcher=watcher,
         )
     print_totals(out, report)

@@ -6,6 +6,7 @@
 | sums | SHA256SUMS in the one form that its directory dictates |
 | partial | a directory that appears whole or not at all |
 | checkpoint_writer | tensors one by one -> a checkpoint |
+| ledger | what an unfinished run has done, for the run that goes on with it |
 | remaining | the tensors that are stored as the model has them |
 | companions | tokenizer, licence and such: files copied from the source model |
 | checkpoint_reader | a checkpoint -> tensors one by one, and what is wrong with it |

@@ -104,7 +104,7 @@ def explaining_full_disk(directory: Path, needed_bytes: int) -> Iterator[None]:
         free_bytes = shutil.disk_usage(directory).free
         raise NearplaneError(
             f"the disk of {directory.parent} is full: {needed_bytes / GB:.3f} GB more were to be "
-            f"written and {free_bytes / GB:.3f} GB are free; nothing was kept"
+            f"written and {free_bytes / GB:.3f} GB are free"
         ) from error
 
 

@@ -2,9 +2,10 @@
 
 import re
 import time
-from collections.abc import Generator, Iterable, Iterator
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -28,6 +29,7 @@ from nearplane.walk.streams import Given, Streams
 BATCH_TOKENS = 2048
 
 Done = tuple[Layer, QuantizedWeight, LayerReport]
+Finished = tuple[QuantizedWeight, LayerReport]
 
 
 @dataclass(frozen=True)
@@ -46,6 +48,20 @@ class Rules:
     fallback_share: float = 0.05
 
 
+@runtime_checkable
+class Keeper(Protocol):
+    """Keeps what is finished through the end of a process.
+
+    Layers that are rounded together have one number, counted in the order of the walk.
+    """
+
+    def keep(self, place: int, originals: Sequence[Tensor], done: Sequence[Finished]) -> None: ...
+
+    def find(
+        self, place: int, names: Sequence[str], originals: Iterable[Tensor]
+    ) -> list[Finished] | None: ...
+
+
 @dataclass
 class Walk:
     """A model on its way through a method; iterate over it once.
@@ -55,6 +71,9 @@ class Walk:
     names the layers that were rounded to nearest; `left_out` what was not quantized, and why.
 
     - `bits`: rates of layers that differ from the method's own.
+    - `keeper`: is given what is finished, and asked for it first. Layers that it has are not
+      rounded again; the streams go through them all the same, so that what follows is what it
+      would have been.
     """
 
     model: nn.Module
@@ -62,6 +81,8 @@ class Walk:
     tokens: Int64[Tensor, "n length"]
     rules: Rules = field(default_factory=Rules)
     bits: dict[str, float] = field(default_factory=dict)
+    keeper: Keeper | None = None
+    place: int = field(init=False, default=0)
     plan: Plan = field(init=False)
     wanted: list[Layer] = field(init=False)
     widest: int = field(init=False)
@@ -133,7 +154,11 @@ class Walk:
             head = self.wanted[-1]
             pairs = zip(batches, hidden, strict=True)
             inputs = (head_inputs(self.model, self.plan, head, b, h) for b, h in pairs)
-            yield from self.round([head], see(head.shape[1], map(Given, inputs)))
+            done = self.kept([head])
+            if done is None:
+                yield from self.round([head], see(head.shape[1], map(Given, inputs)))
+            else:
+                yield from self.put([head], done)
 
     def quantize_block(
         self, index: int, calls: list[Call], original: list[Call]
@@ -159,6 +184,11 @@ class Walk:
         layers = [layer for layer in stage.layers if not self.skipped(layer)]
         rows, columns = layers[0].shape
         given = streams.given(stage)
+        done = self.kept(layers)
+        if done is not None:
+            deque(given, maxlen=0)
+            yield from self.put(layers, done)
+            return
         if streams.originals and stage.times == 1:
             seen = see_drift(columns, rows, given, len(streams.runs))
         else:
@@ -176,10 +206,31 @@ class Walk:
         quantized = self.quantized(layers, originals, basis, seen if not fallback else None)
         seconds = (time.perf_counter() - started) / len(layers)
         measured = Measured(seen, fallback, seconds)
-        for layer, original, weight in zip(layers, originals, quantized, strict=True):
+        done = [
+            (weight, report_of(layer, self.method, original, weight, measured))
+            for layer, original, weight in zip(layers, originals, quantized, strict=True)
+        ]
+        if self.keeper is not None:
+            self.keeper.keep(self.place, originals, done)
+        yield from self.put(layers, done)
+
+    def kept(self, layers: list[Layer]) -> list[Finished] | None:
+        """Return what an earlier process made of layers that are rounded together, or None."""
+        if self.keeper is None:
+            return None
+        # asked for only if something is found
+        originals = (self.original(layer) for layer in layers)
+        done = self.keeper.find(self.place, [layer.name for layer in layers], originals)
+        self.fallbacks += [report.name for _, report in done or [] if report.fallback]
+        return done
+
+    def put(self, layers: list[Layer], done: list[Finished]) -> Iterator[Done]:
+        """Put quantized weights in the place of the original ones."""
+        self.place += 1
+        for layer, (weight, report) in zip(layers, done, strict=True):
             layer.assign(weight.value())
             self.done.add(layer)
-            yield layer, weight, report_of(layer, self.method, original, weight, measured)
+            yield layer, weight, report
 
     def quantized(
         self, layers: list[Layer], weights: list[Tensor], basis: Basis, seen: Seen | None

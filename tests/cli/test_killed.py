@@ -1,9 +1,11 @@
-"""A run that is killed leaves nothing that loads, and nothing at all if it could clean up."""
+"""A run that is ended leaves nothing that loads, keeps what is finished, and is gone on with."""
 
+import random
 import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 
@@ -11,54 +13,106 @@ import nearplane as npl
 from tests.cli import tiny
 
 RUN = "import torch; torch.set_num_threads(1); from nearplane.cli import main; main()"
+LEDGER = ".out.unfinished"
+LAYERS = 12  # of the model that takes long enough to be killed in the middle
 
 
 @pytest.fixture(scope="module")
-def long_run(tmp_path_factory):
-    """Return a model that takes long enough to be killed in the middle."""
-    return tiny.write_model(tmp_path_factory.mktemp("long"), layers=40)
+def long_run(tmp_path_factory) -> Path:
+    return tiny.write_model(tmp_path_factory.mktemp("long"), layers=LAYERS)
 
 
-def killed_in_the_middle(model, text, place, how):
-    """Start quantize, send the signal when a few layers are done, and return the finished run."""
+@pytest.fixture(scope="module")
+def whole(long_run, text, tmp_path_factory) -> dict[str, bytes]:
+    """Return the files of a run that nobody ended."""
+    place = tmp_path_factory.mktemp("whole")
+    run = started(long_run, text, place)
+    assert run.wait(timeout=300) == 0
+    return content(place / "out")
+
+
+def started(model: Path, text: Path, place: Path, *more: str) -> subprocess.Popen:
     words = ["quantize", str(model), str(place / "out"), "--calibration", str(text), *tiny.SMALL]
-    run = subprocess.Popen(
-        [sys.executable, "-c", RUN, *words],
+    return subprocess.Popen(
+        [sys.executable, "-c", RUN, *words, *more],
         stderr=subprocess.PIPE,
-        stdout=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
         text=True,
     )
+
+
+def content(out: Path) -> dict[str, bytes]:
+    """Return all that a checkpoint is, but for the times in its report and their sum."""
+    free = {"report.json", "SHA256SUMS"}
+    return {path.name: path.read_bytes() for path in out.iterdir() if path.name not in free}
+
+
+def ended(run: subprocess.Popen, how: int, layer: int, later: float = 0.0) -> str:
+    """Send the signal some seconds after so many layers are done; returns what was said last."""
+    said = ""
     try:
         for line in run.stderr:
-            if line.startswith("[3/"):
+            if line.startswith(f"[{layer}/"):
                 break
-        assert list(place.iterdir()), "the run should be at work"
+        time.sleep(later)
         run.send_signal(how)
-        run.communicate(timeout=30)
+        said = run.communicate(timeout=60)[1]
     finally:
         run.kill()
-    return run
+    return said
 
 
 @pytest.mark.parametrize("how, status", [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
-def test_a_polite_signal_leaves_nothing(long_run, text, tmp_path, how, status):
-    run = killed_in_the_middle(long_run, text, tmp_path, how)
+def test_a_polite_signal_leaves_what_is_finished_and_says_so(long_run, text, tmp_path, how, status):
+    run = started(long_run, text, tmp_path)
+    said = ended(run, how, 3)
     assert run.returncode == status
-    assert not list(tmp_path.iterdir())
+    assert [path.name for path in tmp_path.iterdir()] == [LEDGER]
+    assert "finished layers are kept" in said and "go on with --resume" in said
 
 
-def test_a_kill_leaves_nothing_that_loads(long_run, model_dir, text, tmp_path, nearplane):
-    run = killed_in_the_middle(long_run, text, tmp_path, signal.SIGKILL)
+def test_a_kill_leaves_nothing_that_loads_and_is_gone_on_with(long_run, text, tmp_path, whole):
+    run = started(long_run, text, tmp_path)
+    ended(run, signal.SIGKILL, 5)
     assert run.returncode == -signal.SIGKILL
-    left = list(tmp_path.iterdir())
-    assert not (tmp_path / "out").exists() and len(left) == 1
-    with pytest.raises(npl.NearplaneError):
-        npl.load(left[0])
-    again = nearplane(
-        "quantize", model_dir, tmp_path / "out", "--calibration", text, *tiny.SMALL, "--skip", "mlp"
-    )
-    assert again.exit_code == 0, again.output
+    assert not (tmp_path / "out").exists()
+    for left in tmp_path.iterdir():
+        with pytest.raises(npl.NearplaneError):
+            npl.load(left)
+    again = started(long_run, text, tmp_path, "--resume")
+    assert again.wait(timeout=300) == 0
     assert [path.name for path in tmp_path.iterdir()] == ["out"], "the next run clears up"
+    assert content(tmp_path / "out") == whole
+
+
+def test_an_unfinished_run_is_refused_unasked(long_run, text, tmp_path):
+    run = started(long_run, text, tmp_path)
+    ended(run, signal.SIGTERM, 3)
+    again = started(long_run, text, tmp_path)
+    said = again.communicate(timeout=120)[1]
+    assert again.returncode == 1 and "go on with --resume" in said
+
+
+@pytest.mark.long
+def test_fifty_kills_lose_no_layer_and_change_no_bit(long_run, text, tmp_path, whole):
+    """Runs are killed at random moments, most of them several times, and end at the same bits."""
+    moments, kills, number = random.Random(1), 0, 0
+    while kills < 50:
+        place, most = tmp_path / str(number), 0
+        place.mkdir()
+        number += 1
+        while not (place / "out").exists():
+            run = started(long_run, text, place, "--resume")
+            if moments.random() < 0.8 and kills < 50:
+                layer = min(7 * LAYERS, most + moments.randint(1, 40))
+                ended(run, signal.SIGKILL, layer, moments.random() * 0.3)
+                kills += run.returncode == -signal.SIGKILL
+            else:
+                assert run.wait(timeout=300) == 0
+            kept = len(list((place / LEDGER).glob("0*.safetensors")))
+            assert kept >= most or (place / "out").exists()
+            most = kept
+        assert content(place / "out") == whole
 
 
 def test_main_exits_with_the_status_of_a_failure(tmp_path):
