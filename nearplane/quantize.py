@@ -5,7 +5,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field
 from functools import cache
 from pathlib import Path
@@ -23,6 +23,7 @@ from nearplane.export.remaining import remaining_tensors
 from nearplane.methods import Method
 from nearplane.types import LayerReport, NearplaneError
 from nearplane.walk.calibration import DEFAULT_LENGTH, Account, Text, Wanted, calibrate
+from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import count_bits, run_report
 from nearplane.walk.source import Source, open_source
 from nearplane.walk.walk import Rules, Walk
@@ -62,18 +63,23 @@ def quantize(
     - `rules`: what to skip and what to put up with.
     - `resume`: go on with what an earlier run to `out` finished before it was ended, if anything.
 
-    Every finished layer is kept on disk beside `out` until `out` appears (`export.ledger`).
+    Every finished layer is kept on disk beside `out` until `out` appears (`export.ledger`). Started
+    by torchrun, processes share the calibration and the rows of every layer; the first one writes.
     Raises NearplaneError for anything that a better input would mend; what was finished is kept.
     """
-    watcher = watcher or Watcher()
+    ranks = Ranks.joined()
+    watcher = watcher if watcher and ranks.first else Watcher()
     started = time.perf_counter()
-    with CheckpointWriter(out) as writer, keeping(Ledger(out), watcher) as ledger:
+    kept = Ledger(out, ranks.first, ranks.bytes_of_first)
+    # a process that is not the first one writes nothing
+    made = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
+    with made as writer, keeping(kept, watcher) as ledger:
         source = open_source(model, trust_remote_code)
         wanted = Wanted(sequences, length or default_length(source), chat_template)
         tokens, account = calibrate(calibration, source.tokenizer, wanted)
         tell_calibration(source, account, wanted, watcher)
         check_space(out, stored_bytes(source))
-        walk = Walk(source.model, method, tokens, rules or Rules(), keeper=ledger)
+        walk = Walk(source.model, method, tokens, rules or Rules(), keeper=ledger, ranks=ranks)
         for sentence in walk.left_out:
             watcher.says(sentence)
         recipe = method.recipe() | {"calibration": account.for_json()}
@@ -131,6 +137,7 @@ def dependencies(source: Source, recipe: dict[str, Any], walk: Walk) -> dict[str
         "tokens": digest(walk.tokens),
         "rules": asdict(walk.rules),
         "threads": torch.get_num_threads(),
+        "processes": walk.ranks.size,
     }
 
 
@@ -145,6 +152,16 @@ def code_digest() -> str:
     return whole.hexdigest()
 
 
+class Unwritten:
+    """Stands for the checkpoint in processes that leave it to the first one."""
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        pass
+
+    def finish(self, config: dict[str, Any], files: dict[str, Any]) -> None:
+        pass
+
+
 @dataclass(frozen=True)
 class Run:
     """A finished walk, on its way to the disk."""
@@ -154,7 +171,7 @@ class Run:
     reports: Sequence[LayerReport]
     recipe: dict[str, Any] = field(default_factory=dict)
 
-    def store(self, writer: CheckpointWriter, seconds: float) -> dict[str, Any]:
+    def store(self, writer: CheckpointWriter | Unwritten, seconds: float) -> dict[str, Any]:
         """Write what is not a record, let the checkpoint appear and return the report."""
         other = remaining_tensors(self.source.model, {report.name for report in self.reports})
         for name, tensor in other.items():

@@ -80,12 +80,14 @@ def quantize(
     from nearplane.export.partial import resolved_output
     from nearplane.quantize import quantize as run
     from nearplane.walk.plan import survey
+    from nearplane.walk.ranks import Ranks
 
     resolved_output(out)
     rules = rules_of(settings)
     found = fitting(survey(model, method, rules, settings.trust_remote_code), settings.size)
-    method = found.method
-    typer.echo(found.sentence(), err=True)
+    method, speaks = found.method, Ranks.joined().first
+    if speaks:
+        typer.echo(found.sentence(), err=True)
     with watching() as watcher:
         report = run(
             model,
@@ -100,7 +102,8 @@ def quantize(
             resume=resume,
             watcher=watcher,
         )
-    print_totals(out, report)
+    if speaks:
+        print_totals(out, report)
 
 
 @taking(parameters_of(Settings), method_parameters())

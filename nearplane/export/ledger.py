@@ -9,15 +9,15 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from nearplane import codes
@@ -29,21 +29,30 @@ RUN = "run.json"
 ENDING = ".unfinished"
 TENSORS = ("record", "step", "loss", "damped_loss", "bound")
 # what may differ between a run and the one that goes on with it: said, not refused
-FREE = {"threads"}
+FREE = {"threads", "processes"}
 
 Finished = tuple[QuantizedWeight, LayerReport]
+Content = bytes | None  # of a file, if there is one
+
+
+def same(content: Content) -> Content:
+    return content
 
 
 class Ledger:
     """The finished layers of a run to OUT, found again by a run that resumes.
 
     - `kept`: how many layers are on disk.
+    - `writes`: False in a process that only reads what another one keeps.
+    - `shared`: what a file held -> what it holds for all processes.
     """
 
-    def __init__(self, out: str | Path):
+    def __init__(
+        self, out: str | Path, writes: bool = True, shared: Callable[[Content], Content] = same
+    ):
         target = partial.resolved_output(out)
         self.directory = target.parent / f".{target.name}{ENDING}"
-        self.kept = 0
+        self.kept, self.writes, self.shared = 0, writes, shared
 
     def begin(self, run: Mapping[str, Any], resume: bool) -> list[str]:
         """Start a run, or go on with the one that is here; returns what differs and may.
@@ -52,6 +61,8 @@ class Ledger:
 
         NearplaneError if layers of another run are here, or of this one and `resume` is not asked.
         """
+        if not self.writes:
+            return []
         if not self._has_layers():
             shutil.rmtree(self.directory, ignore_errors=True)
             self._make()
@@ -62,7 +73,8 @@ class Ledger:
                 f"an unfinished run left {len(self._files())} finished groups of layers in "
                 f"{self.directory}: go on with --resume, or delete that folder to start anew"
             )
-        earlier = self.recall("run")
+        # of this process alone: the others do not begin
+        earlier = self._parsed(self.directory / RUN, self._own(self.directory / RUN))
         changes = differences(earlier if isinstance(earlier, dict) else {}, run)
         refused = {name: said for name, said in changes.items() if name not in FREE}
         if refused:
@@ -79,10 +91,7 @@ class Ledger:
     def recall(self, name: str) -> Any:
         """Return a value that was kept, or None."""
         path = self.directory / f"{name}.json"
-        try:
-            return json.loads(path.read_bytes()) if path.exists() else None
-        except (OSError, ValueError) as error:
-            raise NearplaneError(f"{path} cannot be read: {error}; delete it") from error
+        return self._parsed(path, self.shared(self._own(path)))
 
     def keep(
         self, place: int, originals: Sequence[Float[Tensor, "_ _"]], done: Sequence[Finished]
@@ -116,12 +125,12 @@ class Ledger:
         NearplaneError if they are others, or if their original weights were.
         """
         path = self.directory / _name(place)
-        if not path.exists():
-            return None
         try:
-            with safe_open(path, framework="pt") as file:
-                about = json.loads(file.metadata()["layers"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            content = self.shared(self._own(path))
+            if content is None:
+                return None
+            about = json.loads(metadata_of(content)["layers"])
+            tensors = load(content)
             done = [_restored(number, each, tensors) for number, each in enumerate(about)]
         except (SafetensorError, CorruptError, OSError, ValueError, KeyError, TypeError) as error:
             raise NearplaneError(f"{path} cannot be read ({error}): delete it") from error
@@ -138,7 +147,8 @@ class Ledger:
 
     def remove(self) -> None:
         """Forget all: the checkpoint is there, or nothing was finished."""
-        shutil.rmtree(self.directory, ignore_errors=True)
+        if self.writes:
+            shutil.rmtree(self.directory, ignore_errors=True)
 
     def remove_if_empty(self) -> None:
         """Forget a run that has finished no layer."""
@@ -157,7 +167,19 @@ class Ledger:
         except OSError as error:
             raise NearplaneError(f"cannot write {self.directory}: {error.strerror}") from error
 
+    def _own(self, path: Path) -> Content:
+        """Return what a file holds, in the process that writes."""
+        return path.read_bytes() if self.writes and path.exists() else None
+
+    def _parsed(self, path: Path, content: Content) -> Any:
+        try:
+            return None if content is None else json.loads(content)
+        except ValueError as error:
+            raise NearplaneError(f"{path} cannot be read: {error}; delete it") from error
+
     def _write(self, name: str, content: bytes) -> None:
+        if not self.writes:
+            return
         path = self.directory / name
         unnamed = path.with_suffix(".part")
         with partial.explaining_full_disk(self.directory, len(content)):
@@ -165,6 +187,12 @@ class Ledger:
             partial.sync(unnamed)
             os.replace(unnamed, path)
             partial.sync(self.directory)
+
+
+def metadata_of(content: bytes) -> dict[str, str]:
+    """Return what a safetensors file says beside its tensors."""
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size])["__metadata__"]
 
 
 def differences(

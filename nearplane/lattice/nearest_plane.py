@@ -1,6 +1,6 @@
 """Babai's nearest plane on one Cholesky factor, plain and blocked."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import torch
@@ -11,6 +11,8 @@ from nearplane.lattice.threads import one_thread
 from nearplane.op import Op
 
 LEAF = 32  # columns rounded one after the other between two matrix products
+# rows rounded at a time: fewer leave caches less full, and who shares rows out can cut between them
+TILE = 512
 
 
 def nearest_integer(x: Float[Tensor, "..."], low: int | None, high: int | None) -> Tensor:
@@ -63,15 +65,33 @@ def nearest_plane(
 
     Cost: rows · n² / 2 multiply-adds, all but a share LEAF / n of them in matrix products.
     """
-    if 1 in step.shape:
-        return unit_lattice(target, factor, step, (low, high))
+    solve = unit_lattice if 1 in step.shape else own_steps
+    return torch.cat([solve(t, factor, s, (low, high)) for t, s in tiles(target, step)])
+
+
+def tiles(
+    target: Float[Tensor, "rows n"], step: Float[Tensor, "#rows #n"]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield TILE rows of the target after the other, with the steps that belong to them."""
+    for first in range(0, max(len(target), 1), TILE):
+        rows = slice(first, first + TILE)
+        yield target[rows], step[rows] if len(step) > 1 else step
+
+
+def own_steps(
+    target: Float[Tensor, "rows n"],
+    factor: Float[Tensor, "n n"],
+    step: Float[Tensor, "rows n"],
+    limits: tuple[int | None, int | None],
+) -> Int32[Tensor, "rows n"]:
+    """Return the codes where every element has a step of its own."""
     columns = target.T.contiguous()
     steps = step.to(target.dtype).expand_as(target).T.contiguous().unbind()
     code = torch.empty_like(columns)
     codes = code.unbind()
 
     def choose(j: int, best: Tensor) -> Tensor:
-        codes[j].copy_(nearest_integer(best / steps[j], low, high))
+        codes[j].copy_(nearest_integer(best / steps[j], *limits))
         return codes[j] * steps[j]
 
     sweep(columns, factor.to(target.dtype), choose)

@@ -1,12 +1,12 @@
 """Rate-aware nearest plane: integers of least squared distance plus code length."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
-from nearplane.lattice.nearest_plane import sweep
+from nearplane.lattice.nearest_plane import TILE, sweep, tiles
 from nearplane.op import Op
 
 HIGH_RATE_SLOPE = 0.11552453009332421  # 2 ln 2 / 12: what a bit is worth, in squared steps
@@ -70,6 +70,20 @@ def rate_aware_plane(
 
     - `step`: positive; a rank-one table is a row's step times a column's.
     """
+    parts = []
+    for number, (some, own) in enumerate(tiles(target, step)):
+        rows = slice(number * TILE, (number + 1) * TILE)
+        parts.append(one_tile(some, factor, own, replace(prices, row=prices.row[rows])))
+    return torch.cat(parts)
+
+
+def one_tile(
+    target: Float[Tensor, "rows n"],
+    factor: Float[Tensor, "n n"],
+    step: Float[Tensor, "#rows n"],
+    prices: Prices,
+) -> Int32[Tensor, "rows n"]:
+    """Return the integers of few rows."""
     columns = (target / step.to(target.dtype)).T.contiguous()
     scaled = (factor * step[:1]).to(target.dtype)
     threshold, span = prices.thresholds().to(target.dtype), prices.span

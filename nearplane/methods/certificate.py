@@ -7,6 +7,8 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from nearplane.lattice import Basis
+from nearplane.lattice.nearest_plane import TILE
+from nearplane.op import Op
 
 SLACK = 1e-4  # of a box side: float32 decides ties a little differently than float64 checks them
 
@@ -37,15 +39,17 @@ def measure(
     return Losses(loss, damped, residual)
 
 
+@Op
 def times_triangle(
     error: Float64[Tensor, "rows n"], factor: Float64[Tensor, "n n"]
 ) -> Float64[Tensor, "rows n"]:
     """Return error · factorᵀ for an upper triangular factor, leaving out most of its zeros."""
     product = torch.empty_like(error)
     width = max(64, -(-len(factor) // 4))
-    for first in range(0, len(factor), width):
-        stripe = slice(first, first + width)
-        product[:, stripe] = error[:, first:] @ factor[stripe, first:].T
+    for some, made in zip(error.split(TILE), product.split(TILE), strict=True):
+        for first in range(0, len(factor), width):
+            stripe = slice(first, first + width)
+            made[:, stripe] = some[:, first:] @ factor[stripe, first:].T
     return product
 
 

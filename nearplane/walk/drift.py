@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nearplane.lattice.cross_target import Moments
 from nearplane.walk.hessian import HessianSum, products_as_exact_as
+from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.streams import Given
 
 HELD_OUT = 4  # one batch in so many judges what the others fit
@@ -43,6 +44,11 @@ class DriftSum:
         self.cross += other.cross
         if self.lag is not None:
             self.lag += other.lag
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Take in what the other processes have summed."""
+        self.moment.add_up(ranks)
+        ranks.sum_(self.cross, *([] if self.lag is None else [self.lag]))
 
     def moments(self) -> Moments:
         """Return the mean moments."""
@@ -94,16 +100,19 @@ class Seen:
     whole: Moments | None = None
 
 
-def see(columns: int, batches: Iterable[Given]) -> Seen:
-    """Sum up the inputs of one stream."""
+def see(columns: int, batches: Iterable[Given], ranks: Ranks = ALONE) -> Seen:
+    """Sum up the inputs of one stream, over all processes."""
     moment = HessianSum(columns)
     for given in batches:
         moment.add(given.inputs)
+    moment.add_up(ranks)
     return Seen(moment.mean(), moment.tokens, moment.dropped)
 
 
-def see_drift(columns: int, rows: int, batches: Iterable[Given], count: int) -> Seen:
-    """Sum up the inputs of two streams, a quarter of them apart.
+def see_drift(
+    columns: int, rows: int, batches: Iterable[Given], count: int, ranks: Ranks = ALONE
+) -> Seen:
+    """Sum up the inputs of two streams over all processes, a quarter of them apart.
 
     - `rows`: of the outputs, all layers of the stage together.
     - `count`: batches to come. Whole batches are held out where there are enough, else the last
@@ -123,8 +132,16 @@ def see_drift(columns: int, rows: int, batches: Iterable[Given], count: int) -> 
             cut = len(tokens.drifted) - len(tokens.drifted) // HELD_OUT
             fitted.add(tokens.where(slice(cut)))
             held.add(tokens.where(slice(cut, None)))
-    if fitted is None or held is None:
+    lag = fitted is not None and fitted.lag is not None
+    some, lagging = ranks.total(int(fitted is not None)), ranks.total(int(lag))
+    if not some:
         return Seen(torch.zeros(columns, columns), 0, 0)
+    if fitted is None or held is None:
+        # others were given something
+        fitted, held = (DriftSum(columns, rows if lagging else None) for _ in range(2))
+    for part in (fitted, held):
+        part.add_up(ranks)
+    seen = ranks.total(seen)
     parts = fitted.moments(), held.moments()
     fitted.take(held)
     whole = fitted.moments()

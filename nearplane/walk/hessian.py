@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from nearplane.walk.ranks import Ranks
+
 STRIPES = 4  # only the stripes on and above the diagonal are computed: 5/8 of the full product
 NARROW = 1024  # columns up to which one product is as fast
 
@@ -31,6 +33,11 @@ class HessianSum:
         self.tokens += len(x)
         with products_as_exact_as(x.dtype):
             add_upper_gram_(self.sum, x.float())
+
+    def add_up(self, ranks: Ranks) -> None:
+        """Take in what the other processes have summed."""
+        ranks.sum_(self.sum)
+        self.tokens, self.dropped = ranks.total(self.tokens), ranks.total(self.dropped)
 
     def mean(self) -> Float32[Tensor, "columns columns"]:
         """Return the Hessian: the sum over the number of tokens, made symmetric."""

@@ -24,6 +24,7 @@ from nearplane.walk.head import head_inputs, head_of, untie
 from nearplane.walk.memory import forget_file_pages, trim
 from nearplane.walk.observe import Plan, Stage, observe
 from nearplane.walk.probe import Probe
+from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.streams import Given, Streams
 
 BATCH_TOKENS = 2048
@@ -74,6 +75,7 @@ class Walk:
     - `keeper`: is given what is finished, and asked for it first. Layers that it has are not
       rounded again; the streams go through them all the same, so that what follows is what it
       would have been.
+    - `ranks`: the processes that do this together, each on its share of the tokens.
     """
 
     model: nn.Module
@@ -82,6 +84,7 @@ class Walk:
     rules: Rules = field(default_factory=Rules)
     bits: dict[str, float] = field(default_factory=dict)
     keeper: Keeper | None = None
+    ranks: Ranks = ALONE
     place: int = field(init=False, default=0)
     plan: Plan = field(init=False)
     wanted: list[Layer] = field(init=False)
@@ -115,6 +118,9 @@ class Walk:
         causes = Probe(self.model, self.plan, self.method, self.tokens, wanted).causes()
         if causes:
             self.bits = allocate(causes, self.method.bpw)
+            rates = torch.tensor(list(self.bits.values()), dtype=torch.float64)
+            self.ranks.from_first_(rates)
+            self.bits = dict(zip(self.bits, rates.tolist(), strict=True))
         return self.bits
 
     def skipped(self, layer: Layer) -> bool:
@@ -136,7 +142,8 @@ class Walk:
         ]
 
     def __iter__(self) -> Iterator[Done]:
-        batches = self.tokens.split(max(1, BATCH_TOKENS // self.tokens.shape[1]))
+        tokens = self.ranks.share(self.tokens)
+        batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
         calls = [
             calls_of_blocks(self.model, self.plan.blocks, self.plan.tuples, batch)
             for batch in batches
@@ -156,7 +163,7 @@ class Walk:
             inputs = (head_inputs(self.model, self.plan, head, b, h) for b, h in pairs)
             done = self.kept([head])
             if done is None:
-                yield from self.round([head], see(head.shape[1], map(Given, inputs)))
+                yield from self.round([head], see(head.shape[1], map(Given, inputs), self.ranks))
             else:
                 yield from self.put([head], done)
 
@@ -190,9 +197,9 @@ class Walk:
             yield from self.put(layers, done)
             return
         if streams.originals and stage.times == 1:
-            seen = see_drift(columns, rows, given, len(streams.runs))
+            seen = see_drift(columns, rows, given, len(streams.runs), self.ranks)
         else:
-            seen = see(columns, given)
+            seen = see(columns, given, self.ranks)
         yield from self.round(layers, seen)
 
     def round(self, layers: list[Layer], seen: Seen) -> Generator[Done, None, None]:
@@ -203,7 +210,8 @@ class Walk:
             trim()
         basis, fallback = self.basis_of(seen, layers)
         originals = [self.original(layer) for layer in layers]
-        quantized = self.quantized(layers, originals, basis, seen if not fallback else None)
+        with self.ranks.sharing_rows():
+            quantized = self.quantized(layers, originals, basis, None if fallback else seen)
         seconds = (time.perf_counter() - started) / len(layers)
         measured = Measured(seen, fallback, seconds)
         done = [
@@ -261,7 +269,10 @@ class Walk:
         try:
             if not seen.tokens or not seen.hessian.any():
                 raise NotPositiveDefiniteError("no token with a finite, non-zero input reached it")
-            return self.method.basis(seen.hessian), ""
+            basis = self.method.basis(seen.hessian)
+            # machines may differ in their last digits
+            self.ranks.from_first_(basis.columns, basis.factor)
+            return basis, ""
         except NotPositiveDefiniteError as error:
             self.fallbacks += [layer.name for layer in layers]
             share = len(self.fallbacks) / len(self.wanted)

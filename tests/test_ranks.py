@@ -1,0 +1,100 @@
+"""Several processes that quantize one model: the same result, and nothing lost when one dies."""
+
+import os
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+import nearplane as npl
+from nearplane.lattice.nearest_plane import TILE
+from nearplane.types import NearplaneError
+from nearplane.walk.ranks import ALONE, Ranks
+from tests.cli import tiny
+from tests.test_resume import content
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory) -> Path:
+    directory = tmp_path_factory.mktemp("source") / "model"
+    tiny.model().save_pretrained(directory)
+    return directory
+
+
+def together(count: int, *words: object) -> subprocess.CompletedProcess:
+    """Run tests/ranks_program.py in so many processes."""
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    command += ["--nproc-per-node", str(count), "-m", "tests.ranks_program", *map(str, words)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
+    )
+
+
+def well(run: subprocess.CompletedProcess) -> None:
+    assert run.returncode == 0, run.stderr[-3000:]
+
+
+def losses(out: Path) -> torch.Tensor:
+    layers = json.loads((out / "config.json").read_text())["quantization_config"]["layers"]
+    return torch.tensor([layer["loss"] for layer in layers.values()])
+
+
+@pytest.mark.parametrize("count", [2, 3])
+def test_rows_are_rounded_as_alone(count):
+    well(together(count, "rows_are_rounded_as_alone"))
+
+
+def test_the_same_hessians_give_the_same_bits(source, tmp_path):
+    for count in (1, 2):
+        well(together(count, "quantize_on_the_same_hessians", source, tmp_path / f"out{count}"))
+    for name in ("rtn", "hptq", "ssqr"):
+        one, two = (tmp_path / f"out{count}-{name}" for count in (1, 2))
+        assert content(one) == content(two)
+
+
+def test_shared_calibration_gives_nearly_the_same(source, tmp_path):
+    """Sums of another order: integers may differ where two are as near."""
+    for count in (1, 3):
+        well(together(count, "quantize", source, tmp_path / str(count), "eclq", 0))
+    alone, shared = (losses(tmp_path / name).sum() for name in "13")
+    # tokens are held out by process, so that targets differ a little
+    assert (shared - alone).abs() <= 0.05 * alone
+    npl.load(tmp_path / "3")
+
+
+def test_a_process_that_dies_ends_all_and_loses_nothing(source, tmp_path):
+    out = tmp_path / "out"
+    run = together(2, "quantize", source, out, "hptq", 6)
+    assert run.returncode != 0 and not out.exists()
+    assert "finished layers are kept" in run.stderr and "go on with --resume" in run.stderr
+    kept = sorted(path.name for path in (tmp_path / ".out.unfinished").glob("0*.safetensors"))
+    # q, k and v, then o; the sixth layer is one of gate and up
+    assert kept[:2] == ["00000.safetensors", "00001.safetensors"]
+    well(together(3, "quantize", source, out, "hptq", 0))
+    well(together(1, "quantize", source, tmp_path / "whole", "hptq", 0))
+    assert ((losses(out) - losses(tmp_path / "whole")).abs() <= 0.01 * losses(out)).all()
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7])
+@pytest.mark.parametrize("rows", [0, 1, TILE, TILE + 1, 5 * TILE - 3])
+def test_rows_are_shared_out_in_whole_tiles(rows, size):
+    starts = Ranks(0, size)._starts(rows)
+    assert starts[0] == 0 and starts[-1] == rows and starts == sorted(starts)
+    assert all(start % TILE == 0 for start in starts[:-1] if start < rows)
+
+
+def test_more_processes_than_sequences_are_refused():
+    tokens = torch.zeros(2, 8, dtype=torch.long)
+    assert ALONE.share(tokens) is tokens or torch.equal(ALONE.share(tokens), tokens)
+    with pytest.raises(NearplaneError, match="2 sequences cannot be shared by 3 processes"):
+        Ranks(0, 3).share(tokens)
