@@ -8,7 +8,7 @@ VLLM_INSTALLED := .venv-vllm/installed
 FUZZ_SECONDS ?= 10
 FUZZ_SEED ?= 1
 
-.PHONY: demo test test-long test-vllm fuzz lint clean
+.PHONY: demo test test-long test-vllm fuzz fuzz-kernels fuzz-files lint clean
 
 # both torch and what depends on it are pinned on one command line: an unpinned torch is gigabytes of CUDA
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane/kernels/cpu/src/*)
@@ -22,7 +22,7 @@ demo: $(INSTALLED)
 	$(BIN)/nearplane demo
 
 # one thread for each of two workers: small matrices lose more to threads that wait than they gain
-test: $(INSTALLED) lint fuzz
+test: $(INSTALLED) lint fuzz-kernels
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2
 
 test-long: $(INSTALLED)
@@ -46,8 +46,16 @@ test-vllm: $(VLLM_INSTALLED)
 	rm -rf build/vllm && mkdir -p build/vllm && cp -r tests pyproject.toml build/vllm
 	cd build/vllm && $(abspath $(VLLM))/python -m pytest tests/vllm tests/codes/test_cut.py
 
-# damaged bytes in the kernels under AddressSanitizer; without a C++ compiler there are no kernels
-fuzz: $(INSTALLED)
+# damaged bytes for everything that reads them; an hour of both is make fuzz FUZZ_SECONDS=1800
+fuzz: fuzz-kernels fuzz-files
+
+# for the readers in Python, FUZZ_SECONDS for all of them together
+fuzz-files: $(INSTALLED)
+	OMP_NUM_THREADS=1 HF_HUB_OFFLINE=1 $(BIN)/python -m tests.fuzz.run --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+
+# for the kernels under AddressSanitizer, with a mutator of its own: gcc has no libFuzzer, and users
+# have no clang; without a C++ compiler there are no kernels
+fuzz-kernels: $(INSTALLED)
 ifneq ($(shell command -v $(CXX)),)
 	$(BIN)/cmake -S . -B build/fuzz -DNEARPLANE_SANITIZE=ON --log-level=WARNING
 	$(BIN)/cmake --build build/fuzz --target fuzz_kernels --parallel 2 >/dev/null

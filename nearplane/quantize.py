@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nearplane import __version__
+from nearplane.experts import Experts, join_experts_
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companions import companion_files
 from nearplane.export.layout import quantization_config, rounded
@@ -173,7 +174,9 @@ class Run:
 
     def store(self, writer: CheckpointWriter | Unwritten, seconds: float) -> dict[str, Any]:
         """Write what is not a record, let the checkpoint appear and return the report."""
-        other = remaining_tensors(self.source.model, {report.name for report in self.reports})
+        layers = {report.name for report in self.reports}
+        join_experts_(self.source.model, kept=experts_with(layers, self.source.model))
+        other = remaining_tensors(self.source.model, layers)
         for name, tensor in other.items():
             writer.add(name, tensor)
         said = {
@@ -181,6 +184,7 @@ class Run:
             "seconds": seconds,
             "left_out": self.walk.left_out,
             "fallbacks": self.walk.fallbacks,
+            "experts": self.walk.arrivals,
         }
         report = run_report(self.reports, count_bits(self.reports, other), self.recipe, said)
         with tempfile.TemporaryDirectory() as made:
@@ -196,6 +200,15 @@ class Run:
         config["architectures"] = [type(model).__name__]
         config["quantization_config"] = quantization_config(self.recipe, self.reports)
         return config
+
+
+def experts_with(layers: set[str], model: Any) -> set[str]:
+    """Return the names of the experts that have a part in `layers`: stored one by one."""
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Experts) and any(layer.startswith(f"{name}.") for layer in layers)
+    }
 
 
 def default_length(source: Source) -> int:

@@ -6,9 +6,17 @@ import torch
 from jaxtyping import Float, Float16, Float64, Int32, UInt8
 from torch import Tensor
 
+LONGEST_REMARK = 300  # characters of what a library says
+
 
 class NearplaneError(Exception):
     """A problem that one sentence explains; the command line prints it and exits with status 1."""
+
+
+def first_line(error: Exception) -> str:
+    """Return the first line of a library's error, without what a terminal could not print."""
+    line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
+    return (line if line.isprintable() else repr(line))[:LONGEST_REMARK]
 
 
 @dataclass(frozen=True)
@@ -81,7 +89,8 @@ class LayerReport:
     - `energy`: Σ weight · hessian · weightᵀ, so loss / energy is the output's relative error.
     - `bound`: what `damped_loss` cannot exceed, or None and `void` says why.
     - `weight_error`: ‖weight − value‖², which needs no calibration to be checked again.
-    - `fallback`: why the layer could not be rounded as asked; empty if it was.
+    - `fallback`: why the layer could not be rounded as asked, or on the tokens of its own alone;
+      empty if it was.
     """
 
     name: str

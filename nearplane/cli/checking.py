@@ -46,10 +46,11 @@ def inspect(
     """Print what is stored of every layer, what it cost in bits and in error, and the recipe."""
     from nearplane.evaluate.bits import account
     from nearplane.export.checkpoint_reader import open_checkpoint
+    from nearplane.walk.report import few_tokens
 
     path = Path(directory)
     checkpoint, bits = open_checkpoint(path), account(path)
-    recipe = checkpoint.config["quantization_config"].get("recipe", {})
+    recipe = checkpoint.config["quantization_config"].get("recipe") or {}
     rows = [
         layer_row(layer.name, layer.bpw, checkpoint.layers[layer.name]) for layer in bits.layers
     ]
@@ -65,6 +66,8 @@ def inspect(
     for reason in dict.fromkeys(row["void"] for row in rows if row["void"]):
         count = sum(row["void"] == reason for row in rows)
         typer.echo(f"no bound for {count} of {len(rows)} layers: {reason}")
+    for sentence in few_tokens(checkpoint.layers):
+        typer.echo(sentence)
     # the rates of single layers are in the table; --json has them all
     told = {key: value for key, value in recipe.items() if key != "allocation"}
     typer.echo(f"recipe: {json.dumps(told)}")
@@ -72,7 +75,7 @@ def inspect(
 
 def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
     """Return what the table shows of a layer; None for what its certificate does not say."""
-    from nearplane.walk.report import ratio
+    from nearplane.walk.report import ratio, relative_loss
 
     facts = entry.get("facts") or {}
     return {
@@ -82,10 +85,7 @@ def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
         "bpw": bpw,
         "entropy": facts.get("entropy"),
         "am_gm_bits": facts.get("am_gm_bits"),
-        # a layer that fell back has its loss under another Hessian than its energy
-        "relative_loss": None
-        if entry.get("fallback")
-        else ratio(entry.get("loss"), entry.get("energy")),
+        "relative_loss": relative_loss(entry),
         "loss_over_bound": ratio(entry.get("damped_loss"), entry.get("bound")),
         "void": entry.get("void", ""),
     }

@@ -172,6 +172,8 @@ def prepare(settings: Settings) -> None:
 
 def print_totals(out: str, report: dict[str, Any]) -> None:
     """Print what was made, in a few lines."""
+    from nearplane.walk.report import few_tokens
+
     bits, layers = report["bits"], report["layers"]
     typer.echo(f"{out}: {len(layers)} layers in {report['seconds']:.0f} s")
     typer.echo(
@@ -184,3 +186,5 @@ def print_totals(out: str, report: dict[str, Any]) -> None:
     typer.echo(certified)
     for name in report["fallbacks"]:
         typer.echo(f"warning: {name} was rounded to nearest")
+    for sentence in few_tokens({layer["name"]: layer for layer in layers}):
+        typer.echo(sentence)

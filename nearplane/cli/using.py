@@ -87,7 +87,7 @@ def open_model(name: str, dequantize: bool) -> tuple[Any, Any]:
 
     config = open_config(name, location(name))
     quantization = getattr(config, "quantization_config", None)
-    if quantization is None or dict(quantization).get("quant_method") != "nearplane":
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "nearplane":
         source = open_source(name)
         return source.model, source.tokenizer
     return load(name, dequantize=dequantize), load_tokenizer(name)

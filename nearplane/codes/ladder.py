@@ -81,6 +81,8 @@ def decode(buffer: bytes | memoryview, width: int, count: int) -> Float32[np.nda
     base, low = HEADER.unpack(buffer[: HEADER.size])
     # "base MUST be finite and positive"
     require(bool(np.isfinite(base)) and base > 0, "a ladder's base is not a positive number")
-    rung = unpack_bits(buffer[HEADER.size :], width, count).astype(np.int64) + low
+    rung = unpack_bits(buffer[HEADER.size :], width, count)
+    # at most 2^WIDEST values: with rungs of no bits, a few bytes may stand for millions of steps
     with np.errstate(over="ignore"):
-        return np.float32(base) * rung_value(rung)
+        values = np.float32(base) * rung_value(low + np.arange(1 << width))
+    return values.take(rung)

@@ -96,7 +96,8 @@ def _read_gaps(
     packed = reader.take(packed_bytes(width, count), "low parts of gaps")
     high = unpack_unary(reader.take(unary_bytes, "high parts of gaps"), count)
     position = positions(high, packed, width, rows * columns)
-    start = np.searchsorted(position, np.arange(rows + 1) * columns)
+    start = np.zeros(rows + 1, np.int64)
+    np.cumsum(np.bincount(position // columns, minlength=rows), out=start[1:])
     return start, position % columns
 
 
@@ -111,7 +112,7 @@ def _problem(sparse: SparseRows, columns: int) -> str:
     start, column = sparse.start, sparse.column.astype(np.int64)
     if len(column) >= 2**31 or len(start) < 1 or len(sparse.value) != len(column):
         return f"{len(column)} columns, {len(sparse.value)} values, {len(start)} row starts"
-    if start[0] != 0 or start[-1] != len(column) or (np.diff(start.astype(np.int64)) < 0).any():
+    if start[0] != 0 or start[-1] != len(column) or (start[1:] < start[:-1]).any():
         return "row starts must rise from 0 to the number of entries"
     if len(column) and not 0 <= column.min() <= column.max() < columns:
         return f"columns {column.min()} .. {column.max()} are not in 0 .. {columns - 1}"

@@ -5,9 +5,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nearplane import codes
 from nearplane.export import layout
 from nearplane.export.checkpoint_reader import Checkpoint, open_checkpoint
+from nearplane.export.record_check import checked_header
 from nearplane.types import NearplaneError
 
 
@@ -112,10 +112,7 @@ def is_checkpoint(name: str | Path) -> bool:
 def layer_bits(checkpoint: Checkpoint, name: str) -> LayerBits:
     """Return the bytes of one layer from its record's header."""
     record = checkpoint.tensor(name + layout.RECORD)
-    try:
-        header = codes.inspect(record)
-    except codes.CorruptError as error:
-        raise NearplaneError(f"{checkpoint.directory}: {name}: {error}") from error
+    header = checked_header(record, checkpoint.layers[name], f"{checkpoint.directory}: {name}")
     return LayerBits(
         name=name,
         rows=header.rows,

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -9,9 +10,12 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from nearplane import codes, types
+from nearplane.experts import Experts
 from nearplane.export.checkpoint_reader import Checkpoint
 from nearplane.walk.blocks import Layer
+from nearplane.walk.borrow import Entered
 from nearplane.walk.capture import Call, calls_of_blocks
+from nearplane.walk.drift import Seen
 from nearplane.walk.head import head_inputs, head_of, untie
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.observe import Stage, observe
@@ -32,33 +36,32 @@ def replayed_losses(
     hidden = [call[0].hidden for call in calls]
     for index, block in enumerate(plan.blocks):
         stored = [layers_in(stage, checkpoint) for stage in plan.stages[index]]
-        errors = {la.name: put_stored(la, checkpoint) for stage in stored for la in stage}
+        errors = {la.name: put_stored(la, checkpoint) for stage in stored for la in stage.layers}
         now = [call[index].on(h) for call, h in zip(calls, hidden, strict=True)]
-        moments, hidden = moments_of(block, [stage for stage in stored if stage], now)
-        for stage, moment in moments:
-            yield from losses_of(stage, moment, errors)
+        hessians, hidden = hessians_of(block, [stage for stage in stored if stage.layers], now)
+        for stage, hessian in hessians:
+            yield from losses_of(stage.layers, hessian, errors)
     head = head_of(model)
     if head.name in checkpoint.layers:
         untie(model, head)
         moment = HessianSum(head.shape[1])
         for batch, states in zip(batches, hidden, strict=True):
             moment.add(head_inputs(model, plan, head, batch, states))
-        yield from losses_of([head], moment, {head.name: put_stored(head, checkpoint)})
+        yield from losses_of([head], moment.mean(), {head.name: put_stored(head, checkpoint)})
 
 
 def losses_of(
-    layers: list[Layer], moment: HessianSum, errors: dict[str, Tensor]
+    layers: list[Layer], hessian: Float[Tensor, "n n"], errors: dict[str, Tensor]
 ) -> Iterator[tuple[str, float]]:
     """Yield name and loss of layers that share their inputs."""
-    hessian = moment.mean().double()
     for layer in layers:
         error = errors[layer.name].double()
-        yield layer.name, float(((error @ hessian) * error).sum())
+        yield layer.name, float(((error @ hessian.double()) * error).sum())
 
 
-def layers_in(stage: Stage, checkpoint: Checkpoint) -> list[Layer]:
-    """Return the layers of a stage that the checkpoint stores compressed."""
-    return [layer for layer in stage.layers if layer.name in checkpoint.layers]
+def layers_in(stage: Stage, checkpoint: Checkpoint) -> Stage:
+    """Return the stage with those of its layers that the checkpoint stores compressed."""
+    return replace(stage, layers=[la for la in stage.layers if la.name in checkpoint.layers])
 
 
 def put_stored(layer: Layer, checkpoint: Checkpoint) -> Float[Tensor, "rows columns"]:
@@ -75,18 +78,35 @@ def decoded(checkpoint: Checkpoint, name: str) -> Float[Tensor, "rows columns"]:
     return types.value(stored.code, stored.step, stored.group_size, stored.outliers)
 
 
-def moments_of(
-    block: nn.Module, stages: list[list[Layer]], calls: list[Call]
-) -> tuple[list[tuple[list[Layer], HessianSum]], list[Tensor]]:
-    """Run a block on every call; return each stage's second moment, and the hidden states."""
-    moments = [(stage, HessianSum(stage[0].shape[1])) for stage in stages]
+def hessians_of(
+    block: nn.Module, stages: list[Stage], calls: list[Call]
+) -> tuple[Iterator[tuple[Stage, Tensor]], list[Tensor]]:
+    """Run a block on every call; return each stage's Hessian, and the hidden states."""
+    moments = [HessianSum(stage.layers[0].shape[1]) for stage in stages]
+    entered = {stage.among: Entered(stage.among, []) for stage in stages if stage.among}
     with ExitStack() as hooks, torch.no_grad():
-        for stage, moment in moments:
+        for stage, moment in zip(stages, moments, strict=True):
             watch = partial(add_inputs, moment)
-            seen = stage[0].module.register_forward_pre_hook(watch)
+            seen = stage.layers[0].module.register_forward_pre_hook(watch)
             hooks.callback(seen.remove)
+        for among, tokens in entered.items():
+            watch = partial(keep_inputs, tokens.batches)
+            hooks.callback(among.entry.register_forward_pre_hook(watch).remove)
         hidden = [call.run(block) for call in calls]
-    return moments, hidden
+    return zip(stages, map(partial(hessian_of, entered), stages, moments), strict=True), hidden
+
+
+def hessian_of(
+    entered: dict[Experts, Entered], stage: Stage, moment: HessianSum
+) -> Float[Tensor, "n n"]:
+    """Return the Hessian that a stage was rounded on: an expert's may have borrowed tokens."""
+    own = Seen(moment.mean(), moment.tokens, moment.dropped)
+    return own.hessian if stage.among is None else entered[stage.among].blended(stage, own).hessian
+
+
+def keep_inputs(kept: list[Tensor], _: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Keep what a module is given, as a hook before its forward pass."""
+    kept.append(args[0])
 
 
 def add_inputs(moment: HessianSum, _: nn.Module, args: tuple[Tensor, ...]) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr
 from typing import Any
 
 from jaxtyping import UInt8
@@ -18,7 +19,7 @@ from torch import Tensor
 from nearplane import codes
 from nearplane.export import layout, partial
 from nearplane.export.record_check import check_record
-from nearplane.types import NearplaneError
+from nearplane.types import NearplaneError, first_line
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,10 @@ def read_config(directory: Path) -> dict[str, Any]:
         raise NearplaneError(f"{directory} is what an interrupted run left, not a checkpoint")
     if not (directory / layout.CONFIG).is_file():
         raise NearplaneError(f"{directory} holds no {layout.CONFIG}: it is not a checkpoint")
-    return read_json(directory / layout.CONFIG)
+    config = read_json(directory / layout.CONFIG)
+    if config.get(layout.OTHER_WEIGHTS) is not None or (directory / layout.ADAPTER).exists():
+        raise NearplaneError(f"{directory} names weights that are not a checkpoint's own")
+    return config
 
 
 def layers_of(config: dict[str, Any], directory: Path) -> dict[str, dict[str, Any]]:
@@ -88,7 +92,7 @@ def read_json(path: Path) -> dict[str, Any]:
         value = json.loads(path.read_bytes())
     # ValueError: bad JSON, bad UTF-8, a number of too many digits
     except (OSError, ValueError, RecursionError) as error:
-        raise NearplaneError(f"{path} cannot be read as JSON: {error}") from error
+        raise NearplaneError(f"{path} cannot be read as JSON: {first_line(error)}") from error
     if not isinstance(value, dict):
         raise NearplaneError(f"{path} holds no JSON object")
     return value
@@ -147,9 +151,12 @@ def _unknown_records(checkpoint: Checkpoint) -> list[str]:
 
 def _locate_tensors(directory: Path) -> dict[str, str]:
     """Return tensor -> file, from the index if there is one."""
-    index = directory / layout.INDEX
+    index, single = directory / layout.INDEX, directory / layout.SINGLE
     if not index.is_file():
-        return dict.fromkeys(tensors_in(directory / layout.SINGLE), layout.SINGLE)
+        return _named(dict.fromkeys(tensors_in(single), layout.SINGLE), single)
+    if single.exists():
+        # who reads which would depend on the reader
+        raise NearplaneError(f"{directory} holds both {layout.INDEX} and {layout.SINGLE}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise NearplaneError(f"{index} has no weight_map")
@@ -157,14 +164,28 @@ def _locate_tensors(directory: Path) -> dict[str, str]:
         # "each SHARD MUST be a plain file name"
         plain = isinstance(file, str) and layout.is_safe_path(file) and "/" not in file
         if not plain or not file.endswith(".safetensors"):
-            raise NearplaneError(f"{index} puts {name!r} in {file!r}, which is no shard's name")
-    return weight_map
+            raise NearplaneError(
+                f"{index} puts {repr(name)} in {repr(file)}, which is no shard's name"
+            )
+    return _named(weight_map, index)
+
+
+def _named(file_of: dict[str, str], source: Path) -> dict[str, str]:
+    """Return tensor -> file; NearplaneError if a tensor's name could not be printed."""
+    for name in file_of:
+        if not layout.is_name(name):
+            raise NearplaneError(f"{source}: {repr(name)} is no tensor's name")
+    return file_of
 
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Any]:
     try:
+        # a pipe would be waited for
+        if path.exists() and not path.is_file():
+            raise NearplaneError(f"{path} cannot be read: it is no regular file")
         with safe_open(path, framework="pt") as shard:
             yield shard
-    except (SafetensorError, OSError) as error:
-        raise NearplaneError(f"{path} cannot be read: {error}") from error
+    # the last ones: of shapes and types that safetensors has and torch has not
+    except (SafetensorError, OSError, RuntimeError, TypeError, ValueError, OverflowError) as error:
+        raise NearplaneError(f"{path} cannot be read: {first_line(error)}") from error

@@ -30,7 +30,7 @@ class CheckpointWriter:
     def __init__(self, out: str | Path, max_shard_bytes: int = SHARD_BYTES):
         self.target = partial.resolved_output(out)
         self.max_shard_bytes = max_shard_bytes
-        self.directory = partial.create(self.target)
+        self.directory, self.lock = partial.create(self.target)
         self.shard: dict[str, Tensor] = {}
         self.shard_of: dict[str, int] = {}
         self.record_bytes: dict[str, int] = {}
@@ -49,6 +49,7 @@ class CheckpointWriter:
     ) -> None:
         if not self.finished:
             shutil.rmtree(self.directory, ignore_errors=True)
+        self.lock.release()
 
     def add(self, name: str, tensor: Tensor) -> None:
         """Take one tensor under the name that the model gives it."""
@@ -79,6 +80,7 @@ class CheckpointWriter:
         self._write(layout.CONFIG, config_bytes)
         partial.appear(self.directory, self.target)
         self.finished = True
+        self.lock.release()
         return self.target
 
     def _write_shard(self) -> None:

@@ -33,7 +33,23 @@ def companion_files(source: str | Path) -> dict[str, Path]:
     if not directory.is_dir():
         directory = _downloaded(str(source))
     paths = [path for pattern in PATTERNS for path in directory.glob(pattern) if path.is_file()]
+    for path in paths:
+        _check_inside(path, directory)
     return {path.relative_to(directory).as_posix(): path for path in sorted(paths)}
+
+
+def _check_inside(path: Path, directory: Path) -> None:
+    """Raise NearplaneError for a link out of the model: its target would be copied and published.
+
+    In the hub's cache, files are links to the blobs two folders above.
+    """
+    root = directory.resolve()
+    allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
+    if not any(path.resolve().is_relative_to(place) for place in allowed):
+        raise NearplaneError(
+            f"{path} is a link out of its model's directory: copy what it points at there, if it "
+            "is to become a part of the checkpoint"
+        )
 
 
 def _downloaded(name: str) -> Path:

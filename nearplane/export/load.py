@@ -4,10 +4,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError
 
 from nearplane.export import checkpoint_reader
-from nearplane.types import NearplaneError
+from nearplane.trust import check_blocks, forget_fetched_code
+from nearplane.types import NearplaneError, first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -48,8 +48,10 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
     source = _checked(path)
     try:
         return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
-    except (OSError, ValueError) as error:
-        raise NearplaneError(f"{path} has no tokenizer that can be read: {error}") from error
+    # the files may hold anything, and every tokenizer has errors of its own for that
+    except Exception as error:
+        said = first_line(error)
+        raise NearplaneError(f"{path} has no tokenizer that can be read: {said}") from error
 
 
 def _checked(path: str | Path) -> str:
@@ -76,6 +78,11 @@ def _complete(
 
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
+        if not trusted:
+            forget_fetched_code(config)
+        if Path(source).is_dir():
+            tensors = checkpoint_reader.open_checkpoint(source).file_of
+            check_blocks(config, len(tensors))
         if isinstance(getattr(config, "quantization_config", None), dict):
             config.quantization_config["lay_out"] = lay_out
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -83,11 +90,15 @@ def _complete(
             config=config,
             dtype=dtype,
             trust_remote_code=trusted,
+            use_safetensors=True,
             output_loading_info=True,
         )
-    # RuntimeError: tensors of other shapes than the model's
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        raise NearplaneError(f"{source} cannot be loaded: {error}") from error
+    except NearplaneError:
+        raise
+    # config.json may hold anything, and every model has errors of its own for that
+    except Exception as error:
+        said = first_line(error)
+        raise NearplaneError(f"{source} cannot be loaded: {said}") from error
     model, found = loaded
     wanting = sorted(str(key) for key in [*found["missing_keys"], *found["mismatched_keys"]])
     if wanting:

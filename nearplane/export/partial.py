@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from nearplane.export.lock import OutputLock
 from nearplane.types import NearplaneError
 
 GB = 1e9
@@ -28,25 +29,50 @@ def resolved_output(out: str | Path) -> Path:
     return path
 
 
-def create(target: Path) -> Path:
-    """Return a new, empty directory beside `target`, after removing those of dead processes."""
+def create(target: Path) -> tuple[Path, OutputLock]:
+    """Return a new, empty directory beside `target`, and the lock that keeps others from it.
+
+    Those of dead processes are removed. Raises NearplaneError if another process writes `target`.
+    """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        lock = OutputLock(target)
+    except OSError as error:
+        raise NearplaneError(f"cannot write in {target.parent}: {error.strerror}") from error
+    try:
+        # who held the lock until now may have finished
+        resolved_output(target)
         remove_stale(target)
+        check_other_hosts(target)
         owner = f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         partial = target.parent / f"{_prefix(target)}{owner}"
         partial.mkdir()
-        return partial
+        return partial, lock
     except OSError as error:
+        lock.release()
         raise NearplaneError(f"cannot write in {target.parent}: {error.strerror}") from error
+    except BaseException:
+        lock.release()
+        raise
+
+
+def check_other_hosts(target: Path) -> None:
+    """Raise NearplaneError if a writer on another host left a directory, or still fills it.
+
+    Locks of network file systems may not reach as far, and processes of other hosts cannot be seen.
+    """
+    for path, host, pid in _partials(target):
+        if host != socket.gethostname():
+            raise NearplaneError(
+                f"{target} may still be written by process {pid} on {host!r}, which cannot be seen "
+                f"from here: if it has ended, remove {path}"
+            )
 
 
 def remove_stale(target: Path) -> None:
     """Remove what killed writers of this host left beside `target`."""
-    prefix = f"{_prefix(target)}{socket.gethostname()}-"
-    for path in target.parent.iterdir():
-        pid, dash, _ = path.name.removeprefix(prefix).partition("-")
-        if path.name.startswith(prefix) and dash and pid.isdecimal() and not _is_alive(int(pid)):
+    for path, host, pid in _partials(target):
+        if host == socket.gethostname() and not _is_alive(pid):
             shutil.rmtree(path, ignore_errors=True)
 
 
@@ -110,6 +136,16 @@ def explaining_full_disk(directory: Path, needed_bytes: int) -> Iterator[None]:
 
 def _prefix(target: Path) -> str:
     return f".{target.name}{MARK}"
+
+
+def _partials(target: Path) -> list[tuple[Path, str, int]]:
+    """Return the partial directories of `target`, with the host and the process that made each."""
+    found = []
+    for path in sorted(target.parent.iterdir()):
+        owner = path.name.removeprefix(_prefix(target)).rsplit("-", 2)
+        if path.name.startswith(_prefix(target)) and len(owner) == 3 and owner[1].isdecimal():
+            found.append((path, owner[0], int(owner[1])))
+    return found
 
 
 def _is_alive(pid: int) -> bool:

@@ -8,6 +8,7 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from nearplane import codes
+from nearplane.codes.header import Header
 from nearplane.types import NearplaneError
 
 CRC_BYTES = 4
@@ -18,6 +19,13 @@ def check_record(record: Tensor, entry: dict[str, Any], name: str) -> None:
 
     - `entry`: the layer's bytes, rows and columns in config.json.
     """
+    checked_header(record, entry, name)
+    if not _crc_fits(record):
+        raise NearplaneError(f"{name}: the record's CRC-32 does not match its bytes")
+
+
+def checked_header(record: Tensor, entry: dict[str, Any], name: str) -> Header:
+    """Return the header of a record that is as `entry` says; its sections stay unread."""
     if record.dtype != torch.uint8 or list(record.shape) != [entry["bytes"]]:
         raise NearplaneError(
             f"{name}: the record has shape {list(record.shape)} of {record.dtype}, "
@@ -32,8 +40,7 @@ def check_record(record: Tensor, entry: dict[str, Any], name: str) -> None:
             f"{name}: the record is of {header.rows} x {header.columns} weights, "
             f"where config.json says {entry['rows']} x {entry['columns']}"
         )
-    if not _crc_fits(record):
-        raise NearplaneError(f"{name}: the record's CRC-32 does not match its bytes")
+    return header
 
 
 def _crc_fits(record: UInt8[Tensor, " bytes"]) -> bool:

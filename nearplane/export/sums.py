@@ -44,7 +44,14 @@ def verify_sums(directory: str | Path) -> list[str]:
         return [f"{SUMS} is missing"]
     try:
         stored = path.read_bytes()
-        actual = {name: file_hash(directory / name) for name in listed_files(directory)}
+        names = listed_files(directory)
+        # reading a pipe or a device might never end
+        odd = [name for name in names if not (directory / name).is_file()]
+        if odd:
+            return [f"{name!r} is no regular file" for name in odd]
+        actual = {name: file_hash(directory / name) for name in names}
+    except UnicodeEncodeError:
+        return ["a file's name is not UTF-8"]
     except OSError as error:
         return [f"a file cannot be read: {error}"]
     if stored == sums_text(actual):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from transformers.core_model_loading import WeightConverter
 from transformers.quantizers.auto import (
     AUTO_QUANTIZER_MAPPING,
     register_quantization_config,
@@ -22,10 +23,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nearplane.codes import CorruptError
+from nearplane.experts import Experts, is_fused, join_experts_
 from nearplane.export import layout
 from nearplane.export.checkpoint_reader import tensors_in
+from nearplane.export.experts import split_named_experts_
 from nearplane.export.linear import CompressedLinear, empty_like
 from nearplane.export.record_check import check_record
+from nearplane.trust import check_numbers
 from nearplane.types import NearplaneError
 
 if TYPE_CHECKING:
@@ -92,8 +96,10 @@ class NearplaneQuantizer(HfQuantizer):
         stays = not isinstance(device_map, dict) or len(set(device_map.values())) <= 1
         self.lays_out = stays and self.quantization_config.lay_out
         tied = _tied_layers(model)
+        layers = self.quantization_config.layers
+        split_named_experts_(model, layers, lambda name: _aliases(model, name))
         self.entries: dict[str, dict[str, Any]] = {}
-        for stored_name, entry in self.quantization_config.layers.items():
+        for stored_name, entry in layers.items():
             name = _name_in(model, stored_name)
             if name in tied:
                 raise NearplaneError(
@@ -104,6 +110,13 @@ class NearplaneQuantizer(HfQuantizer):
             self.entries[name] = entry
         if checkpoint_files:
             _check_present(model, self.entries, checkpoint_files)
+
+    def update_weight_conversions(self, weight_conversions: list, model: "PreTrainedModel") -> list:
+        """Return what is done to names on loading: nothing that would fuse experts."""
+        conversions = super().update_weight_conversions(weight_conversions, model)
+        if not any(isinstance(module, Experts) for module in model.modules()):
+            return conversions
+        return [conversion for conversion in conversions if not _fuses_experts(conversion)]
 
     def _process_model_after_weight_loading(
         self, model: "PreTrainedModel", **more: Any
@@ -125,6 +138,10 @@ class NearplaneQuantizer(HfQuantizer):
         for name, module in list(model.named_modules()):
             if isinstance(module, CompressedLinear):
                 model.set_submodule(name, plain(module, dtype))
+        join_experts_(model)
+        if any(map(is_fused, model.modules())):
+            # what reading our names took is not what the family's own names for experts take
+            model.__dict__.pop("_weight_conversions", None)
         # a cast that changes nothing would still touch what the model keeps in float32
         return model if model.dtype == dtype else model.to(dtype)  # pyright: ignore[reportArgumentType]
 
@@ -145,6 +162,11 @@ def plain(layer: CompressedLinear, dtype: torch.dtype) -> nn.Module:
         module.bias = nn.Parameter(layer.bias.detach().to(dtype))
     module.training = layer.training
     return module
+
+
+def _fuses_experts(conversion: Any) -> bool:
+    targets = conversion.target_patterns
+    return isinstance(conversion, WeightConverter) and any("experts" in name for name in targets)
 
 
 def _replacement(module: nn.Module, entry: dict[str, Any], name: str) -> CompressedLinear:
@@ -207,6 +229,7 @@ def _check_present(
     stored: dict[str, list[int]] = {}
     for file in checkpoint_files:
         stored |= tensors_in(Path(file))
+    check_numbers(model, stored.values())
     for name, entry in entries.items():
         needed = (
             [layout.RECORD] if model.get_submodule(name).bias is None else [layout.RECORD, ".bias"]

@@ -10,6 +10,7 @@
 | capture | running one block at a time, with pauses |
 | streams | the quantized and the original hidden states through one block |
 | hessian | the second moment of a layer's inputs |
+| borrow | experts that few tokens reach: their Hessians borrow from their layer |
 | drift | how the two streams hang together, summed over tokens |
 | norm | what a change behind a norm asks of the layer in front of it |
 | probe | what each layer is worth to the model's predictions, by forward passes |
@@ -17,5 +18,6 @@
 | head | the output head, when asked |
 | memory | giving memory back to the system |
 | report | the account of a whole run |
+| flow | a run without numbers: what shares inputs, and what share of tokens |
 | plan | what a run would take, before a weight is loaded |
 """

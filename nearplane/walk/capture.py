@@ -100,6 +100,7 @@ class PausedRun:
     - `stops`: layers to stop at; each is stopped at when it is first called.
     - `added`: layers whose output the block adds to its hidden states. `residual` is what the
       next of them is added to.
+    - `before`: weights that layers have had; they run with these, not with what they have now.
     """
 
     def __init__(
@@ -108,9 +109,12 @@ class PausedRun:
         stops: list[nn.Module],
         call: Call,
         added: Sequence[nn.Module] = (),
+        before: dict[nn.Module, Tensor | None] | None = None,
     ):
         self.block, self.call = block, call
         self.ahead, self.added = set(stops), added
+        self.before = before or {}
+        self.now: Tensor | None = None
         self.residual = call.hidden
         self.green: greenlet | None = greenlet(self.run)
         self.reached: tuple[nn.Module | None, Tensor] | None = None  # None and the end's output
@@ -118,6 +122,8 @@ class PausedRun:
     def run(self) -> tuple[None, Tensor]:
         hooks = [stop.register_forward_pre_hook(self.pause) for stop in list(self.ahead)]
         hooks += [layer.register_forward_hook(self.add) for layer in self.added]
+        hooks += [layer.register_forward_pre_hook(self.put_before) for layer in self.before]
+        hooks += [layer.register_forward_hook(self.put_back) for layer in self.before]
         try:
             return None, self.call.run(self.block)
         finally:
@@ -134,6 +140,17 @@ class PausedRun:
         # as with stops, hooks of other runs hang on the same layer
         if getcurrent() is self.green:
             self.residual = self.residual + output.reshape(self.residual.shape)
+
+    def put_before(self, layer: nn.Module, _: tuple) -> None:
+        before = self.before[layer]
+        if before is not None and getcurrent() is self.green:
+            self.now = layer.weight.data
+            layer.weight.data = before
+
+    def put_back(self, layer: nn.Module, _: tuple, output: Tensor) -> None:
+        if self.now is not None and getcurrent() is self.green:
+            layer.weight.data = self.now
+            self.now = None
 
     def go_on(self) -> tuple[nn.Module | None, Tensor]:
         """Return the stop that the run waits at and what it is given, or None and the output."""

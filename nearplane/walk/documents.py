@@ -5,9 +5,10 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from nearplane.types import NearplaneError
+from nearplane.types import NearplaneError, first_line
 
 COLUMNS = ("text", "content", "messages", "conversations", "prompt")  # tried in this order
+SHOWN_NAMES, SHOWN_NAME = 8, 40  # of fields, in a sentence
 
 
 def read_documents(text: str | Path | list[str], chat: Any = None) -> tuple[str, Iterable[str]]:
@@ -41,7 +42,7 @@ def as_text(record: Any, chat: Any) -> str:
         if column is None:
             raise NearplaneError(
                 f"a calibration record has none of the fields {', '.join(COLUMNS)}: "
-                f"it has {', '.join(map(str, record)) or 'no fields'}"
+                f"it has {_named(record) or 'no fields'}"
             )
         record = record[column]
     if not isinstance(record, str | list):
@@ -49,13 +50,40 @@ def as_text(record: Any, chat: Any) -> str:
     if isinstance(record, list) and not all(isinstance(m, dict) and "content" in m for m in record):
         raise NearplaneError("a calibration record is a list, but not of messages with a content")
     if chat is None:
-        return record if isinstance(record, str) else "\n".join(str(m["content"]) for m in record)
+        plain = record if isinstance(record, str) else "\n".join(str(m["content"]) for m in record)
+        return _encodable(plain)
     messages = [{"role": "user", "content": record}] if isinstance(record, str) else record
     if not getattr(chat, "chat_template", None):
         raise NearplaneError(
             "this model's tokenizer has no chat template: leave --chat-template out"
         )
-    return chat.apply_chat_template(messages, tokenize=False)
+    return _encodable(_templated(messages, chat))
+
+
+def _named(record: dict[str, Any]) -> str:
+    """Return the first names of a record's fields, as they can be printed."""
+    names = [str(name)[:SHOWN_NAME] for name in list(record)[:SHOWN_NAMES]]
+    return ", ".join(name if name.isprintable() and name else repr(name) for name in names)
+
+
+def _templated(messages: list[dict[str, Any]], chat: Any) -> str:
+    try:
+        text = chat.apply_chat_template(messages, tokenize=False)
+    # a template is a program that comes with the model, and may fail in any way
+    except Exception as error:
+        said = first_line(error)
+        raise NearplaneError(f"the chat template refuses a calibration record: {said}") from error
+    return text
+
+
+def _encodable(text: str) -> str:
+    """Return the text; NearplaneError if it holds halves of characters, which JSON can write."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        said = f"half of a character at {error.start}"
+        raise NearplaneError(f"a calibration record is not text: {said}") from error
+    return text
 
 
 def read_text(path: Path) -> Iterator[str]:
@@ -76,8 +104,10 @@ def read_jsonl(path: Path) -> Iterator[Any]:
             continue
         try:
             yield json.loads(line)
-        except ValueError as error:
-            raise NearplaneError(f"line {number} of {path} is not JSON: {error}") from error
+        # a line may be of brackets alone
+        except (ValueError, RecursionError) as error:
+            said = first_line(error)
+            raise NearplaneError(f"line {number} of {path} is not JSON: {said}") from error
 
 
 def read_parquet(path: Path) -> Iterator[Any]:
@@ -92,8 +122,10 @@ def read_parquet(path: Path) -> Iterator[Any]:
         file = pyarrow.parquet.ParquetFile(path)
         for batch in file.iter_batches(batch_size=256):
             yield from batch.to_pylist()
-    except (pyarrow.ArrowException, OSError) as error:
-        raise NearplaneError(f"{path} is not a readable parquet file: {error}") from error
+    # the last ones: of times, texts and numbers that Python lacks
+    except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
+        said = first_line(error)
+        raise NearplaneError(f"{path} is not a readable parquet file: {said}") from error
 
 
 def read_dataset(name: str) -> Iterator[Any]:

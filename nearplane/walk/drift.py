@@ -90,6 +90,7 @@ class Seen:
 
     - `fitted`, `held`, `whole`: the moments of two streams on three quarters of the tokens, on the
       others, and on all; None where only one stream was run.
+    - `borrowed`: tokens that the Hessian counts beside these, of other experts (borrow.py).
     """
 
     hessian: Float32[Tensor, "n n"]
@@ -98,6 +99,7 @@ class Seen:
     fitted: Moments | None = None
     held: Moments | None = None
     whole: Moments | None = None
+    borrowed: int = 0
 
 
 def see(columns: int, batches: Iterable[Given], ranks: Ranks = ALONE) -> Seen:

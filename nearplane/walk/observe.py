@@ -1,13 +1,17 @@
 """Watching a model run once: which layers share their inputs, and in which order they come."""
 
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from nearplane.experts import Expert, Experts, split_experts_
 from nearplane.walk.blocks import Layer, find_blocks, layers_of
 from nearplane.walk.capture import hidden_of
 from nearplane.walk.norm import is_rms_norm
@@ -20,10 +24,15 @@ class Stage:
     """Layers of one block that are given the same tensor, so that they share a Hessian.
 
     - `times`: how often one run of the block calls them.
+    - `late`: those that run after a layer of another stage has.
+    - `among`, `expert`: the experts that these are layers of, and which of them; else None.
     """
 
     layers: list[Layer]
     times: int
+    late: list[Layer] = field(default_factory=list)
+    among: Experts | None = None
+    expert: Expert | None = None
 
 
 @dataclass(frozen=True)
@@ -45,7 +54,12 @@ class Plan:
 
     def shared(self, layer: Layer) -> bool:
         """Whether the layer's module stands in more than one block."""
-        return sum(layer.module is m for b in self.blocks for m in b.modules()) > 1
+        return self.standings[layer.module] > 1
+
+    @cached_property
+    def standings(self) -> Counter[nn.Module]:
+        """In how many blocks a module stands."""
+        return Counter(module for block in self.blocks for module in block.modules())
 
     @property
     def layers(self) -> list[Layer]:
@@ -57,13 +71,23 @@ class Watch:
     """Records what the parts of one block are given, and what its layers make of it.
 
     Inputs are kept so that no address is reused.
+
+    - `mixtures`: the experts of the block, by name. What their layers are given is not looked at,
+      as a few tokens reach some of them only.
     """
 
     layers: list[Layer]
+    mixtures: dict[str, Experts] = field(default_factory=dict)
     calls: dict[str, list[Tensor]] = field(default_factory=dict)
     made: list[tuple[nn.Module, Tensor | None, Tensor]] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     is_tuple: bool = False
+
+    @classmethod
+    def of(cls, block: nn.Module, prefix: str) -> "Watch":
+        mixtures = {n: m for n, m in block.named_modules() if isinstance(m, Experts)}
+        named = {f"{prefix}.{name}": mixture for name, mixture in mixtures.items()}
+        return cls(layers_of(block, prefix), named)
 
     def hooks(self, block: nn.Module) -> list[Any]:
         """Register the hooks that record."""
@@ -73,11 +97,16 @@ class Watch:
             )
             for layer in self.layers
         ]
+        for name, mixture in self.mixtures.items():
+            watched.append(mixture.entry.register_forward_pre_hook(partial(self.note_entry, name)))
         for module in block.modules():
             watched.append(module.register_forward_pre_hook(self.note_input, with_kwargs=True))
             if module is not block:
                 watched.append(module.register_forward_hook(self.note_made))
         return [*watched, block.register_forward_hook(self.note_output)]
+
+    def note_entry(self, name: str, _: nn.Module, args: tuple) -> None:
+        self.calls.setdefault(name, []).append(args[0])
 
     def note_input(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
         given = args[0] if args else kwargs.get("hidden_states")
@@ -99,7 +128,8 @@ class Watch:
         The sum must be what some part of the block is given, or gives in the end, bit by bit. A
         norm must be an RMS norm.
         """
-        names = {layer.module: layer.name for layer in self.layers}
+        experts = self.layers_of_experts
+        names = {la.module: la.name for la in self.layers if la.name not in experts}
         maker = {identity(made): names[m] for m, _, made in self.made if m in names}
         found: dict[str, nn.Module] = {}
         hidden = self.inputs[0] if self.inputs else None
@@ -121,12 +151,46 @@ class Watch:
         return found
 
     def stages(self) -> list[Stage]:
-        """Return the layers that ran, grouped by the tensor they were given, in running order."""
-        groups: dict[tuple, list[Layer]] = {}
+        """Return the layers that ran, grouped by the tensor they were given, in running order.
+
+        All layers of experts are there, in the place where the first token entered the experts.
+        """
+        groups: dict[tuple, list[Stage]] = {}
+        last: tuple = ()
         by_name = {layer.name: layer for layer in self.layers}
         for name, inputs in self.calls.items():
-            groups.setdefault(tuple(map(identity, inputs)), []).append(by_name[name])
-        return [Stage(group, len(key)) for key, group in groups.items()]
+            key = tuple(map(identity, inputs))
+            if name in self.mixtures:
+                groups[(name,)] = list(stages_of_experts(self.mixtures[name], name))
+            elif name in self.layers_of_experts:
+                continue
+            elif key in groups:
+                groups[key][0].layers.append(by_name[name])
+                if key != last:
+                    groups[key][0].late.append(by_name[name])
+            else:
+                groups[key] = [Stage([by_name[name]], len(key))]
+            last = key
+        return [stage for group in groups.values() for stage in group]
+
+    @cached_property
+    def layers_of_experts(self) -> set[str]:
+        inside = {module for mixture in self.mixtures.values() for module in mixture.modules()}
+        return {layer.name for layer in self.layers if layer.module in inside}
+
+    def silent(self, stages: list[Stage]) -> list[Layer]:
+        """Return the layers that are in no stage."""
+        reached = {layer.name for stage in stages for layer in stage.layers}
+        return [layer for layer in self.layers if layer.name not in reached]
+
+
+def stages_of_experts(among: Experts, name: str) -> Iterator[Stage]:
+    """Yield the stages of all experts: first what is given an expert's tokens, then its down."""
+    names = {module: f"{name}.{inner}" for inner, module in among.named_modules()}
+    for expert in among:
+        for modules in (expert.first, [expert.down_proj]):
+            layers = [Layer(names[m], m) for m in modules]
+            yield Stage(layers, 1, among=among, expert=expert)
 
 
 def identity(tensor: Tensor) -> tuple:
@@ -137,16 +201,20 @@ def identity(tensor: Tensor) -> tuple:
 def observe(model: nn.Module, tokens: Int64[Tensor, "n length"]) -> Plan:
     """Run the model on a few tokens and return its blocks and stages.
 
+    Fused experts are replaced by `Experts` for good.
+
     Raises NearplaneError when the model has no blocks.
     """
+    split_experts_(model)
     name, blocks = find_blocks(model)
-    watches = [Watch(layers_of(b, f"{name}.{i}")) for i, b in enumerate(blocks)]
+    watches = [Watch.of(block, f"{name}.{index}") for index, block in enumerate(blocks)]
     with ExitStack() as stack, torch.no_grad():
         for watch, block in zip(watches, blocks, strict=True):
             for hook in watch.hooks(block):
                 stack.callback(hook.remove)
         model(input_ids=tokens[:1, :OBSERVED_TOKENS], use_cache=False)
-    silent = [la for w in watches for la in w.layers if la.name not in w.calls]
     stages = [watch.stages() for watch in watches]
+    pairs = zip(watches, stages, strict=True)
+    silent = [layer for watch, found in pairs for layer in watch.silent(found)]
     added = {name: module for watch in watches for name, module in watch.added().items()}
     return Plan(name, blocks, [w.is_tuple for w in watches], stages, silent, added)

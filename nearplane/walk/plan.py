@@ -5,24 +5,27 @@ import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import partial
 from math import ceil, log2
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from nearplane import codes
+from nearplane.experts import split_experts_
 from nearplane.methods import Method
-from nearplane.types import NearplaneError
-from nearplane.walk.blocks import Layer, find_blocks, layers_of, unquantizable
+from nearplane.types import NearplaneError, first_line
+from nearplane.walk.blocks import Layer, find_blocks, kept_router, layers_of, routers, unquantizable
 from nearplane.walk.calibration import DEFAULT_LENGTH
+from nearplane.walk.flow import flow_of
 from nearplane.walk.head import head_of, untie
 from nearplane.walk.probe import LENGTH as PROBED_LENGTH
 from nearplane.walk.probe import SEQUENCES as PROBED_SEQUENCES
-from nearplane.walk.source import first_line, location, open_config
+from nearplane.walk.probe import kind_of
+from nearplane.walk.source import location, open_config
 from nearplane.walk.walk import BATCH_TOKENS, Rules
+from nearplane.walk.weight_files import empty_model
 
 BASE_BYTES = 1e9  # Python, torch, transformers, and freed blocks that the allocator keeps
 STEP_BITS = 16
@@ -41,6 +44,7 @@ class Survey:
     """A model without weights, and which of its layers a method would quantize.
 
     - `stages`: layers that share their inputs, as far as a run without numbers shows it.
+    - `shares`: the share of the tokens that comes to one expert, by its layers' names.
     """
 
     name: str
@@ -50,6 +54,21 @@ class Survey:
     layers: list[Layer]
     stages: list[list[Layer]]
     left_out: list[str] = field(default_factory=list)
+    shares: dict[str, float] = field(default_factory=dict)
+
+    def share(self, layer: Layer) -> float:
+        """Return the share of all tokens that a layer is given."""
+        return self.shares.get(layer.name, 1.0)
+
+    @property
+    def units(self) -> int:
+        """How many layers are probed apart; those of one kind of all experts are one."""
+        return len({kind_of(la) if la.name in self.shares else la.name for la in self.layers})
+
+    @property
+    def active(self) -> float:
+        """How many weights a token is multiplied by, on average."""
+        return sum(layer.weight().numel() * self.share(layer) for layer in self.layers)
 
     @property
     def quantized(self) -> int:
@@ -105,10 +124,12 @@ class Estimate:
     @property
     def peak_bytes(self) -> int:
         """The model, what paused runs of a block hold, the largest layer's working set, Python."""
-        width = max(columns for _, columns in map(shape_of, self.survey.layers))
+        width = max(la.shape[1] * self.survey.share(la) for la in self.survey.layers)
         hidden = getattr(text_config(self.survey.model), "hidden_size", width)
         # residual, normed and mixed states of every token, and two as wide as the widest layer
         states = self.tokens * (4 * hidden + 2 * width) * self.survey.dtype.itemsize
+        if self.survey.shares:
+            states += self.tokens * hidden * 4  # experts add up in float32
         if self.survey.method.compensates:
             states *= 2  # the original model's runs wait beside
         working = max(working_bytes(*shape_of(layer)) for layer in self.survey.layers)
@@ -120,14 +141,16 @@ class Estimate:
         shapes = list(map(shape_of, self.survey.layers))
         method, tokens = self.survey.method, self.tokens
         streams = 2 if method.compensates else 1
-        forward = FORWARDS * 2 * streams * tokens * self.survey.quantized / self.rates.model_flops
+        forward = FORWARDS * 2 * streams * tokens * self.survey.active / self.rates.model_flops
         if method.allocates:
             # half of the blocks, on average, follow the one that is disturbed
-            probed = len(self.survey.layers) * PROBED_SEQUENCES * PROBED_LENGTH
-            forward += probed * self.survey.quantized / self.rates.model_flops
-        widths = [shape_of(stage[0])[1] for stage in self.survey.stages]
+            probed = self.survey.units * PROBED_SEQUENCES * PROBED_LENGTH
+            forward += probed * self.survey.active / self.rates.model_flops
         share = HESSIAN_SHARE + (1 if method.compensates else 0)
-        hessians = sum(share * 2 * tokens * n**2 for n in widths)
+        firsts = [stage[0] for stage in self.survey.stages]
+        hessians = sum(
+            share * 2 * tokens * self.survey.share(layer) * layer.shape[1] ** 2 for layer in firsts
+        )
         solve = sum(SOLVE_FLOPS * rows * n**2 for rows, n in shapes)
         coded = self.survey.quantized / self.rates.coded_weights
         return forward + (hessians + solve) / self.rates.float32_flops + coded
@@ -168,6 +191,7 @@ def survey(
     if getattr(config, "quantization_config", None) and "gguf_file" not in where:
         raise NearplaneError(f"{name} is quantized already: give the original model")
     model = without_weights(name, config, trust_remote_code)
+    split_experts_(model)
     blocks_name, blocks = find_blocks(model)
     named = [(f"{blocks_name}.{index}", block) for index, block in enumerate(blocks)]
     strange = [part for prefix, block in named for part in unquantizable(block, prefix)]
@@ -182,9 +206,16 @@ def survey(
         raise NearplaneError("every layer is skipped: nothing to quantize")
     check_target(method, layers)
     left_out = [f"{part} cannot be quantized" for part in strange]
-    left_out += [f"{layer.name} is skipped as asked" for layer in found if layer not in layers]
+    left_out += [
+        kept_router(f"{p}.{name}") for p, block in named for name in routers(block).values()
+    ]
+    kept = set(found) - set(layers)
+    left_out += [f"{layer.name} is skipped as asked" for layer in found if layer in kept]
     dtype = torch.bfloat16 if "gguf_file" in where else stored_dtype(config)
-    return Survey(str(name), model, dtype, method, layers, stages_of(model, layers), left_out)
+    flow = flow_of(model, layers)
+    return Survey(
+        str(name), model, dtype, method, layers, flow.stages, left_out, shares=flow.shares
+    )
 
 
 def at_size(found: Survey, size: int) -> Survey:
@@ -224,43 +255,11 @@ def check_target(method: Method, layers: list[Layer]) -> None:
 
 def without_weights(name: str | Path, config: Any, trust_remote_code: bool) -> nn.Module:
     """Return the model on the meta device, where nothing takes memory."""
-    from transformers import AutoModelForCausalLM
-
     try:
-        with torch.device("meta"):
-            return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
-    except (ValueError, KeyError, ImportError) as error:
+        return empty_model(config, trust_remote_code)
+    # config.json may hold anything, and every model has errors of its own for that
+    except Exception as error:
         raise NearplaneError(f"the model {name} cannot be built: {first_line(error)}") from error
-
-
-def stages_of(model: Any, layers: list[Layer]) -> list[list[Layer]]:
-    """Return the layers grouped by the tensor they are given in a run without numbers.
-
-    A model that cannot run so gets a stage for every layer, which overestimates the time.
-    """
-    groups: dict[int, list[Layer]] = {}
-    alive: list[Tensor] = []  # so that no identity is used twice
-
-    def note(layer: Layer, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        alive.append(args[0])
-        groups.setdefault(id(args[0]), []).append(layer)
-
-    hooks = [la.module.register_forward_pre_hook(partial(note, la)) for la in layers]
-    try:
-        with torch.no_grad():
-            model(**nothing(4), use_cache=False)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
-        return [[layer] for layer in layers]
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return list(groups.values()) or [[layer] for layer in layers]
-
-
-def nothing(tokens: int) -> dict[str, Tensor]:
-    """Return inputs without numbers; a mask that is complete, so that no model looks into it."""
-    ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
-    return {"input_ids": ids, "attention_mask": torch.zeros(1, 1, tokens, tokens, device="meta")}
 
 
 def estimate(found: Survey, sequences: int = 128, length: int | None = None) -> Estimate:

@@ -2,20 +2,26 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import islice
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 
 from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.methods import Method
 from nearplane.methods.allocation import Cause
 from nearplane.walk.blocks import Layer
-from nearplane.walk.capture import Call, PausedRun, calls_of_blocks
+from nearplane.walk.borrow import Entering
+from nearplane.walk.capture import Call, calls_of_blocks
+from nearplane.walk.drift import see
 from nearplane.walk.head import head_inputs, head_of
-from nearplane.walk.hessian import HessianSum
 from nearplane.walk.observe import Plan
+from nearplane.walk.streams import Streams
+
+Error = tuple[Layer, Tensor]  # as (out, in)
 
 HESSIAN_TOKENS = 2048  # that give the shape of a layer's error
 SEQUENCES, LENGTH = 2, 128  # whose predictions are compared
@@ -27,7 +33,9 @@ DRAWN_BPW = 3.0  # the rate at which errors are drawn; divergence is in proporti
 class Probe:
     """A model whose layers are disturbed one at a time, before any is rounded.
 
-    A layer's error is drawn as nearest plane would leave it at DRAWN_BPW: uniform in the box of
+    The experts of a layer are disturbed together, first all gates, then all up projections and so
+    on: they get one rate, as the few tokens that come to each would not tell them apart. A layer's
+    error is drawn as nearest plane would leave it at DRAWN_BPW: uniform in the box of
     its lattice, from the Hessian of a few tokens. The rest of the model stays as it is.
     """
 
@@ -39,9 +47,20 @@ class Probe:
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     calls: dict[int, list[Call]] = field(default_factory=dict)
 
+    @cached_property
+    def units(self) -> dict[str, str]:
+        """Wanted layer -> what it is disturbed and given a rate with: itself, or its like."""
+        return {
+            layer.name: layer.name if stage.among is None else kind_of(layer)
+            for stages in self.plan.stages
+            for stage in stages
+            for layer in stage.layers
+            if layer.name in self.wanted
+        }
+
     @torch.no_grad()
     def causes(self) -> dict[str, Cause]:
-        """Return what every wanted layer does to the model; the model stays as it was."""
+        """Return what every unit of wanted layers does to the model, which stays as it was."""
         return dict(self.probed())
 
     def probed(self) -> Iterator[tuple[str, Cause]]:
@@ -52,49 +71,64 @@ class Probe:
         hidden = calls[0].hidden
         for index, block in enumerate(self.plan.blocks):
             disturbed = [
-                (layer, self.block_output(index, states[index], layer, error))
-                for layer, error in self.errors(index, calls[index].on(hidden))
+                (errors, self.block_output(index, states[index], errors))
+                for errors in self.together(index, calls[index].on(hidden))
             ]
             hidden = calls[index].on(hidden).run(block)
             yield from self.compared(index, disturbed, reference)
 
-    def errors(self, index: int, call: Call) -> Iterator[tuple[Layer, Float[Tensor, "rows n"]]]:
+    def together(self, index: int, call: Call) -> Iterator[list[Error]]:
+        """Yield what is disturbed at once: a layer, or those of one kind of all experts."""
+        units: dict[str, list[Error]] = {}
+        for layer, error in self.errors(index, call):
+            unit = self.units[layer.name]
+            if unit == layer.name:
+                yield [(layer, error)]
+            else:
+                # they wait for each other, in memory
+                narrow = error.to(layer.weight().dtype)
+                units.setdefault(unit, []).append((layer, narrow))
+        yield from units.values()
+
+    def errors(self, index: int, call: Call) -> Iterator[Error]:
         """Yield every wanted layer of a block with an error such as rounding it would leave."""
         stages = [
             stage
             for stage in self.plan.stages[index]
             if any(layer.name in self.wanted for layer in stage.layers)
         ]
-        run = PausedRun(self.plan.blocks[index], [s.layers[0].module for s in stages], call)
+        streams = Streams.of(self.plan, index, stages, [call], [])
+        entered = Entering(streams)
         for stage in stages:
-            inputs = run.to(stage.layers[0].module)
-            if inputs is None:
+            lender = entered.of(stage)
+            # a layer that is called again is judged by the first call
+            seen = see(stage.layers[0].shape[1], islice(streams.given(stage), 1))
+            seen = lender.blended(stage, seen) if lender else seen
+            if not (seen.tokens or seen.borrowed):
                 continue
-            moment = HessianSum(inputs.shape[-1])
-            moment.add(inputs)
             try:
-                basis = self.method.basis(moment.mean())
+                basis = self.method.basis(seen.hessian)
             except NotPositiveDefiniteError:
                 continue
             for layer in stage.layers:
                 if layer.name in self.wanted:
                     weight = layer.weight().detach().float()
                     yield layer, self.method.drawn_error(weight, basis, DRAWN_BPW, self.draws)
-        run.finish()
+        streams.finish()
 
-    def block_output(
-        self, index: int, hidden: Tensor, layer: Layer, error: Float[Tensor, "rows n"]
-    ) -> Tensor:
-        """Return the block's hidden states with one layer disturbed."""
-        weight = layer.module.weight.data
+    def block_output(self, index: int, hidden: Tensor, errors: list[Error]) -> Tensor:
+        """Return the block's hidden states with some layers disturbed."""
+        weights = [layer.module.weight.data for layer, _ in errors]
         try:
-            layer.assign(layer.weight().detach().float() + error)
+            for layer, error in errors:
+                layer.assign(layer.weight().detach().float() + error)
             return self.copies(1)[index].on(hidden).run(self.plan.blocks[index])
         finally:
-            layer.module.weight.data = weight
+            for (layer, _), weight in zip(errors, weights, strict=True):
+                layer.module.weight.data = weight
 
     def compared(
-        self, index: int, disturbed: list[tuple[Layer, Tensor]], reference: list[Tensor]
+        self, index: int, disturbed: list[tuple[list[Error], Tensor]], reference: list[Tensor]
     ) -> Iterator[tuple[str, Cause]]:
         """Yield the divergence that each disturbed output of block `index` ends in."""
         if not disturbed:
@@ -105,11 +139,13 @@ class Probe:
         for later in range(index + 1, len(self.plan.blocks)):
             hidden = calls[later].on(hidden).run(self.plan.blocks[later])
         many = self.predictions(self.asked.repeat(count, 1), hidden)
-        for index, (layer, _) in enumerate(disturbed):
+        for index, (errors, _) in enumerate(disturbed):
             found = many[index * len(reference) : (index + 1) * len(reference)]
-            rows, columns = layer.shape
-            floor = self.method.floor(rows, columns)
-            yield layer.name, Cause(divergence(reference, found), rows * columns, DRAWN_BPW, floor)
+            layers = [layer for layer, _ in errors]
+            floor = max(self.method.floor(*layer.shape) for layer in layers)
+            weights = sum(layer.weight().numel() for layer in layers)
+            unit = self.units[layers[0].name]
+            yield unit, Cause(divergence(reference, found), weights, DRAWN_BPW, floor)
 
     def copies(self, count: int) -> list[Call]:
         """Return the calls of all blocks on `count` copies of what is asked."""
@@ -136,6 +172,12 @@ class Probe:
             torch.log_softmax(head(sequence.contiguous()).float(), -1)
             for sequence in given[:, STRIDE - 1 :: STRIDE]
         ]
+
+
+def kind_of(layer: Layer) -> str:
+    """Return what the layers of one kind of all experts are called together."""
+    experts, _, kind = layer.name.rsplit(".", 2)
+    return f"{experts}.{kind}"
 
 
 def divergence(reference: list[Tensor], found: list[Tensor]) -> float:

@@ -1,6 +1,6 @@
 """The account of a whole run: every layer, the totals, the calibration and the time."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
@@ -50,10 +50,40 @@ def count_bits(layers: Sequence[LayerReport], other: dict[str, Any]) -> Bits:
 def layer_row(layer: LayerReport) -> dict[str, Any]:
     """Return a layer's report with the ratios that people look for; None where there is none."""
     row = asdict(layer)
-    # the loss of a layer that fell back is not under the Hessian of its energy
-    row["relative_loss"] = None if layer.fallback else ratio(layer.loss, layer.energy)
+    row["relative_loss"] = relative_loss(row)
     row["loss_over_bound"] = ratio(layer.damped_loss, layer.bound)
     return row | {"relative_bound": ratio(layer.bound, layer.energy)}
+
+
+def relative_loss(entry: Mapping[str, Any]) -> float | None:
+    """Return loss / energy of a layer's report or certificate; None where that means nothing."""
+    return None if is_nearest(entry) else ratio(entry.get("loss"), entry.get("energy"))
+
+
+def is_nearest(entry: Mapping[str, Any]) -> bool:
+    """Whether a layer fell back to round-to-nearest: its loss is not under its energy's Hessian.
+
+    One that fell back to a Hessian with borrowed tokens has both under that.
+    """
+    facts = entry.get("facts") or {}
+    return bool(entry.get("fallback")) and "borrowed" not in facts
+
+
+def few_tokens(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    """Return a sentence for the experts of every layer that were rounded on borrowed tokens, too.
+
+    - `entries`: reports or certificates of layers by name.
+    """
+    found: dict[str, dict[str, int]] = {}
+    for name, entry in entries.items():
+        if "borrowed" in (entry.get("facts") or {}):
+            experts, expert, _ = name.rsplit(".", 2)
+            found.setdefault(experts, {})[expert] = entry.get("tokens", 0)
+    return [
+        f"{experts}: {len(few)} experts had few tokens of their own and borrowed from all of their "
+        f"layer: {', '.join(f'{expert} ({tokens})' for expert, tokens in few.items())}"
+        for experts, few in found.items()
+    ]
 
 
 def ratio(over: float | None, under: float | None) -> float | None:
@@ -74,7 +104,7 @@ def run_report(
     - `said`: what else the run has to say: seconds, what was left out, which layers fell back.
     """
     bounded = [layer for layer in layers if layer.bound is not None]
-    measured = [layer for layer in layers if not layer.fallback]
+    measured = [layer for layer in layers if not is_nearest(vars(layer))]
     energy = sum((layer.energy for layer in measured), 0.0)
     return {
         "report_version": FORMAT,

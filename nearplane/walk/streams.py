@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nearplane.experts import Experts
 from nearplane.walk.capture import Call, PausedRun, inputs_of
 from nearplane.walk.norm import before_norm
 from nearplane.walk.observe import Plan, Stage
@@ -32,13 +33,15 @@ class Streams:
     """A block's paused runs, one a batch; `originals` is empty where only one stream is run.
 
     The original runs are always one stage ahead: they leave a stage before its layers are
-    quantized in place.
+    quantized in place. Layers of it that run late, behind another stage, have their weights of
+    before put back for that: `before`, None until then.
     """
 
     block: nn.Module
     runs: list[PausedRun]
     originals: list[PausedRun]
     added: dict[str, nn.Module]
+    before: dict[nn.Module, Tensor | None]
 
     @classmethod
     def of(
@@ -47,12 +50,26 @@ class Streams:
         """Start the runs of block `index` on both streams' calls."""
         block = plan.blocks[index]
         stops = [stage.layers[0].module for stage in stages]
+        stops += {stage.among.entry for stage in stages if stage.among is not None}
         # the residual is followed only where it will be asked for
         names = plan.added if original else {}
         layers = [layer for stage in plan.stages[index] for layer in stage.layers]
         added = [names[layer.name] for layer in layers if layer.name in names]
         runs = [PausedRun(block, stops, call, added) for call in calls]
-        return cls(block, runs, [PausedRun(block, stops, c, added) for c in original], names)
+        late = [layer.module for stage in stages for layer in stage.late]
+        before: dict[nn.Module, Tensor | None] = dict.fromkeys(late)
+        originals = [PausedRun(block, stops, call, added, before) for call in original]
+        return cls(block, runs, originals, names, before)
+
+    def entered(self, among: Experts) -> list[Tensor]:
+        """Return what all experts of a layer are given together, batch by batch.
+
+        To be asked once, before what any one of them is given.
+        """
+        for original in self.originals:
+            original.to(among.entry)
+        reached = [run.to(among.entry) for run in self.runs]
+        return [tokens for tokens in reached if tokens is not None]
 
     def given(self, stage: Stage) -> Iterator[Given]:
         """Yield what a stage is given, batch by batch; then let the original runs leave it."""
@@ -76,6 +93,8 @@ class Streams:
                 yield from map(Given, later)
         for original in self.originals:
             original.go_on()
+        if self.originals:
+            self.before |= {la.module: la.module.get_parameter("weight").data for la in stage.late}
 
     def lag(
         self, stage: Stage, run: PausedRun, original: PausedRun, inputs: Tensor

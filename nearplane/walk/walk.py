@@ -17,10 +17,12 @@ from nearplane.lattice.cross_target import choose_drift, moved
 from nearplane.methods import Aim, Method
 from nearplane.methods.allocation import allocate
 from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
-from nearplane.walk.blocks import Layer, check_finite, unquantizable
+from nearplane.walk.blocks import Layer, check_finite, kept_router, routers, unquantizable
+from nearplane.walk.borrow import Entering
 from nearplane.walk.capture import Call, calls_of_blocks
 from nearplane.walk.drift import Seen, see, see_drift
 from nearplane.walk.head import head_inputs, head_of, untie
+from nearplane.walk.layer_report import TO_NEAREST, Measured, report_of
 from nearplane.walk.memory import forget_file_pages, trim
 from nearplane.walk.observe import Plan, Stage, observe
 from nearplane.walk.probe import Probe
@@ -69,7 +71,8 @@ class Walk:
 
     Yields (layer, quantized weight, report) as each layer is done. The weights of a finished
     block are let go: what remains of the model is what was not quantized. Afterwards `fallbacks`
-    names the layers that were rounded to nearest; `left_out` what was not quantized, and why.
+    names the layers that were rounded to nearest; `left_out` what was not quantized, and why;
+    `arrivals` the tokens that came to each expert.
 
     - `bits`: rates of layers that differ from the method's own.
     - `keeper`: is given what is finished, and asked for it first. Layers that it has are not
@@ -91,6 +94,7 @@ class Walk:
     widest: int = field(init=False)
     left_out: list[str] = field(init=False)
     fallbacks: list[str] = field(default_factory=list)
+    arrivals: dict[str, dict[str, int]] = field(default_factory=dict)
     done: set[Layer] = field(default_factory=set)
     originals: dict[nn.Module, Tensor] = field(default_factory=dict)
 
@@ -104,6 +108,12 @@ class Walk:
             untie(self.model, self.wanted[-1])
         if not self.wanted:
             raise NearplaneError("every layer is skipped: nothing to quantize")
+        mixed = [s for stages in self.plan.stages for s in stages if s.among is not None]
+        if mixed and self.ranks.size > 1:
+            raise NearplaneError(
+                f"{mixed[0].layers[0].name} is of an expert: several processes cannot share a "
+                "mixture of experts yet; start one"
+            )
         self.widest = max(layer.shape[1] for layer in self.wanted)
         for layer in self.wanted:
             check_finite(layer)
@@ -113,14 +123,19 @@ class Walk:
                 raise NearplaneError(f"{layer.name}: {error}") from error
 
     def allocate(self) -> dict[str, float]:
-        """Give every layer of a block its own rate, by what it does to the model; returns them."""
+        """Give every layer of a block its own rate, by what it does to the model; returns them.
+
+        The experts of a layer share one for their gates, one for their up projections and so on.
+        """
         wanted = {layer.name for layer in self.wanted}
-        causes = Probe(self.model, self.plan, self.method, self.tokens, wanted).causes()
+        probe = Probe(self.model, self.plan, self.method, self.tokens, wanted)
+        causes = probe.causes()
         if causes:
-            self.bits = allocate(causes, self.method.bpw)
-            rates = torch.tensor(list(self.bits.values()), dtype=torch.float64)
+            bits = allocate(causes, self.method.bpw)
+            rates = torch.tensor(list(bits.values()), dtype=torch.float64)
             self.ranks.from_first_(rates)
-            self.bits = dict(zip(self.bits, rates.tolist(), strict=True))
+            bits = dict(zip(bits, rates.tolist(), strict=True))
+            self.bits = {layer: bits[unit] for layer, unit in probe.units.items() if unit in bits}
         return self.bits
 
     def skipped(self, layer: Layer) -> bool:
@@ -136,6 +151,11 @@ class Walk:
         if strange and self.rules.strict:
             raise NearplaneError(f"these parts cannot be quantized: {', '.join(strange)}")
         named = [f"{part} cannot be quantized" for part in strange]
+        named += [
+            kept_router(f"{self.plan.name}.{index}.{name}")
+            for index, block in enumerate(self.plan.blocks)
+            for name in routers(block)
+        ]
         named += [f"{layer.name} was not reached by any token" for layer in self.plan.silent]
         return named + [
             f"{la.name} is skipped as asked" for la in self.plan.layers if self.skipped(la)
@@ -176,8 +196,9 @@ class Walk:
         """
         stages = [s for s in self.plan.stages[index] if not all(map(self.skipped, s.layers))]
         streams = Streams.of(self.plan, index, stages, calls, original)
+        entering = Entering(streams)
         for stage in stages:
-            yield from self.quantize_stage(stage, streams)
+            yield from self.quantize_stage(stage, streams, entering)
         hidden = streams.finish()
         for layer in (layer for stage in stages for layer in stage.layers):
             if layer in self.done and not self.plan.shared(layer):
@@ -186,21 +207,29 @@ class Walk:
         trim()
         return hidden
 
-    def quantize_stage(self, stage: Stage, streams: Streams) -> Generator[Done, None, None]:
+    def quantize_stage(
+        self, stage: Stage, streams: Streams, entering: Entering
+    ) -> Generator[Done, None, None]:
         """Quantize the layers that share one Hessian."""
         layers = [layer for layer in stage.layers if not self.skipped(layer)]
-        rows, columns = layers[0].shape
-        given = streams.given(stage)
+        entered = entering.of(stage)
         done = self.kept(layers)
         if done is not None:
-            deque(given, maxlen=0)
+            deque(streams.given(stage), maxlen=0)
+            if entered is not None:
+                self.note_arrivals(layers[0], done[0][1].tokens)
             yield from self.put(layers, done)
             return
-        if streams.originals and stage.times == 1:
-            seen = see_drift(columns, rows, given, len(streams.runs), self.ranks)
-        else:
-            seen = see(columns, given, self.ranks)
+        seen = seen_by(stage, layers[0].shape, streams, self.ranks)
+        if entered is not None:
+            self.note_arrivals(layers[0], seen.tokens)
+            seen = entered.blended(stage, seen)
         yield from self.round(layers, seen)
+
+    def note_arrivals(self, layer: Layer, tokens: int) -> None:
+        """Note how many tokens came to the expert that a layer is part of."""
+        experts, expert, _ = layer.name.rsplit(".", 2)
+        self.arrivals.setdefault(experts, {})[expert] = tokens
 
     def round(self, layers: list[Layer], seen: Seen) -> Generator[Done, None, None]:
         """Round layers that share their inputs on the lattice that these define."""
@@ -229,7 +258,9 @@ class Walk:
         # asked for only if something is found
         originals = (self.original(layer) for layer in layers)
         done = self.keeper.find(self.place, [layer.name for layer in layers], originals)
-        self.fallbacks += [report.name for _, report in done or [] if report.fallback]
+        # an expert of few tokens has borrowed others, which is no such fallback
+        rounded = [report for _, report in done or [] if report.void.startswith(TO_NEAREST)]
+        self.fallbacks += [report.name for report in rounded]
         return done
 
     def put(self, layers: list[Layer], done: list[Finished]) -> Iterator[Done]:
@@ -267,7 +298,7 @@ class Walk:
     def basis_of(self, seen: Seen, layers: list[Layer]) -> tuple[Basis, str]:
         """Return the basis of a stage; where there is none, that of plain rounding, and why."""
         try:
-            if not seen.tokens or not seen.hessian.any():
+            if not (seen.tokens or seen.borrowed) or not seen.hessian.any():
                 raise NotPositiveDefiniteError("no token with a finite, non-zero input reached it")
             basis = self.method.basis(seen.hessian)
             # machines may differ in their last digits
@@ -284,6 +315,19 @@ class Walk:
             return self.method.basis(torch.eye(len(seen.hessian))), str(error)
 
 
+def seen_by(stage: Stage, shape: tuple[int, int], streams: Streams, ranks: Ranks = ALONE) -> Seen:
+    """Return what the inputs of a stage come to.
+
+    An expert has no drift: the original model sends it other tokens, so that there is nothing to
+    compare.
+    """
+    rows, columns = shape
+    given = streams.given(stage)
+    if streams.originals and stage.times == 1 and stage.among is None:
+        return see_drift(columns, rows, given, len(streams.runs), ranks)
+    return see(columns, given, ranks)
+
+
 def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:
     """Raise NearplaneError when a token is none of the model's."""
     known = model.get_input_embeddings().weight.shape[0]
@@ -295,55 +339,9 @@ def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:
         )
 
 
-@dataclass(frozen=True)
-class Measured:
-    """What the walk knows of a layer beside its weights."""
-
-    seen: Seen
-    fallback: str
-    seconds: float
-
-
 def aim_of(weight: Float[Tensor, "rows n"], seen: Seen) -> Aim:
     """Return what to come near to: the weight, moved as far as held-out tokens bear it out."""
     if seen.fitted is None or seen.held is None or seen.whole is None:
         return Aim(weight)
     drift = choose_drift(weight, seen.fitted, seen.held)
     return Aim(moved(weight, seen.whole, drift), {"strength": drift.strength, "ridge": drift.ridge})
-
-
-def report_of(
-    layer: Layer,
-    method: Method,
-    original: Float[Tensor, "rows columns"],
-    quantized: QuantizedWeight,
-    measured: Measured,
-) -> LayerReport:
-    """Return what the report and the certificate say of a layer."""
-    bound = quantized.facts.get("layer_bound")
-    if bound is None and quantized.bound is not None and not quantized.bound.isnan().any():
-        bound = float(quantized.bound.sum())
-    energy = ((original @ measured.seen.hessian) * original).sum(dtype=torch.float64)
-    error = original.double() - quantized.value().double()
-    void = f"rounded to nearest: {measured.fallback}" if measured.fallback else quantized.void
-    return LayerReport(
-        name=layer.name,
-        method=method.name,
-        rows=original.shape[0],
-        columns=original.shape[1],
-        stored_bytes=len(quantized.record),
-        bpw=quantized.bpw,
-        code_bpw=quantized.code_bpw,
-        loss=float(quantized.loss.sum()),
-        damped_loss=float(quantized.damped_loss.sum()),
-        energy=float(energy),
-        bound=None if measured.fallback else bound,
-        void=void,
-        weight_error=float(error.square().sum()),
-        tokens=measured.seen.tokens,
-        dropped_tokens=measured.seen.dropped,
-        dead_columns=int((measured.seen.hessian.diagonal() == 0).sum()),
-        seconds=measured.seconds,
-        fallback=measured.fallback,
-        facts=quantized.facts,
-    )

@@ -203,23 +203,15 @@ def test_an_unreadable_text_is_refused(nearplane, model_dir, place, tmp_path):
 
 
 def test_strict_refuses_parts_that_are_no_linear_layers(nearplane, place, text, tmp_path):
-    from transformers import MixtralConfig, MixtralForCausalLM
+    from transformers import MambaConfig, MambaForCausalLM
 
-    config = MixtralConfig(
-        hidden_size=32,
-        intermediate_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        num_key_value_heads=2,
-        num_local_experts=2,
-        vocab_size=320,
-    )
-    mixture = tmp_path / "mixture"
-    MixtralForCausalLM(config).save_pretrained(mixture)
-    tiny.tokenizer(bos=False).save_pretrained(mixture)
-    refused(attempt(nearplane, mixture, place, text, "--strict", *tiny.SMALL), "experts")
-    plan = nearplane("plan", mixture, "--bpw", "6")
-    assert plan.exit_code == 0 and "experts" in plan.stdout
+    config = MambaConfig(hidden_size=32, num_hidden_layers=1, state_size=4, vocab_size=320)
+    convolved = tmp_path / "convolved"
+    MambaForCausalLM(config).save_pretrained(convolved)
+    tiny.tokenizer(bos=False).save_pretrained(convolved)
+    refused(attempt(nearplane, convolved, place, text, "--strict", *tiny.SMALL), "conv1d")
+    plan = nearplane("plan", convolved, "--method", "rtn")
+    assert plan.exit_code == 0 and "conv1d" in plan.stdout
 
 
 def test_a_size_sets_the_rate(nearplane, model_dir, text, tmp_path):

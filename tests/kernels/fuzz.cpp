@@ -28,6 +28,7 @@ using namespace nearplane;
 namespace {
 
 constexpr int kDamages = 150;            // of each layout
+constexpr int kExtremes = 10;            // of each matrix
 constexpr uint64_t kMostWeights = 1 << 18;  // of a damaged layout that is multiplied by
 const char* const kNames[] = {"plain", "avx2", "avx512", "avx512_bf16"};
 
@@ -336,34 +337,141 @@ void frequencies(Random& random, uint64_t count, std::vector<int64_t>& list) {
   }
 }
 
-// Any words in streams whose tables are as the caller promises.
-void attack_rans(Random& random) {
-  std::vector<std::unique_ptr<Exact>> memory;
+// Matrices and tables as RansBands points at them, in memory of just the size.
+struct DrawnBands {
   RansBands in{};
+  std::vector<std::unique_ptr<Exact>> memory;
+  std::vector<int64_t> row, column, table, frequency;
+};
+
+void draw_bands(Random& random, DrawnBands& drawn) {
+  RansBands& in = drawn.in;
   for (uint32_t* n : {&in.rows, &in.columns}) *n = 1 + uint32_t(random.below(40));
   in.bands = std::min(in.rows, 1 + uint32_t(random.below(3)));
   if ((in.bands - 1) * divide_up(in.rows, in.bands) >= in.rows) in.bands = 1;
   for (uint32_t* n : {&in.row_classes, &in.column_classes, &in.tables}) *n = 1 + uint32_t(random.below(4));
   in.symbols = 1 + uint32_t(random.below(60));
-  std::vector<int64_t> row, column, frequency, table(in.row_classes + in.column_classes - 1);
-  frequencies(random, in.row_classes, row);
-  frequencies(random, in.column_classes, column);
-  for (uint32_t t = 0; t < in.tables; t++) frequencies(random, in.symbols, frequency);
-  for (int64_t& t : table) t = int64_t(random.below(in.tables));
+  frequencies(random, in.row_classes, drawn.row);
+  frequencies(random, in.column_classes, drawn.column);
+  for (uint32_t t = 0; t < in.tables; t++) frequencies(random, in.symbols, drawn.frequency);
+  drawn.table.resize(in.row_classes + in.column_classes - 1);
+  for (int64_t& t : drawn.table) t = int64_t(random.below(in.tables));
+  in.row_frequency = kept(drawn.memory, drawn.row);
+  in.column_frequency = kept(drawn.memory, drawn.column);
+  in.table = kept(drawn.memory, drawn.table);
+  in.frequency = kept(drawn.memory, drawn.frequency);
+}
+
+bool decode_streams(DrawnBands& drawn, const std::vector<std::vector<uint32_t>>& streams, const Exact& symbol) {
   std::vector<const uint32_t*> stream;
-  std::vector<uint64_t> words(in.bands);
-  for (uint64_t& n : words) {
-    std::vector<uint32_t> some(n = random.below(200));
-    for (uint32_t& word : some) word = random.one_in(50) ? 0 : uint32_t(random.bits());
-    stream.push_back(kept(memory, some));
+  std::vector<uint64_t> words;
+  for (const auto& some : streams) {
+    stream.push_back(kept(drawn.memory, some));
+    words.push_back(some.size());
   }
-  in.stream = stream.data(), in.words = kept(memory, words);
-  in.row_frequency = kept(memory, row);
-  in.column_frequency = kept(memory, column);
-  in.table = kept(memory, table);
-  in.frequency = kept(memory, frequency);
-  Exact symbol(size_t(in.rows) * in.columns * 4);
-  decode_rans(in, reinterpret_cast<int32_t*>(symbol.data()));
+  drawn.in.stream = stream.data(), drawn.in.words = kept(drawn.memory, words);
+  return decode_rans(drawn.in, reinterpret_cast<int32_t*>(symbol.data()));
+}
+
+// Any words in streams whose tables are as the caller promises.
+void attack_rans(Random& random) {
+  DrawnBands drawn;
+  draw_bands(random, drawn);
+  std::vector<std::vector<uint32_t>> streams(drawn.in.bands);
+  for (auto& some : streams) {
+    some.resize(random.below(200));
+    for (uint32_t& word : some) word = random.one_in(50) ? 0 : uint32_t(random.bits());
+  }
+  const Exact symbol(size_t(drawn.in.rows) * drawn.in.columns * 4);
+  decode_streams(drawn, streams, symbol);
+}
+
+// The encoder of docs/formats/rans.md; symbols are pushed from the last to the first.
+class Pushed {
+ public:
+  void push(const int64_t* frequency, uint32_t k) {
+    uint64_t begin = 0;
+    for (uint32_t i = 0; i < k; i++) begin += uint64_t(frequency[i]);
+    const uint64_t f = uint64_t(frequency[k]);
+    if (f >> 24) return;  // the only symbol there is: it takes no bits
+    if (state_ >= f << 40) { words_.push_back(uint32_t(state_)); state_ >>= 32; }
+    state_ = ((state_ / f) << 24) + begin + state_ % f;
+  }
+  std::vector<uint32_t> words() const {
+    std::vector<uint32_t> all = words_;
+    all.push_back(uint32_t(state_));
+    all.push_back(uint32_t(state_ >> 32));
+    return all;
+  }
+ private:
+  std::vector<uint32_t> words_;
+  uint64_t state_ = uint64_t(1) << 32;
+};
+
+std::vector<uint32_t> draw_classes(Random& random, uint32_t count, uint32_t classes) {
+  std::vector<uint32_t> list(count);
+  for (uint32_t& c : list) c = uint32_t(random.below(classes));
+  return list;
+}
+
+// Sound streams come back; damaged ones are refused or give symbols, and touch nothing else.
+void compare_rans(Random& random) {
+  DrawnBands drawn;
+  draw_bands(random, drawn);
+  const RansBands& in = drawn.in;
+  const auto row = draw_classes(random, in.rows, in.row_classes), column = draw_classes(random, in.columns, in.column_classes);
+  std::vector<int32_t> symbol(size_t(in.rows) * in.columns);
+  for (int32_t& z : symbol) z = int32_t(random.below(in.symbols));
+  std::vector<std::vector<uint32_t>> streams;
+  const uint32_t size = divide_up(in.rows, in.bands);
+  for (uint32_t band = 0; band < in.bands; band++) {
+    Pushed pushed;
+    const uint32_t first = band * size, last = std::min(in.rows, first + size);
+    for (uint32_t a = in.row_classes; a-- > 0;)
+      for (uint32_t b = in.column_classes; b-- > 0;)
+        for (uint32_t i = last; i-- > first;)
+          for (uint32_t j = in.columns; j-- > 0;)
+            if (row[i] == a && column[j] == b)
+              pushed.push(&drawn.frequency[size_t(drawn.table[a + b]) * in.symbols], uint32_t(symbol[size_t(i) * in.columns + j]));
+    if (!band && in.column_classes > 1) for (uint32_t j = in.columns; j-- > 0;) pushed.push(drawn.column.data(), column[j]);
+    if (!band && in.row_classes > 1) for (uint32_t i = in.rows; i-- > 0;) pushed.push(drawn.row.data(), row[i]);
+    streams.push_back(pushed.words());
+  }
+  const Exact got(symbol.size() * 4);
+  if (!decode_streams(drawn, streams, got)) fail("sound streams are refused");
+  if (std::memcmp(got.data(), symbol.data(), got.size())) fail("streams decode to other symbols");
+  auto& some = streams[random.below(streams.size())];
+  switch (random.below(4)) {
+    case 0: some[random.below(some.size())] ^= 1u << random.below(32); break;
+    case 1: some.resize(random.below(some.size())); break;
+    case 2: some.insert(some.begin() + int64_t(random.below(some.size() + 1)), uint32_t(random.bits())); break;
+    default: some.back() = 0;
+  }
+  decode_streams(drawn, streams, got);
+}
+
+// Steps, integers and outliers that a record may hold though no method makes them: laid out, they must be safe to use.
+void attack_pack(Random& random, Drawn m) {
+  const float odd[] = {0.0f, -0.0f, 1e-45f, -1e-40f, 1.17549435e-38f, 3.4028235e38f, -3.4028235e38f, 1.0f, 65504.0f, 1.0e-30f};
+  const int32_t extremes[] = {INT32_MIN, INT32_MAX, 0, 1, -1, 1 << 24, (1 << 24) + 1, -(1 << 30), 65536, -32768};
+  const uint16_t halves[] = {1, 0x8001, 0x03FF, 0x7BFF, 0xFBFF, 0x3C00};  // finite, and not zero
+  const uint64_t often = random.of({1, 2, 20, 300});
+  for (float& s : m.step) if (random.one_in(often)) s = random.of(odd);
+  // steps of 16 bits are the record's own
+  if (m.step_type == kF16) for (float& s : m.step) s = std::abs(s) > 65504 ? 1 : f16_to_float(float_to_f16(s));
+  if (m.step_type == kBF16) for (float& s : m.step) s = bits_to_float(float_to_bits(s) & 0xFFFF0000u);
+  if (random.one_in(2)) for (int32_t& z : m.code) if (random.one_in(often)) z = random.of(extremes);
+  for (uint16_t& v : m.value) if (random.one_in(often)) v = random.of(halves);
+  const std::vector<uint8_t> whole = pack(m.view());
+  if (whole.empty()) return;
+  const Exact bytes(whole);
+  if (const char* wrong = check(bytes.data(), bytes.size())) fail(std::string("an extreme matrix gives a layout that is refused: ") + wrong);
+  std::vector<int32_t> code(m.code.size());
+  each_kernel([&](const char* name) {
+    unpack_codes(View(bytes.data()), code.data());
+    if (code != m.code) fail(std::string(name) + " decodes other integers of an extreme matrix");
+  });
+  use_all(random, bytes);
 }
 
 void run_case() {
@@ -383,7 +491,11 @@ void run_case() {
   });
   set_threads(1);
   attack(random, whole);
-  for (int k = 0; k < kDamages; k++) attack_rans(random);
+  for (int k = 0; k < kExtremes; k++) attack_pack(random, m);
+  for (int k = 0; k < kDamages; k++) {
+    attack_rans(random);
+    compare_rans(random);
+  }
 }
 
 }  // namespace

@@ -1,0 +1,91 @@
+"""Experts that few tokens reach: their Hessians borrow from all tokens of their layer."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nearplane.experts import Experts
+from nearplane.walk.drift import Seen, see
+from nearplane.walk.observe import Stage
+from nearplane.walk.streams import Given, Streams
+
+ENOUGH = 4  # tokens a column: from here on a Hessian stands alone
+LENT = 1  # tokens a column: what others weigh beside fewer
+
+
+@dataclass(frozen=True)
+class Entered:
+    """The tokens that enter the experts of a layer, batch by batch."""
+
+    among: Experts
+    batches: list[Tensor]
+
+    @cached_property
+    def shared(self) -> Seen:
+        """The Hessian that all of them make."""
+        return see(self.batches[0].shape[-1], map(Given, self.batches))
+
+    def lent(self, stage: Stage) -> Seen:
+        """Return the Hessian that a stage of an expert would have if other tokens came to it.
+
+        Layers that are given an expert's tokens are lent all of them. A down projection is lent
+        what its own expert's layers, which are quantized by now, make of ENOUGH of them: the inner
+        states of another expert are other features.
+        """
+        if stage.expert is None or stage.layers[0].module is not stage.expert.down_proj:
+            return self.shared
+        columns = stage.layers[0].shape[1]
+        with torch.no_grad():
+            inner = (self.among.inner(stage.expert, x) for x in self.picked(ENOUGH * columns))
+            return see(columns, map(Given, inner))
+
+    def picked(self, count: int) -> Iterable[Tensor]:
+        """Yield about `count` tokens, evenly spaced, or all if there are fewer."""
+        total = sum(map(len, self.batches))
+        every = max(1, total // max(count, 1))
+        first = 0
+        for batch in self.batches:
+            yield batch[first::every]
+            first = (first - len(batch)) % every
+
+    def blended(self, stage: Stage, own: Seen) -> Seen:
+        """Return what an expert's own tokens came to, with borrowed ones if they are few.
+
+        H = (n H_own + m H_lent) / (n + m)   for n tokens and m = borrowed(n, columns)
+        """
+        count = borrowed(own.tokens, len(own.hessian))
+        lent = self.lent(stage) if count else own
+        if not count or not lent.tokens:
+            return own
+        weight = own.tokens + count
+        hessian = (own.tokens * own.hessian + count * lent.hessian) / weight
+        return replace(own, hessian=hessian, borrowed=count)
+
+
+@dataclass
+class Entering:
+    """The tokens that enter each of a block's experts, taken from its runs once."""
+
+    streams: Streams
+    known: dict[Experts, Entered] = field(default_factory=dict)
+
+    def of(self, stage: Stage) -> Entered | None:
+        """Return what enters the experts that a stage is part of; None if it is part of none.
+
+        To be asked before what the stage is given.
+        """
+        among = stage.among
+        if among is not None and among not in self.known:
+            self.known[among] = Entered(among, self.streams.entered(among))
+        return None if among is None else self.known[among]
+
+
+def borrowed(tokens: int, columns: int) -> int:
+    """Return how many tokens others lend to a Hessian of so many tokens and columns.
+
+    One a column, and none where four a column have come; in between, what is lacking to four.
+    """
+    return max(0, min(LENT * columns, ENOUGH * columns - tokens))
