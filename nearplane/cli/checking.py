@@ -113,6 +113,6 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     wide.print(table)
 
 
-def shown(number: float | None, form: str) -> str:
+def shown(number: int | float | None, form: str) -> str:
     """Return a number in `form`, a dash where there is none."""
     return "-" if number is None else format(number, form)

@@ -74,11 +74,12 @@ def few_tokens(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
     - `entries`: reports or certificates of layers by name.
     """
-    found: dict[str, dict[str, int]] = {}
+    found: dict[str, dict[str, float]] = {}
     for name, entry in entries.items():
-        if "borrowed" in (entry.get("facts") or {}):
-            experts, expert, _ = name.rsplit(".", 2)
-            found.setdefault(experts, {})[expert] = entry.get("tokens", 0)
+        # a certificate may be anybody's
+        parts = name.rsplit(".", 2)
+        if "borrowed" in (entry.get("facts") or {}) and len(parts) == 3:
+            found.setdefault(parts[0], {})[parts[1]] = entry.get("tokens") or 0
     return [
         f"{experts}: {len(few)} experts had few tokens of their own and borrowed from all of their "
         f"layer: {', '.join(f'{expert} ({tokens})' for expert, tokens in few.items())}"
@@ -86,7 +87,7 @@ def few_tokens(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def ratio(over: float | None, under: float | None) -> float | None:
+def ratio(over: int | float | None, under: int | float | None) -> float | None:
     """Return over / under, or None where that is no number."""
     if over is None or not under or not isfinite(over / under):
         return None

@@ -178,6 +178,7 @@ def written_gguf(path: Path) -> Path:
     words = tiny_model.tokenizer(bos=True).get_vocab()
     writer.add_tokenizer_model("gpt2")
     writer.add_token_list(sorted(words, key=words.__getitem__))
+    writer.add_token_types([1] * len(words))
     writer.add_token_merges(["t h", "th e"])
     writer.add_bos_token_id(0)
     writer.add_eos_token_id(1)

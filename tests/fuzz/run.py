@@ -28,7 +28,7 @@ from tests.fuzz.targets import TARGETS, Files, Target
 FOUND = Path("build/fuzz/found")
 MOST_MEMORY = 6 << 30  # of addresses, beyond what the libraries take
 CASE_SECONDS = 20  # on a busy machine; a case takes milliseconds
-MOST_GROWTH = 150 << 20  # resident bytes, between the first quarter of a run and its end
+MOST_GROWTH = 50 << 20  # resident bytes, between the first quarter of a run and its end
 FEW = 200  # cases, after which a run may be judged for growth
 
 

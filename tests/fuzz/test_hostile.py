@@ -19,6 +19,7 @@ from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companions import companion_files
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import Wanted, calibrate
+from nearplane.walk.report import few_tokens
 from nearplane.walk.source import open_source
 from tests.cli import tiny
 from tests.fuzz import directories
@@ -164,6 +165,19 @@ def test_certificates_of_the_wrong_type(key, value, copied):
     assert any("wrong type" in problem for problem in verify(str(copy)).problems)
 
 
+def test_certificates_of_odd_numbers_and_names_are_shown(copied):
+    """JSON has one kind of number, and a layer may have any name and any facts."""
+    copy = copied("checkpoint")
+    config = json.loads((copy / layout.CONFIG).read_text())
+    entries = config["quantization_config"]["layers"]
+    for entry in entries.values():
+        entry |= {"loss": 3, "damped_loss": 2**62, "energy": 7, "bound": 2**62, "tokens": None}
+        entry["facts"] = {"borrowed": None, "entropy": 3, "am_gm_bits": None}
+    (copy / layout.CONFIG).write_text(json.dumps(config))
+    directories.read_all(copy)
+    assert few_tokens({"plain": {"facts": {"borrowed": 1.0}}}) == []
+
+
 def test_a_bound_that_is_no_number_bounds_nothing(copied):
     copy = copied("checkpoint")
     config = json.loads((copy / layout.CONFIG).read_text())
@@ -219,8 +233,14 @@ def test_a_damaged_shard_of_the_source_is_named(how, copied):
 def test_a_gguf_file_that_promises_2_60_elements(tmp_path):
     path = directories.written_gguf(tmp_path / "a.gguf")
     whole = path.read_bytes()
-    at = whole.index(b"tokenizer.ggml.tokens") + len("tokenizer.ggml.tokens") + 8
-    for place, says in ((at, "strings|a string"), (8, "tensors"), (16, "keys"), (24, "a string")):
+    # after a key, its kind and its elements' kind
+    strings, numbers = (
+        whole.index(key) + len(key) + 8 for key in (b"ggml.tokens", b"ggml.token_type")
+    )
+    for place, says in (
+        *((8, "tensors"), (16, "keys"), (24, "a string")),
+        *((strings, "strings"), (numbers, "an array")),
+    ):
         path.write_bytes(whole[:place] + struct.pack("<Q", 2**60) + whole[place + 8 :])
         refused(open_source, path, says=f"a.gguf is no whole GGUF file: .*({says})")
     path.write_bytes(whole[:40])
