@@ -37,25 +37,38 @@ class Expert(nn.Module):
         return [self.up_proj] if self.gate_proj is None else [self.gate_proj, self.up_proj]
 
 
+class Entry(nn.Module):
+    """Hands on the tokens that enter the experts of a layer; it is given their choices, too."""
+
+    def forward(self, tokens: Tensor, _index: Tensor) -> Tensor:
+        return tokens
+
+
 class Experts(nn.Module):
     """The experts of one layer, children called 0, 1 ..., computing what the fused module did.
 
-    - `entry`: does nothing; it is given the tokens before they are sent to experts.
+    - `entry`: does nothing; it is given the tokens, and the experts that each is sent to.
     """
 
     def __init__(self, fused: nn.Module):
         super().__init__()
         # in a tuple, so that it is no child: its matrices are gone, the rest is needed to compute
         self.shell: tuple[Any] = (fused,)
-        self.entry = nn.Identity()
+        self.entry = Entry()
         self.training = fused.training
+        self.numbers: dict[Any, int] = {}
         for index, expert in enumerate(taken_apart(fused)):
             self.add_module(str(index), expert)
+            self.numbers[expert] = index
         for name in list(fused._parameters):
             fused.register_parameter(name, None)
 
     def __len__(self) -> int:
         return len(self._modules) - 1
+
+    def number(self, expert: Expert) -> int:
+        """Return the index of an expert."""
+        return self.numbers[expert]
 
     def __getitem__(self, index: int) -> Any:
         return self._modules[str(index)]
@@ -80,7 +93,7 @@ class Experts(nn.Module):
 
         - `hidden_states`: (tokens, columns); the others (tokens, k).
         """
-        x = self.entry(hidden_states)
+        x = self.entry(hidden_states, top_k_index)
         total = torch.zeros_like(x, dtype=torch.promote_types(x.dtype, torch.float32))
         share = top_k_weights.flatten()
         token_of = torch.arange(len(x), device=x.device).repeat_interleave(top_k_index.shape[1])

@@ -24,10 +24,17 @@ from nearplane.export.remaining import remaining_tensors
 from nearplane.methods import Method
 from nearplane.types import LayerReport, NearplaneError
 from nearplane.walk.calibration import DEFAULT_LENGTH, Account, Text, Wanted, calibrate
+from nearplane.walk.means import Means, means_of
+from nearplane.walk.memory import available_bytes, forget_file_pages
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import count_bits, run_report
+from nearplane.walk.shelf import InMemory
 from nearplane.walk.source import Source, open_source
+from nearplane.walk.survey import Survey, survey
 from nearplane.walk.walk import Rules, Walk
+from nearplane.walk.work import Run
+
+MANY_BYTES = 1 << 24  # of a mapped tensor, after which its pages are let go
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,7 @@ def quantize(
     rules: Rules | None = None,
     trust_remote_code: bool = False,
     resume: bool = False,
+    memory: int | None = None,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Quantize every linear layer of a causal language model and store it in `out`.
@@ -63,6 +71,7 @@ def quantize(
       the model's own limit if that is less.
     - `rules`: what to skip and what to put up with.
     - `resume`: go on with what an earlier run to `out` finished before it was ended, if anything.
+    - `memory`: bytes that a process keeps within, at the price of time; what there is if None.
 
     Every finished layer is kept on disk beside `out` until `out` appears (`export.ledger`). Started
     by torchrun, processes share the calibration and the rows of every layer; the first one writes.
@@ -75,27 +84,25 @@ def quantize(
     # a process that is not the first one writes nothing
     made = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
     with made as writer, keeping(kept, watcher) as ledger:
-        source = open_source(model, trust_remote_code)
-        wanted = Wanted(sequences, length or default_length(source), chat_template)
+        rules = rules or Rules()
+        found = survey(model, method, rules, trust_remote_code)
+        wanted = Wanted(sequences, length or default_length(found.model), chat_template)
+        means = means_for(found, sizes_of(calibration, wanted), ranks, memory)
+        source = open_source(model, trust_remote_code, means.by_blocks)
         tokens, account = calibrate(calibration, source.tokenizer, wanted)
         tell_calibration(source, account, wanted, watcher)
         check_space(out, stored_bytes(source))
-        walk = Walk(source.model, method, tokens, rules or Rules(), keeper=ledger, ranks=ranks)
-        for sentence in walk.left_out:
-            watcher.says(sentence)
+        places = {"shelf": source.shelf, "room": means.room(room_for_states(out))}
+        walk = Walk(source.model, method, tokens, rules, keeper=ledger, ranks=ranks, **places)
         recipe = method.recipe() | {"calibration": account.for_json()}
-        for sentence in ledger.begin(dependencies(source, recipe, walk), resume):
-            watcher.says(f"warning: {sentence}: the result may differ in its last digits")
+        differing = ledger.begin(dependencies(source, recipe, walk), resume)
+        tell_oddities(walk.left_out, differing, watcher)
         if method.allocates:
             recipe["allocation"] = allocated(walk, ledger)
             watcher.says(allocation_sentence(walk.bits))
-        reports = []
-        for layer, quantized, report in walk:
-            writer.add(f"{layer.name}.record", quantized.record)
-            reports.append(report)
-            watcher.done(report, len(walk.wanted))
-        run = Run(source, walk, reports, recipe)
-        report = run.store(writer, time.perf_counter() - started)
+        reports = written(walk, writer, watcher)
+        finish = Finish(source, walk, reports, recipe)
+        report = finish.store(writer, time.perf_counter() - started)
         ledger.remove()
         return report
 
@@ -113,6 +120,24 @@ def keeping(ledger: Ledger, watcher: Watcher) -> Iterator[Ledger]:
         else:
             ledger.remove_if_empty()
         raise
+
+
+def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
+    """Hand every layer to the writer as it is done; returns what is to be said of them."""
+    reports = []
+    for layer, quantized, report in walk:
+        writer.add(f"{layer.name}.record", quantized.record)
+        reports.append(report)
+        watcher.done(report, len(walk.wanted))
+    return reports
+
+
+def tell_oddities(left_out: list[str], differing: list[str], watcher: Watcher) -> None:
+    """Say what is left out, and how this run differs from the one that it goes on with."""
+    for sentence in left_out:
+        watcher.says(sentence)
+    for sentence in differing:
+        watcher.says(f"warning: {sentence}: the result may differ in its last digits")
 
 
 def allocated(walk: Walk, ledger: Ledger) -> dict[str, float]:
@@ -146,10 +171,11 @@ def dependencies(source: Source, recipe: dict[str, Any], walk: Walk) -> dict[str
 def code_digest() -> str:
     """Return the SHA-256 of the Python files that decide what a layer becomes."""
     whole = hashlib.sha256()
-    for room in ("codes", "lattice", "methods", "walk"):
-        folder = Path(__file__).parent / room
-        for path in sorted(folder.rglob("*.py")):
-            whole.update(path.name.encode() + path.read_bytes())
+    package = Path(__file__).parent
+    rooms = ("codes", "lattice", "methods", "walk")
+    files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))]
+    for path in [*files, package / "experts.py", package / "rows.py"]:
+        whole.update(path.name.encode() + path.read_bytes())
     return whole.hexdigest()
 
 
@@ -164,7 +190,7 @@ class Unwritten:
 
 
 @dataclass(frozen=True)
-class Run:
+class Finish:
     """A finished walk, on its way to the disk."""
 
     source: Source
@@ -175,10 +201,13 @@ class Run:
     def store(self, writer: CheckpointWriter | Unwritten, seconds: float) -> dict[str, Any]:
         """Write what is not a record, let the checkpoint appear and return the report."""
         layers = {report.name for report in self.reports}
-        join_experts_(self.source.model, kept=experts_with(layers, self.source.model))
-        other = remaining_tensors(self.source.model, layers)
-        for name, tensor in other.items():
+        other_bytes = other_numbers = 0
+        for name, tensor in self.remaining(layers):
             writer.add(name, tensor)
+            other_bytes, other_numbers = other_bytes + tensor.nbytes, other_numbers + tensor.numel()
+            if tensor.nbytes > MANY_BYTES:
+                forget_file_pages()
+        bits = count_bits(self.reports, other_bytes, other_numbers)
         said = {
             "model": self.source.name,
             "seconds": seconds,
@@ -186,11 +215,28 @@ class Run:
             "fallbacks": self.walk.fallbacks,
             "experts": self.walk.arrivals,
         }
-        report = run_report(self.reports, count_bits(self.reports, other), self.recipe, said)
+        report = run_report(self.reports, bits, self.recipe, said)
         with tempfile.TemporaryDirectory() as made:
             files = {**stored_companions(self.source, Path(made)), "report.json": rounded(report)}
             writer.finish(self.config(), files)
         return report
+
+    def remaining(self, layers: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what is stored as the model has it, block by block where blocks lie on disk."""
+        model: Any = self.source.model
+        kept = experts_with(layers, model)
+        if isinstance(self.source.shelf, InMemory):
+            join_experts_(model, kept)
+            yield from remaining_tensors(model, layers).items()
+            return
+        within = self.walk.plan.name + "."
+        yield from remaining_tensors(model, layers, lambda n: not n.startswith(within)).items()
+        for index, block in enumerate(self.walk.plan.blocks):
+            prefix = f"{within}{index}."
+            with self.source.shelf.held(index):
+                join_experts_(block, {name.removeprefix(prefix) for name in kept})
+                inside = remaining_tensors(model, layers, lambda n, p=prefix: n.startswith(p))
+                yield from inside.items()
 
     def config(self) -> dict[str, Any]:
         """Return the model's configuration with the quantization in it."""
@@ -211,9 +257,31 @@ def experts_with(layers: set[str], model: Any) -> set[str]:
     }
 
 
-def default_length(source: Source) -> int:
+def sizes_of(calibration: Text, wanted: Wanted) -> tuple[int, int]:
+    """Return how many sequences there will be at most, and their length."""
+    if isinstance(calibration, torch.Tensor) and calibration.ndim == 2 and calibration.numel():
+        return min(len(calibration), wanted.sequences), calibration.shape[1]
+    return wanted.sequences, wanted.length
+
+
+def means_for(found: Survey, sizes: tuple[int, int], ranks: Ranks, memory: int | None) -> Means:
+    """Return how a process keeps within its memory; NearplaneError if it cannot keep a promise."""
+    sequences, length = sizes
+    run = Run(max(sequences, ranks.size), length, ranks.size)
+    if memory is None:
+        return means_of(found, run, available_bytes() / ranks.size)
+    return means_of(found, run, memory, promised=True)
+
+
+def room_for_states(out: str | Path) -> Path:
+    """Return the directory of files that no memory is needed for: of OUT, or of temporary files."""
+    beside = Path(out).expanduser().resolve().parent
+    return beside if beside.is_dir() else Path(tempfile.gettempdir())
+
+
+def default_length(model: Any) -> int:
     """Return 2048, or the longest sequence that the model takes."""
-    config: Any = source.model.config
+    config: Any = model.config
     return min(DEFAULT_LENGTH, getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH)
 
 

@@ -1,5 +1,6 @@
 """A program that torchrun starts several of: what they do together is what one does alone."""
 
+import dataclasses
 import os
 import signal
 import sys
@@ -13,29 +14,32 @@ from torch import Tensor
 import nearplane as npl
 from nearplane import lattice
 from nearplane.cli.failure import exit_when_terminated
-from nearplane.lattice import nearest_plane, rate_aware_plane
+from nearplane.lattice import k_best, nearest_plane, rate_aware_plane
+from nearplane.lattice.cross_target import Moments, choose_drifts, moved
 from nearplane.lattice.rate_aware import Prices
-from nearplane.methods import METHODS
-from nearplane.methods.certificate import times_triangle
+from nearplane.methods import ECLQ, HPTQ, METHODS, SSQR, Aim, Method, RateError
+from nearplane.methods.certificate import Losses, measure
 from nearplane.quantize import Watcher
+from nearplane.rows import by_rows, in_parts
+from nearplane.types import QuantizedWeight
 from nearplane.walk.blocks import Layer
-from nearplane.walk.hessian import HessianSum
 from nearplane.walk.ranks import Ranks
 
 TOKENS = torch.randint(2, 300, (8, 32), generator=torch.Generator().manual_seed(0))
 
 
-def matrices(rows: int, n: int) -> tuple[Tensor, Tensor]:
-    """Return a target and a factor, the same in every process."""
+def matrices(rows: int, n: int) -> tuple[Tensor, lattice.Basis]:
+    """Return a target and a basis, the same in every process."""
     draws = torch.Generator().manual_seed(rows)
     x = torch.randn(2 * n, n, generator=draws)
     basis = lattice.basis(x.T @ x / len(x), "activation", 0.01)
-    return torch.randn(rows, n, generator=draws), basis.factor.float()
+    return torch.randn(rows, n, generator=draws), basis
 
 
 def works(rows: int, n: int) -> list[Callable[[], Tensor]]:
     """Return what is shared out by rows, with every form of steps."""
-    target, factor = matrices(rows, n)
+    target, basis = matrices(rows, n)
+    factor = basis.factor.float()
     draws = torch.Generator().manual_seed(1)
     own = torch.rand(rows, n, generator=draws) + 0.5
     length = torch.rand(6, 9, generator=draws)
@@ -46,14 +50,34 @@ def works(rows: int, n: int) -> list[Callable[[], Tensor]]:
         partial(nearest_plane, target, factor, own[:, :1], -2, 1),
         partial(nearest_plane, target, factor, own, low=-4, high=3),
         partial(rate_aware_plane, target, factor, own[:1], prices),
-        partial(times_triangle, target.double(), factor.double()),
+        partial(k_best, target, factor, own[:1], prices, 3),
+        partial(drifted, target, basis),
+        *(partial(of_losses, target, basis, part) for part in dataclasses.fields(Losses)),
     ]
+
+
+def drifted(target: Tensor, basis: lattice.Basis) -> Tensor:
+    """Return what a weight should become, by the ridge that is best on other tokens."""
+    fitted, held = (
+        Moments(basis.hessian * share, basis.hessian * 1.1 * share, 0.01 * target)
+        for share in (1.0, 0.9)
+    )
+    drifts = choose_drifts([target], fitted, held)
+    assert drifts[0].strength > 0
+    return moved([target], fitted, drifts)[0]
+
+
+def of_losses(target: Tensor, basis: lattice.Basis, part: dataclasses.Field) -> Tensor:
+    """Return one part of what is measured of rounded rows, some of which are in their boxes."""
+    sides = torch.rand(len(target), 1, generator=torch.Generator().manual_seed(2)).double()
+    losses = measure(target, lambda rows: target[rows].round(), basis, lambda rows: 9 * sides[rows])
+    return getattr(losses, part.name)
 
 
 def rows_are_rounded_as_alone() -> None:
     """Bit for bit, whatever the number of rows."""
     ranks = Ranks.joined()
-    for rows, n in ((1, 40), (511, 40), (513, 96), (1600, 64), (2048, 33)):
+    for rows, n in ((1, 40), (511, 40), (513, 96), (1600, 64), (2048, 33), (1100, 300)):
         for work in works(rows, n):
             alone = work()
             with ranks.sharing_rows():
@@ -61,14 +85,123 @@ def rows_are_rounded_as_alone() -> None:
             assert torch.equal(alone, together) and alone.dtype == together.dtype
 
 
+def parts_come_as_they_are() -> None:
+    """Tensors of every type and shape, of any cut, and work inside of work."""
+    ranks = Ranks.joined()
+    whole = [
+        torch.arange(70)[:, None] * torch.tensor([1, 2**20, -(2**40)]),
+        torch.arange(70, dtype=torch.int32) - 300,
+        torch.randn(70, 2, 3, generator=torch.Generator().manual_seed(3)),
+        torch.arange(70) % 3 == 0,
+        torch.full((70, 0), 1.5, dtype=torch.float16),
+        torch.linspace(-1, 1, 70, dtype=torch.float64).nan_to_num() / 0,
+    ]
+
+    def inside(rows: slice) -> tuple[Tensor]:
+        seen = in_parts(lambda some: (whole[2][rows][some],), rows.stop - rows.start, 1)
+        assert len(seen) == 1 and len(seen[0][0]) == rows.stop - rows.start
+        return seen[0]
+
+    with ranks.sharing_rows():
+        for grain in (1, 7, 30, 69, 70, 71):
+            made = by_rows(lambda r: tuple(t[r] for t in whole), 70, grain)
+            for one, other in zip(whole, made, strict=True):
+                assert torch.equal(one, other) and one.dtype == other.dtype
+            assert torch.equal(by_rows(inside, 70, grain)[0], whole[2])
+            counts = in_parts(lambda r: (torch.tensor([r.stop - r.start]),), 70, grain)
+            assert sum(int(count) for (count,) in counts) == 70
+            assert len(counts) == min(ranks.size, max(70 // grain, 1))
+        assert in_parts(lambda r: (torch.zeros(r.stop),), 0)[0][0].shape == (0,)
+    assert len(in_parts(lambda r: (torch.zeros(1),), 70, 1)) == 1
+
+
+def small(name: str) -> Method:
+    """Return a registered method at what fits small matrices."""
+    made = METHODS[name]
+    has_rate = "bpw" in {field.name for field in dataclasses.fields(made)}
+    return made(**({"bpw": 6.0} if has_rate else {"bits": 4, "group_size": 32}))
+
+
+def every_method_as_alone() -> None:
+    """Record, codes, losses and bounds of each, alone, side by side and aimed."""
+    ranks = Ranks.joined()
+    # the second are several pieces of what is counted and bands of what is coded
+    for rows, n in ((513, 64), (2100, 256)):
+        weight, basis = matrices(rows, n)
+        weight[rows // 2] *= 40  # some integers escape
+
+        more = ECLQ(bpw=4.0, paths=3), SSQR(per="matrix")
+        for method in (*map(small, METHODS), *more):
+            own = method.basis(basis.hessian)
+            together = [weight, weight[:600] * 2] if isinstance(method, HPTQ) else [weight]
+            alone = method.together(together, own)
+            with ranks.sharing_rows():
+                shared = method.together(together, own)
+            assert all(map(alike, alone, shared)), (method, rows)
+        aim = Aim(weight + 0.1 * weight.roll(1, 1))
+        alone = ECLQ(bpw=6.0).aimed(weight, basis, aim)
+        with ranks.sharing_rows():
+            assert alike(alone, ECLQ(bpw=6.0).aimed(weight, basis, aim))
+
+
+def alike(one: QuantizedWeight, other: QuantizedWeight) -> bool:
+    """Return whether two weights are the same in every field."""
+    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one)]
+    return all(same(a, b) for a, b in pairs)
+
+
+def same(one: object, other: object) -> bool:
+    if isinstance(one, Tensor) and isinstance(other, Tensor):
+        # bounds that are void are NaN
+        bits = (part.contiguous().numpy().tobytes() for part in (one, other))
+        return one.dtype == other.dtype and one.shape == other.shape and len(set(bits)) == 1
+    if dataclasses.is_dataclass(one):
+        return all(
+            same(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
+        )
+    return one == other
+
+
+def errors_are_everybodys() -> None:
+    """What one process cannot do none can, and they go on together."""
+    ranks = Ranks.joined()
+    weight, basis = matrices(1600, 40)
+    weight[1599, 39] = torch.nan
+    with ranks.sharing_rows():
+        try:
+            HPTQ()(weight, basis)
+        except npl.NearplaneError as error:
+            assert "NaN" in str(error)
+        else:
+            raise AssertionError("NaN was taken")
+        try:
+            HPTQ(bpw=1.1)(weight[:8, :40] * 0 + 1, basis)
+        except RateError:
+            pass
+        try:
+            in_parts(fails_at_the_end, 9, 1)
+        except ZeroDivisionError:
+            assert ranks.rank == ranks.size - 1
+        except npl.NearplaneError as error:
+            last = ranks.size - 1
+            assert str(error) == f"process {last} of {ranks.size} failed at its part of a layer"
+        else:
+            raise AssertionError("one process failed and the others did not notice")
+        (rows,) = by_rows(lambda some: (torch.arange(some.start, some.stop),), 9, 1)
+    assert rows.tolist() == list(range(9)) and ranks.total(1) == ranks.size
+
+
+def fails_at_the_end(rows: slice) -> tuple[Tensor]:
+    return (torch.tensor([1 // (9 - rows.stop)]),)
+
+
 def quantize_on_the_same_hessians(model: str, out: str) -> None:
     """Everybody is given all tokens, so that no sum has another order than alone."""
     whole = patch.object(Ranks, "share", lambda self, tokens: tokens)
-    alone = patch.object(HessianSum, "add_up", lambda self, ranks: None)
-    for name in ("rtn", "hptq", "ssqr"):
-        method = METHODS[name](bpw=6.0) if name == "hptq" else METHODS[name](bits=4, group_size=32)
+    alone = patch.object(Ranks, "sum_", lambda self, *tensors: None)
+    for name in METHODS:
         with whole, alone:
-            npl.quantize(model, f"{out}-{name}", method, TOKENS)
+            npl.quantize(model, f"{out}-{name}", small(name), TOKENS)
 
 
 def quantize(model: str, out: str, name: str, dies_after: str) -> None:

@@ -7,14 +7,18 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
 import json
 import subprocess
 import sys
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
 import nearplane as npl
-from nearplane.lattice.nearest_plane import TILE
+from nearplane.methods import METHODS
 from nearplane.types import NearplaneError
+from nearplane.walk.parcel import narrowest, unwrapped, wrapped
 from nearplane.walk.ranks import ALONE, Ranks
 from tests.cli import tiny
 from tests.test_resume import content
@@ -29,10 +33,12 @@ def source(tmp_path_factory) -> Path:
     return directory
 
 
-def together(count: int, *words: object) -> subprocess.CompletedProcess:
-    """Run tests/ranks_program.py in so many processes."""
+def together(
+    count: int, *words: object, program: str = "tests.ranks_program"
+) -> subprocess.CompletedProcess:
+    """Run a program in so many processes."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(count), "-m", "tests.ranks_program", *map(str, words)]
+    command += ["--nproc-per-node", str(count), "-m", program, *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
@@ -49,14 +55,31 @@ def losses(out: Path) -> torch.Tensor:
 
 
 @pytest.mark.parametrize("count", [2, 3])
-def test_rows_are_rounded_as_alone(count):
-    well(together(count, "rows_are_rounded_as_alone"))
+@pytest.mark.parametrize(
+    "work",
+    [
+        "rows_are_rounded_as_alone",
+        "parts_come_as_they_are",
+        "every_method_as_alone",
+        "errors_are_everybodys",
+    ],
+)
+def test_in_several_processes(work, count):
+    well(together(count, work))
+
+
+@pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.long)])
+@pytest.mark.parametrize(
+    "work", ["hessians_are_as_alone", "everybody_has_the_same", "some_processes_see_nothing"]
+)
+def test_experts_are_shared(work, count):
+    well(together(count, work, program="tests.ranks_experts_program"))
 
 
 def test_the_same_hessians_give_the_same_bits(source, tmp_path):
     for count in (1, 2):
         well(together(count, "quantize_on_the_same_hessians", source, tmp_path / f"out{count}"))
-    for name in ("rtn", "hptq", "ssqr"):
+    for name in METHODS:
         one, two = (tmp_path / f"out{count}-{name}" for count in (1, 2))
         assert content(one) == content(two)
 
@@ -85,12 +108,44 @@ def test_a_process_that_dies_ends_all_and_loses_nothing(source, tmp_path):
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
-@pytest.mark.parametrize("size", [1, 2, 3, 7])
-@pytest.mark.parametrize("rows", [0, 1, TILE, TILE + 1, 5 * TILE - 3])
-def test_rows_are_shared_out_in_whole_tiles(rows, size):
-    starts = Ranks(0, size)._starts(rows)
-    assert starts[0] == 0 and starts[-1] == rows and starts == sorted(starts)
-    assert all(start % TILE == 0 for start in starts[:-1] if start < rows)
+@given(st.integers(0, 4000), st.integers(1, 700), st.integers(1, 9))
+def test_no_part_is_less_than_a_grain(count, grain, size):
+    starts = Ranks(0, size)._starts(count, grain)
+    parts = [stop - start for start, stop in pairwise(starts)]
+    assert starts[0] == 0 and starts[-1] == count and starts == sorted(starts)
+    assert all(start % grain == 0 for start in starts[:-1])
+    assert all(part == 0 or part >= min(grain, count) for part in parts)
+    # as even as whole grains can be, but for the rest at the end
+    assert max(parts) - min(parts) < 2 * grain
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.sampled_from([torch.int8, torch.int32, torch.int64, torch.uint8, torch.float32]),
+            st.integers(0, 40),
+            st.integers(0, 62),
+        ),
+        max_size=4,
+    )
+)
+def test_a_parcel_holds_what_it_was_given(kinds):
+    """Powers of two at the ends of every integer type that could be narrowed."""
+    tensors = [
+        ((-1) ** torch.arange(n) * (2**power - (torch.arange(n) % 2))).to(dtype)
+        for dtype, n, power in kinds
+    ]
+    found = unwrapped(wrapped(tuple(tensors)))
+    assert len(found) == len(tensors)
+    for one, other in zip(tensors, found, strict=True):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+
+
+def test_codes_travel_in_a_byte_each():
+    code = torch.randint(-128, 128, (100, 64), dtype=torch.int32)
+    assert len(wrapped((code,))) < code.numel() + 100
+    assert narrowest(torch.tensor([128])).dtype == torch.int16
+    assert narrowest(torch.tensor([-(2**31) - 1])).dtype == torch.int64
 
 
 def test_more_processes_than_sequences_are_refused():

@@ -39,6 +39,12 @@ class Settings:
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Put documents in the tokenizer's template")
     ] = False
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep within so much memory, as 6GiB, or refuse; what there is if not said"
+        ),
+    ] = None
     skip: Annotated[
         list[str] | None,
         typer.Option(help="Leave layers alone whose names match this expression; repeatable"),
@@ -79,8 +85,8 @@ def quantize(
     from nearplane.cli.progress import watching
     from nearplane.export.partial import resolved_output
     from nearplane.quantize import quantize as run
-    from nearplane.walk.plan import survey
     from nearplane.walk.ranks import Ranks
+    from nearplane.walk.survey import survey
 
     resolved_output(out)
     rules = rules_of(settings)
@@ -100,6 +106,7 @@ def quantize(
             rules=rules,
             trust_remote_code=settings.trust_remote_code,
             resume=resume,
+            memory=allowed(settings),
             watcher=watcher,
         )
     if speaks:
@@ -107,17 +114,33 @@ def quantize(
 
 
 @taking(parameters_of(Settings), method_parameters())
-def plan(model: Model, **options: Any) -> None:
+def plan(
+    model: Model,
+    ranks: Annotated[int, typer.Option(help="Processes that share the run")] = 1,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="What each process runs on: cpu, this machine; projected: a100, b200, h100, h200"
+        ),
+    ] = "cpu",
+    **options: Any,
+) -> None:
     """Say what quantizing MODEL would take, before a weight is loaded."""
     settings: Settings = parsed(Settings, options)
     method = chosen(settings.method, options)
     check_one_size(settings.size, options)
     prepare(settings)
-    from nearplane.walk.plan import estimate, survey
+    from nearplane.walk.devices import known
+    from nearplane.walk.plan import estimate
+    from nearplane.walk.survey import survey
+    from nearplane.walk.work import Run
 
+    known(device)
+    Run(settings.sequences, 1, ranks)
     rules = rules_of(settings)
-    found = fitting(survey(model, method, rules, settings.trust_remote_code), settings.size)
-    for line in estimate(found, settings.sequences, settings.length).lines():
+    found = fitting(survey(model, method, rules, settings.trust_remote_code, True), settings.size)
+    asked = (settings.sequences, settings.length, ranks, device, allowed(settings))
+    for line in estimate(found, *asked).lines():
         typer.echo(line)
 
 
@@ -131,16 +154,21 @@ def fitting(found: Any, size: str | None) -> Any:
     """Return the survey with its method at the rate that makes weight files of `size`."""
     if size is None:
         return found
-    from nearplane.walk.plan import at_size
+    from nearplane.walk.survey import at_size
 
-    return at_size(found, bytes_of(size))
+    return at_size(found, bytes_of("--size", size))
 
 
-def bytes_of(size: str) -> int:
+def allowed(settings: Settings) -> int | None:
+    """Return the bytes of memory that the run must keep within, or None."""
+    return None if settings.memory is None else bytes_of("--memory", settings.memory)
+
+
+def bytes_of(option: str, size: str) -> int:
     """Return the bytes of a size such as 100MB or 1.5GiB."""
     parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?\s*", size)
     if parts is None:
-        raise NearplaneError(f"--size {size!r} is no size: write 100MB or 1.5GiB")
+        raise NearplaneError(f"{option} {size!r} is no size: write 100MB or 1.5GiB")
     power = " kMGT".index(parts[2] or " ")
     return int(float(parts[1]) * (1024 if parts[3] else 1000) ** power)
 

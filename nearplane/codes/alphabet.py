@@ -4,10 +4,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Int32, Int64, Integer, UInt16
 
 from nearplane.codes.dense import packed_bytes, width_of
 from nearplane.codes.lengths import code_cost
+from nearplane.rows import in_parts
 
 WIDEST = 2**16 - 1  # span is stored in 16 bits
 PIECE = 2**18  # integers counted at once
@@ -40,6 +42,23 @@ def histogram(
     """Return the distinct integers in rising order and how often each occurs."""
     if not len(integers):
         return np.zeros(0, np.int64), np.zeros(0, np.int64)
+
+    def counted(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        values, counts = _histogram(integers[some])
+        return torch.from_numpy(values), torch.from_numpy(counts)
+
+    parts = in_parts(counted, len(integers), PIECE)
+    values, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
+    if len(parts) > 1:
+        values, place = np.unique(values, return_inverse=True)
+        # float64 counts to 2^53
+        counts = np.bincount(place, weights=counts).astype(np.int64)
+    return values, counts
+
+
+def _histogram(
+    integers: Integer[np.ndarray, " count"],
+) -> tuple[Int64[np.ndarray, " distinct"], Int64[np.ndarray, " distinct"]]:
     low, high = int(integers.min()), int(integers.max())
     if high - low > PIECE:
         values, counts = np.unique(integers, return_counts=True)

@@ -31,18 +31,25 @@ class Frequencies:
 
 @Op
 def encode_bands(
-    symbols: Int32[np.ndarray, "rows columns"], contexts: Contexts, given: Frequencies, bands: int
+    symbols: Int32[np.ndarray, "some_rows columns"],
+    contexts: Contexts,
+    given: Frequencies,
+    bands: list[slice],
 ) -> list[Words]:
-    """Return each band's stream; the first begins with the classes."""
+    """Return the streams of some bands, of whose rows these are the symbols.
+
+    That of the first rows of all begins with the classes.
+    """
     models, streams = [_model(f) for f in given.symbol], []
-    for part in band_slices(len(symbols), bands):
-        coder, row = stream.stack.AnsCoder(FIRST_STATE), contexts.row[part]
-        placed = symbols[part].take(_order(row), 0).take(_order(contexts.column), 1)
+    for band in bands:
+        coder, row = stream.stack.AnsCoder(FIRST_STATE), contexts.row[band]
+        some = symbols[band.start - bands[0].start :][: len(row)]
+        placed = some.take(_order(row), 0).take(_order(contexts.column), 1)
         # what is encoded last is decoded first
         for table, rows, columns in reversed(list(_blocks(row, contexts.column, given.table))):
             block = placed[rows, columns].reshape(-1)
             coder.encode_reverse(block, models[table])
-        if not streams:
+        if band.start == 0:
             _encode_classes_(coder, contexts.column, given.column)
             _encode_classes_(coder, contexts.row, given.row)
         streams.append(coder.get_compressed())

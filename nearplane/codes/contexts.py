@@ -4,9 +4,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from jaxtyping import Float64, Int32, Int64, UInt8
 
 from nearplane.codes.dense import width_of
+from nearplane.rows import by_rows, in_parts
 
 CLASSES = 32  # at most, of rows and of columns
 FINEST = 4  # classes in an octave of spread; coarser ones join 2 or 4 of them, or all
@@ -44,38 +46,75 @@ class Contexts:
 def choose_span(code: Int32[np.ndarray, "rows columns"]) -> int:
     """Return the largest |z| that is worth a symbol; what is larger escapes."""
     flat, sizes = code.reshape(-1), np.zeros(WIDEST + 2, np.int64)
-    for at in range(0, len(flat), PIECE):
-        clipped = np.clip(flat[at : at + PIECE], -WIDEST - 1, WIDEST + 1)
-        piece = np.bincount(np.abs(clipped))
-        sizes[: len(piece)] += piece
+    parts = in_parts(lambda some: _sizes(flat[some]), len(flat), PIECE)
+    for part, _ in parts:
+        sizes[: len(part)] += part.numpy()
     outside = len(flat) - np.cumsum(sizes)
-    width = width_of(int(flat.max()) - int(flat.min()))
+    ends = torch.cat([ends for _, ends in parts])
+    width = width_of(int(ends.max()) - int(ends.min()))
     cost = outside[:-1] * (ESCAPE_BITS + width) + SYMBOL_BITS * np.arange(WIDEST + 1)
     return max(1, int(cost.argmin()))
 
 
+def _sizes(flat: Int32[np.ndarray, " count"]) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return how often each |z| occurs, and the least and the largest z."""
+    sizes = np.zeros(WIDEST + 2, np.int64)
+    for at in range(0, len(flat), PIECE):
+        clipped = np.clip(flat[at : at + PIECE], -WIDEST - 1, WIDEST + 1)
+        piece = np.bincount(np.abs(clipped))
+        sizes[: len(piece)] += piece
+    used = int(np.flatnonzero(sizes)[-1]) + 1
+    return torch.from_numpy(sizes[:used]), torch.tensor([int(flat.min()), int(flat.max())])
+
+
 def spreads(
-    code: Int32[np.ndarray, "rows columns"],
+    code: Int32[np.ndarray, "rows columns"], span: int = WIDEST
 ) -> tuple[Float64[np.ndarray, " rows"], Float64[np.ndarray, " columns"]]:
     """Return a and b with E z(i, j)² ≈ 4^(a(i) + b(j)), by turns:
 
     a(i) = ½ log₂ mean_j z(i, j)² 4^(−b(j)),  b(j) = ½ log₂ mean_i z(i, j)² 4^(−a(i))
+
+    Integers beyond ±span count as ±(span + 1).
     """
     row, column = np.zeros(code.shape[0]), np.zeros(code.shape[1])
     for _ in range(PASSES):
+        row, totals = _rows_spreads(code, span, column)
         total = np.zeros(code.shape[1])
-        for part in row_pieces(*code.shape):
-            square = _squares(code[part])
-            row[part] = _half_log(square @ np.exp2(-2 * column) / len(column))
-            total += np.exp2(-2 * row[part]) @ square
+        for each in totals:
+            total += each
         column = _half_log(total / len(row))
     return row, column
+
+
+def _rows_spreads(
+    code: Int32[np.ndarray, "rows columns"], span: int, column: Float64[np.ndarray, " columns"]
+) -> tuple[Float64[np.ndarray, " rows"], Float64[np.ndarray, "pieces columns"]]:
+    """Return a(i), and of every piece of rows the sum over i of z(i, j)² 4^(−a(i))."""
+    pieces, unit = row_pieces(*code.shape), np.exp2(-2 * column)
+
+    def found(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
+        row, total = [], []
+        for piece in pieces[some]:
+            square = _squares(_clipped(code[piece], span))
+            row.append(_half_log(square @ unit / len(column)))
+            total.append(np.exp2(-2 * row[-1]) @ square)
+        return torch.from_numpy(np.concatenate(row)), torch.from_numpy(np.stack(total))
+
+    row, total = by_rows(found, len(pieces), 1)
+    return row.numpy(), total.numpy()
 
 
 def row_pieces(rows: int, columns: int) -> list[slice]:
     """Return pieces of whole rows: 64-bit copies of a whole matrix would take gigabytes."""
     size = max(1, PIECE // columns)
     return [slice(at, at + size) for at in range(0, rows, size)]
+
+
+def _clipped(
+    code: Int32[np.ndarray, "rows columns"], span: int
+) -> Int32[np.ndarray, "rows columns"]:
+    """Return the integers with −span − 1 and span + 1 for everything beyond."""
+    return np.clip(code, -span - 1, span + 1)
 
 
 def _squares(code: Int32[np.ndarray, "rows columns"]) -> Float64[np.ndarray, "rows columns"]:
@@ -114,16 +153,15 @@ class Joint:
 
 def joint_counts(code: Int32[np.ndarray, "rows columns"], span: int, split: bool) -> Joint:
     """Return the histogram over the finest classes that there is room for, or over one class."""
-    clipped = np.clip(code, -span - 1, span + 1)
     row, column = np.zeros(code.shape[0], np.uint8), np.zeros(code.shape[1], np.uint8)
     if split:
-        row, column = (_classes(x) for x in spreads(clipped))
+        row, column = (_classes(x) for x in spreads(code, span))
     contexts = Contexts(row, column)
     for joined in (2, 4, 8, 16, CLASSES):
         if not _too_many(contexts, span):
             break
         contexts = Contexts(row // joined, column // joined)
-    return Joint(contexts, _count(clipped, span, contexts))
+    return Joint(contexts, _count(code, span, contexts))
 
 
 def candidates(finest: Joint) -> Iterator[Joint]:
@@ -154,17 +192,25 @@ def _classes(spread: Float64[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
 
 
 def _count(
-    clipped: Int32[np.ndarray, "rows columns"], span: int, contexts: Contexts
+    code: Int32[np.ndarray, "rows columns"], span: int, contexts: Contexts
 ) -> Int64[np.ndarray, "row_classes column_classes symbols"]:
     shape = contexts.row_classes, contexts.column_classes, 2 * span + 3
     row = contexts.row.astype(np.int64) * (shape[1] * shape[2]) + span + 1
     column = contexts.column.astype(np.int64) * shape[2]
-    counts = np.zeros(shape[0] * shape[1] * shape[2], np.int64)
-    for part in row_pieces(*clipped.shape):
-        cell = clipped[part] + row[part, None]
-        cell += column
-        counts += np.bincount(cell.reshape(-1), minlength=len(counts))
-    counts = counts.reshape(shape)
+    pieces = row_pieces(*code.shape)
+
+    def counted(some: slice) -> tuple[torch.Tensor]:
+        counts = np.zeros(shape[0] * shape[1] * shape[2], np.int64)
+        for piece in pieces[some]:
+            cell = _clipped(code[piece], span) + row[piece, None]
+            cell += column
+            counts += np.bincount(cell.reshape(-1), minlength=len(counts))
+        return (torch.from_numpy(counts),)
+
+    first, *others = (part.numpy() for (part,) in in_parts(counted, len(pieces), 1))
+    counts = first.reshape(shape)
+    for part in others:
+        counts += part.reshape(shape)
     # −span − 1 and span + 1 stand for everything beyond
     counts[:, :, -1] += counts[:, :, 0]
     return counts[:, :, 1:]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Int32, Int64, UInt8
 
 from nearplane.codes.alphabet import Alphabet, choose_alphabet, histogram, symbols_of
@@ -15,9 +16,11 @@ from nearplane.codes.dense import INT32_MAX, pack_bits, packed_bytes, unpack_bit
 from nearplane.codes.lanes import LANE, decode_lanes, encode_lanes, lane_counts
 from nearplane.codes.lengths import code_lengths
 from nearplane.codes.reader import Reader
+from nearplane.rows import by_rows
 
 # low, escape_low, escape_count, stream_bytes, span, lane_minimum, escape_width, lane_width, zero
 HEADER = struct.Struct("<iiIIHHBBH")
+SHARED_LANES = 64  # that are worth encoding apart from others
 LANE_WIDTH = 12  # a lane has at most 2048 * 15 / 8 = 3840 bytes
 
 
@@ -41,13 +44,12 @@ class Huffman:
             return b""
         integers = integers.reshape(-1)
         alphabet = choose_alphabet(*histogram(integers), self.limit)
-        symbols = symbols_of(integers, alphabet)
         lengths = code_lengths(alphabet.counts, self.limit)
-        stream, sizes = encode_lanes(symbols, lengths)
+        stream, sizes, escaped = _encoded(integers, alphabet, lengths)
         minimum, differences, width = _lane_fields(sizes)
         head = _header(alphabet, len(stream), minimum, width)
-        escaped = integers[symbols == len(lengths) - 1].astype(np.int64) - alphabet.escape_low
-        parts = head, pack_bits(lengths, 4), differences, pack_bits(escaped, alphabet.escape_width)
+        aside = pack_bits(escaped.astype(np.int64) - alphabet.escape_low, alphabet.escape_width)
+        parts = head, pack_bits(lengths, 4), differences, aside
         return b"".join(parts) + stream.tobytes()
 
     def decode(
@@ -92,6 +94,20 @@ class Huffman:
         width = _likely_width(alphabet, self.limit, lanes)
         bits = alphabet.bits + 3.5 * lanes
         return HEADER.size + packed_bytes(width, lanes - 1) + math.ceil(bits / 8)
+
+
+def _encoded(
+    integers: Int32[np.ndarray, " count"], alphabet: Alphabet, lengths: UInt8[np.ndarray, " span"]
+) -> tuple[UInt8[np.ndarray, " bytes"], Int64[np.ndarray, " lanes"], Int32[np.ndarray, " escapes"]]:
+    """Return the lanes, their sizes and the escaped integers."""
+
+    def some_lanes(some: slice) -> tuple[torch.Tensor, ...]:
+        symbols = symbols_of(integers[some], alphabet)
+        made = *encode_lanes(symbols, lengths), integers[some][symbols == len(lengths) - 1]
+        return tuple(map(torch.from_numpy, made))
+
+    stream, sizes, escaped = by_rows(some_lanes, len(integers), SHARED_LANES * LANE)
+    return stream.numpy(), sizes.numpy(), escaped.numpy()
 
 
 @dataclass(frozen=True)

@@ -6,16 +6,18 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
+import torch
 from jaxtyping import Int32, Int64, UInt8, UInt32
 
-from nearplane.codes.bands import Frequencies, decode_bands, encode_bands
+from nearplane.codes.bands import Frequencies, Words, band_slices, decode_bands, encode_bands
 from nearplane.codes.classes import WIDTH, class_frequencies, class_lengths
-from nearplane.codes.contexts import CLASSES, MOST_LENGTHS, WIDEST
+from nearplane.codes.contexts import CLASSES, MOST_LENGTHS, WIDEST, Contexts
 from nearplane.codes.corrupt import require
 from nearplane.codes.dense import INT32_MAX, pack_bits, packed_bytes, unpack_bits
 from nearplane.codes.fitting import BAND, BAND_BYTES, Tables, band_count, fit
 from nearplane.codes.reader import Reader
 from nearplane.codes.stored_tables import check_frequencies, read_tables
+from nearplane.rows import by_rows
 
 HEADER = struct.Struct("<HBBBHI")  # span, form, row_classes, column_classes, bands, escape_count
 ESCAPED = struct.Struct("<iB")  # escape_low, escape_width
@@ -45,9 +47,7 @@ class Rans:
         contexts, stored, span = tables.contexts, tables.stored, tables.span
         row, column = class_lengths(contexts.row), class_lengths(contexts.column)
         given = _frequencies(row, column, stored.table, tables.frequency)
-        symbols = _symbols(integers, span)
-        streams = encode_bands(symbols, contexts, given, band_count(*integers.shape))
-        escaped = integers[symbols == 2 * span + 1]
+        streams, escaped = _encoded(integers, span, contexts, given)
         head = span, stored.form, len(row), len(column), len(streams), len(escaped)
         sizes = np.array([len(words) for words in streams], "<u4").tobytes()
         lists = [pack_bits(x, WIDTH) for x in (row, column) if len(x) > 1]
@@ -89,6 +89,26 @@ class Rans:
         row = np.repeat(values.astype(np.int32), counts)[None]
         lost = total / LOSS + (BAND_BYTES + WORD) * (1 + total / BAND)
         return math.ceil(fit(row, contexts=False).priced() + lost)
+
+
+def _encoded(
+    integers: Int32[np.ndarray, "rows columns"], span: int, contexts: Contexts, given: Frequencies
+) -> tuple[list[Words], Int32[np.ndarray, " escapes"]]:
+    """Return the bands' streams and the escaped integers."""
+    bands = band_slices(len(integers), band_count(*integers.shape))
+
+    def some_bands(some: slice) -> tuple[torch.Tensor, ...]:
+        rows = slice(bands[some][0].start, bands[some][-1].stop)
+        symbols = _symbols(integers[rows], span)
+        streams = encode_bands(symbols, contexts, given, bands[some])
+        sizes = np.array([len(words) for words in streams])
+        words = np.concatenate(streams).view(np.int32)
+        made = sizes, words, integers[rows][symbols == 2 * span + 1]
+        return tuple(map(torch.from_numpy, made))
+
+    sizes, words, escaped = by_rows(some_bands, len(bands), 1)
+    ends = np.cumsum(sizes.numpy())[:-1]
+    return np.split(words.numpy().view(np.uint32), ends), escaped.numpy()
 
 
 @dataclass(frozen=True)

@@ -5,13 +5,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nearplane.export import layout, partial, sums
+from nearplane.export.shard import Shard
 from nearplane.types import NearplaneError
 
-SHARD_BYTES = 1_000_000_000  # also what the writer keeps in memory at most, but for one tensor
+SHARD_BYTES = 1_000_000_000
 
 FileContent = bytes | Path | dict[str, Any]
 
@@ -23,7 +23,7 @@ class CheckpointWriter:
             writer.add("lm_head.weight", weight)
             writer.finish(config, {"report.json": report, "tokenizer.json": path})
 
-    The same calls give the same bytes. A tensor must not change between `add` and `finish`.
+    The same calls give the same bytes. A tensor is on disk when `add` returns, and in no memory.
     Leaving the block without `finish`, by an error or not, removes everything written.
     """
 
@@ -31,7 +31,7 @@ class CheckpointWriter:
         self.target = partial.resolved_output(out)
         self.max_shard_bytes = max_shard_bytes
         self.directory, self.lock = partial.create(self.target)
-        self.shard: dict[str, Tensor] = {}
+        self.shard: Shard | None = None
         self.shard_of: dict[str, int] = {}
         self.record_bytes: dict[str, int] = {}
         self.shard_count = 0
@@ -47,6 +47,8 @@ class CheckpointWriter:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        if self.shard is not None:
+            self.shard.remove()
         if not self.finished:
             shutil.rmtree(self.directory, ignore_errors=True)
         self.lock.release()
@@ -55,10 +57,12 @@ class CheckpointWriter:
         """Take one tensor under the name that the model gives it."""
         if name in self.shard_of:
             raise NearplaneError(f"the tensor {name!r} was already written")
-        if self.shard and _bytes_of(self.shard) + tensor.nbytes > self.max_shard_bytes:
-            self._write_shard()
-        self.shard[name] = _alone(tensor)
-        self.shard_of[name] = self.shard_count + 1
+        if self.shard is not None and self.shard.nbytes + tensor.nbytes > self.max_shard_bytes:
+            self._close_shard()
+        if self.shard is None:
+            self._open_shard()
+        self.shard.add(name, tensor)
+        self.shard_of[name] = self.shard_count
         self.total_bytes += tensor.nbytes
         if name.endswith(layout.RECORD):
             self.record_bytes[name.removesuffix(layout.RECORD)] = tensor.nbytes
@@ -71,8 +75,9 @@ class CheckpointWriter:
         """
         self._check_layers(config)
         config_bytes = layout.json_bytes(config)
-        if self.shard or not self.shard_count:
-            self._write_shard()
+        if not self.shard_count:
+            self._open_shard()
+        self._close_shard()
         self._name_shards()
         for name in sorted(files):
             self._write(name, files[name])
@@ -83,15 +88,15 @@ class CheckpointWriter:
         self.lock.release()
         return self.target
 
-    def _write_shard(self) -> None:
-        path = self.directory / _unnumbered(self.shard_count + 1)
-        with partial.explaining_full_disk(self.directory, _bytes_of(self.shard)):
-            save_file(self.shard, path, metadata=layout.METADATA)
-            # safetensors lets only the owner read; whoever may enter the directory may read it
-            path.chmod(self.directory.stat().st_mode & 0o666)
-            partial.sync(path)
+    def _open_shard(self) -> None:
         self.shard_count += 1
-        self.shard = {}
+        with partial.explaining_full_disk(self.directory, 0):
+            self.shard = Shard(self.directory / _unnumbered(self.shard_count))
+
+    def _close_shard(self) -> None:
+        if self.shard is not None:
+            self.shard.close(layout.METADATA)
+        self.shard = None
 
     def _name_shards(self) -> None:
         # how many shards there are is known only now
@@ -145,17 +150,6 @@ class CheckpointWriter:
                 raise NearplaneError(
                     f"{name}: the configuration promises {said} bytes of record, {there} were added"
                 )
-
-
-def _alone(tensor: Tensor) -> Tensor:
-    """Return the tensor on the CPU, sharing memory with nothing that it does not fill."""
-    tensor = tensor.detach().cpu().contiguous()
-    whole = tensor.untyped_storage().nbytes() == tensor.nbytes
-    return tensor if whole else tensor.clone()
-
-
-def _bytes_of(shard: dict[str, Tensor]) -> int:
-    return sum(tensor.nbytes for tensor in shard.values())
 
 
 def _unnumbered(number: int) -> str:

@@ -1,12 +1,15 @@
 """The cross-layer target: what a weight should become when its inputs have drifted."""
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from nearplane.lattice.damping import damp
+from nearplane.lattice.factor import cholesky_
+from nearplane.rows import RowsOf, by_rows
 
 RIDGES = (0.01, 0.1, 1.0)  # fractions of the Hessian's mean diagonal
 
@@ -15,6 +18,8 @@ RIDGES = (0.01, 0.1, 1.0)  # fractions of the Hessian's mean diagonal
 class Moments:
     """Second moments of one layer's inputs: drifted x̂ x̂ᵀ, and drifted with original x̂ xᵀ.
 
+    Means over tokens, or sums: what is fitted to them, and how far it is trusted, is the same.
+
     `x̂` comes from the layers that are quantized already, `x` from the original ones. Where the
     output is added to hidden states that have drifted too, `lag` is (h − ĥ) x̂ᵀ.
     """
@@ -22,17 +27,15 @@ class Moments:
     hessian: Float[Tensor, "n n"]
     cross: Float[Tensor, "n n"]
     lag: Float[Tensor, "rows n"] | None = None
-    factors: dict[float, Tensor] = field(default_factory=dict, repr=False)
 
-    def factor(self, ridge: float) -> Float64[Tensor, "n n"]:
-        """Return the lower Cholesky factor of X̂ᵀX̂ + λI, made once for layers that share it."""
-        if ridge not in self.factors:
-            self.factors[ridge] = torch.linalg.cholesky(damp(self.hessian, ridge))
-        return self.factors[ridge]
+    def factor(self, ridge: float, dtype: torch.dtype) -> Float[Tensor, "n n"] | None:
+        """Return the lower Cholesky factor of X̂ᵀX̂ + λI, made in float64; None if there is none."""
+        damped = damp(self.hessian, ridge)
+        return None if cholesky_(damped) else damped.T.to(dtype)
 
     def wish(self, weight: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
         """Return (Xw + H − X̂w − Ĥ)ᵀX̂: half the negative gradient of the mismatch at `weight`."""
-        wish = weight @ (self.cross - self.hessian).T.to(weight.dtype)
+        wish = times(weight, (self.cross - self.hessian).T.to(weight.dtype))
         return wish if self.lag is None else wish + self.lag.to(weight.dtype)
 
 
@@ -40,7 +43,8 @@ class Moments:
 class Drift:
     """How far a weight is moved towards its ridge target, and by which ridge.
 
-    - `removed`: by how much the mismatch fell on tokens held out, in the units of a loss.
+    - `removed`: by how much the mismatch fell on tokens held out, in the units of a loss; times
+      their number where moments are sums.
     """
 
     ridge: float
@@ -49,7 +53,7 @@ class Drift:
 
 
 def ridge_move(
-    weight: Float[Tensor, "rows n"], moments: Moments, ridge: float
+    wish: Float[Tensor, "rows n"], factor: Float[Tensor, "n n"]
 ) -> Float[Tensor, "rows n"]:
     """Return w* − w, w* the minimiser of ‖X̂w* + Ĥ − Xw − H‖² + λ‖w* − w‖² [Arai25, Zhang25].
 
@@ -57,16 +61,21 @@ def ridge_move(
 
     H and Ĥ are hidden states that the output is added to, or nothing. With λ → ∞ the weight stays.
 
-    Cost: n³ / 3 multiply-adds in float64 and rows · n² in the weight's type.
+    - `wish`, `factor`: of the weight's moments.
     """
-    return solved(moments.wish(weight), moments, ridge)
+    return by_rows(lambda rows: (torch.cholesky_solve(wish[rows].T, factor).T,), len(wish))[0]
 
 
-def solved(
-    wish: Float[Tensor, "rows n"], moments: Moments, ridge: float
-) -> Float[Tensor, "rows n"]:
-    """Return wish (X̂ᵀX̂ + λI)⁻¹."""
-    return torch.cholesky_solve(wish.T, moments.factor(ridge).to(wish.dtype)).T
+def times(left: Float[Tensor, "rows n"], right: Float[Tensor, "n m"]) -> Float[Tensor, "rows m"]:
+    """Return left @ right, by rows."""
+    return by_rows(lambda rows: (left[rows] @ right,), len(left))[0]
+
+
+def products(left: Float[Tensor, "rows n"], right: RowsOf) -> Float64[Tensor, " rows"]:
+    """Return the inner products of rows with what `right` gives for them, in float64."""
+    return by_rows(
+        lambda rows: ((left[rows] * right(rows)).sum(1, dtype=torch.float64),), len(left)
+    )[0]
 
 
 def held_out_strength(
@@ -75,39 +84,63 @@ def held_out_strength(
     """Return the strength α in 0 .. 1 that is best on held-out tokens, and what it removes.
 
     The mismatch of w + αδ is a parabola in α: its slope at 0 is −2⟨δ, wish⟩, its curvature
-    δ X̂ᵀX̂ δᵀ. The second result is the fall from α = 0, in the units of a loss.
+    δ X̂ᵀX̂ δᵀ. The second result is the fall from α = 0, in the units of the moments.
 
     - `wish`: what the weight lacks on the held-out tokens, held.wish(weight).
     """
-    toward = float((move * wish).sum(dtype=torch.float64))
-    curvature = float((move @ held.hessian.to(move.dtype) * move).sum(dtype=torch.float64))
+    hessian = held.hessian.to(move.dtype)
+    toward = float(products(move, wish.__getitem__).sum())
+    curvature = float(products(move, lambda rows: move[rows] @ hessian).sum())
     if toward <= 0 or curvature <= 0:
         return 0.0, 0.0
     strength = min(1.0, toward / curvature)
     return strength, strength * (2 * toward - strength * curvature)
 
 
-def choose_drift(
-    weight: Float[Tensor, "rows n"], fitted: Moments, held: Moments, ridges: tuple = RIDGES
-) -> Drift:
-    """Return the ridge and strength that remove most of the mismatch on tokens held out.
+def choose_drifts(
+    weights: Sequence[Float[Tensor, "_ n"]],
+    fitted: Moments,
+    held: Moments,
+    ridges: Sequence[float] = RIDGES,
+) -> list[Drift]:
+    """Return for each weight the ridge and strength that remove most of its mismatch, held out.
 
     Moves are fitted on one part of the calibration and judged on another: where activations are
     massive or tokens few, a move that would only fit its own tokens gets strength 0.
+
+    Cost: for every ridge n³ / 3 multiply-adds in float64, and rows · n² in the weights' type.
     """
-    wish, judge = fitted.wish(weight), held.wish(weight)
-    best = Drift(ridges[0], 0.0, 0.0)
+    wishes = [(fitted.wish(weight), held.wish(weight)) for weight in weights]
+    best = [Drift(ridges[0], 0.0, 0.0)] * len(weights)
     for ridge in ridges:
-        strength, removed = held_out_strength(solved(wish, fitted, ridge), judge, held)
-        if removed > best.removed:
-            best = Drift(ridge, strength, removed)
+        tried = drifts_by(ridge, wishes, fitted, held)
+        best = [b if b.removed >= t.removed else t for b, t in zip(best, tried, strict=True)]
     return best
 
 
+def drifts_by(
+    ridge: float, wishes: Sequence[tuple[Tensor, Tensor]], fitted: Moments, held: Moments
+) -> list[Drift]:
+    """Return for each weight the best strength of the move by one ridge.
+
+    - `wishes`: what each weight lacks on the fitted and on the held-out tokens.
+    """
+    factor = fitted.factor(ridge, wishes[0][0].dtype)
+    if factor is None:
+        return [Drift(ridge, 0.0, 0.0)] * len(wishes)
+    moves = ((ridge_move(wish, factor), judge) for wish, judge in wishes)
+    return [Drift(ridge, *held_out_strength(move, judge, held)) for move, judge in moves]
+
+
 def moved(
-    weight: Float[Tensor, "rows n"], moments: Moments, drift: Drift
-) -> Float[Tensor, "rows n"]:
-    """Return w + α (w* − w) on all the calibration's tokens."""
-    if drift.strength == 0:
-        return weight
-    return weight + drift.strength * ridge_move(weight, moments, drift.ridge)
+    weights: Sequence[Float[Tensor, "_ n"]], moments: Moments, drifts: Sequence[Drift]
+) -> list[Tensor]:
+    """Return w + α (w* − w) on all the calibration's tokens; a weight that stays is itself."""
+    found = list(weights)
+    for ridge in {drift.ridge for drift in drifts if drift.strength}:
+        factor = moments.factor(ridge, weights[0].dtype)
+        for index, drift in enumerate(drifts if factor is not None else ()):
+            if drift.strength and drift.ridge == ridge:
+                wish = moments.wish(weights[index])
+                found[index] = weights[index] + drift.strength * ridge_move(wish, factor)
+    return found

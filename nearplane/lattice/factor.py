@@ -4,7 +4,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from nearplane.lattice.damping import damp
+from nearplane.lattice.damping import added, symmetric
 from nearplane.types import NearplaneError
 
 
@@ -25,11 +25,24 @@ def factor(
     Cost: columns³ / 3 multiply-adds.
     """
     columns = order.flip(0)
-    damped = damp(hessian, damping)[columns][:, columns]
-    lower, failed_at = torch.linalg.cholesky_ex(damped)
-    if failed_at.item() or not torch.isfinite(lower.diagonal()).all():
-        raise NotPositiveDefiniteError(why_not(hessian, damping, int(failed_at)))
-    return lower.T.contiguous()
+    # in the order of least memory: what is large is made once, and overwritten
+    damped = symmetric(hessian[columns][:, columns])
+    damped.diagonal().add_(added(hessian, damping))
+    failed_at = cholesky_(damped)
+    if failed_at or not torch.isfinite(damped.diagonal()).all():
+        raise NotPositiveDefiniteError(why_not(hessian, damping, failed_at))
+    return damped
+
+
+def cholesky_(matrix: Float64[Tensor, "n n"]) -> int:
+    """Overwrite a symmetric matrix A with the upper triangular R, RᵀR = A; return 0.
+
+    Where it has none, return the first pivot that is not positive, counted from 1.
+    """
+    lower = matrix.T
+    failed_at = torch.empty((), dtype=torch.int32, device=matrix.device)
+    torch.linalg.cholesky_ex(lower, out=(lower, failed_at))
+    return int(failed_at)
 
 
 def why_not(hessian: Float[Tensor, "columns columns"], damping: float, failed_at: int) -> str:

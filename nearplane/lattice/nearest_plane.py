@@ -9,10 +9,10 @@ from torch import Tensor
 
 from nearplane.lattice.threads import one_thread
 from nearplane.op import Op
+from nearplane.rows import TILE, by_rows, some_rows
 
+STRIPE = 128  # rows of a factor that are scaled at a time
 LEAF = 32  # columns rounded one after the other between two matrix products
-# rows rounded at a time: fewer leave caches less full, and who shares rows out can cut between them
-TILE = 512
 
 
 def nearest_integer(x: Float[Tensor, "..."], low: int | None, high: int | None) -> Tensor:
@@ -66,7 +66,12 @@ def nearest_plane(
     Cost: rows · n² / 2 multiply-adds, all but a share LEAF / n of them in matrix products.
     """
     solve = unit_lattice if 1 in step.shape else own_steps
-    return torch.cat([solve(t, factor, s, (low, high)) for t, s in tiles(target, step)])
+
+    def rounded(rows: slice) -> tuple[Tensor]:
+        some = tiles(target[rows], some_rows(step, rows))
+        return (torch.cat([solve(t, factor, s, (low, high)) for t, s in some]),)
+
+    return by_rows(rounded, len(target))[0]
 
 
 def tiles(
@@ -75,7 +80,7 @@ def tiles(
     """Yield TILE rows of the target after the other, with the steps that belong to them."""
     for first in range(0, max(len(target), 1), TILE):
         rows = slice(first, first + TILE)
-        yield target[rows], step[rows] if len(step) > 1 else step
+        yield target[rows], some_rows(step, rows)
 
 
 def own_steps(
@@ -110,7 +115,7 @@ def unit_lattice(
     three operations a column instead of seven.
     """
     columns = (target / step.to(target.dtype)).T.contiguous()
-    scaled = factor * step if step.shape[1] > 1 else factor
+    scaled = scaled_factor(factor, step, target.dtype) if step.shape[1] > 1 else factor
     code = torch.empty_like(columns)
     codes = code.unbind()
 
@@ -120,6 +125,16 @@ def unit_lattice(
 
     sweep(columns, scaled.to(target.dtype), choose)
     return code.T.to(torch.int32, memory_format=torch.contiguous_format)
+
+
+def scaled_factor(
+    factor: Float[Tensor, "n n"], step: Float[Tensor, "1 n"], dtype: torch.dtype
+) -> Float[Tensor, "n n"]:
+    """Return factor · diag(step), rounded to a type; no whole of it is made in another."""
+    made = torch.empty(factor.shape, dtype=dtype, device=factor.device)
+    for some, of in zip(made.split(STRIPE), factor.split(STRIPE), strict=True):
+        some.copy_(of * step)
+    return made
 
 
 def sweep(

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
-from nearplane.lattice.nearest_plane import TILE, sweep, tiles
+from nearplane.lattice.nearest_plane import scaled_factor, sweep, tiles
 from nearplane.op import Op
+from nearplane.rows import TILE, by_rows, some_rows
 
 HIGH_RATE_SLOPE = 0.11552453009332421  # 2 ln 2 / 12: what a bit is worth, in squared steps
 
@@ -40,6 +41,10 @@ class Prices:
         rise = torch.nn.functional.pad(self.length.diff(), (1, 1))
         return (0.5 + self.slope / 2 * rise).clamp_(0, 1)
 
+    def of(self, rows: slice) -> "Prices":
+        """Return the prices of some rows."""
+        return replace(self, row=self.row[rows])
+
     def reach(self) -> Float64[Tensor, "rows n"]:
         """Return the largest |t − z| of each element, in steps: ½ where lengths are equal.
 
@@ -70,11 +75,15 @@ def rate_aware_plane(
 
     - `step`: positive; a rank-one table is a row's step times a column's.
     """
-    parts = []
-    for number, (some, own) in enumerate(tiles(target, step)):
-        rows = slice(number * TILE, (number + 1) * TILE)
-        parts.append(one_tile(some, factor, own, replace(prices, row=prices.row[rows])))
-    return torch.cat(parts)
+
+    def rounded(rows: slice) -> tuple[Tensor]:
+        parts, own_prices = [], prices.of(rows)
+        for number, (some, own) in enumerate(tiles(target[rows], some_rows(step, rows))):
+            tile = slice(number * TILE, (number + 1) * TILE)
+            parts.append(one_tile(some, factor, own, own_prices.of(tile)))
+        return (torch.cat(parts),)
+
+    return by_rows(rounded, len(target))[0]
 
 
 def one_tile(
@@ -85,7 +94,7 @@ def one_tile(
 ) -> Int32[Tensor, "rows n"]:
     """Return the integers of few rows."""
     columns = (target / step.to(target.dtype)).T.contiguous()
-    scaled = (factor * step[:1]).to(target.dtype)
+    scaled = scaled_factor(factor, step[:1], target.dtype)
     threshold, span = prices.thresholds().to(target.dtype), prices.span
     at_row = prices.row * threshold.shape[1] + span + 1
     at_column = (prices.column * threshold.shape[1]).tolist()

@@ -9,6 +9,7 @@ from torch import Tensor
 from nearplane.lattice.nearest_plane import LEAF
 from nearplane.lattice.rate_aware import Prices
 from nearplane.lattice.threads import one_thread
+from nearplane.rows import by_rows
 
 BRANCHES = 2  # integers tried on each path: the two neighbours of its best value
 
@@ -35,13 +36,18 @@ def k_best(
     rows, n = target.shape
     if n == 0 or rows == 0:
         return torch.zeros(rows, n, dtype=torch.int32)
-    lattice = (target / step.to(target.dtype)).T.contiguous()
     scaled = factor.double() * step.double()
     unit = (scaled / scaled.diagonal()[:, None]).triu_(1).to(target.dtype)
     weight = scaled.diagonal().square()
-    beam = Beam(lattice, unit, (weight / weight.mean()).to(target.dtype), prices, paths)
-    beam.solve(0, n)
-    return beam.cheapest()
+    weight = (weight / weight.mean()).to(target.dtype)
+
+    def rounded(some: slice) -> tuple[Tensor]:
+        lattice = (target[some] / step.to(target.dtype)).T.contiguous()
+        beam = Beam(lattice, unit, weight, prices.of(some), paths)
+        beam.solve(0, n)
+        return (beam.cheapest(),)
+
+    return by_rows(rounded, rows)[0]
 
 
 @dataclass

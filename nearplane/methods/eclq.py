@@ -10,12 +10,14 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.lattice import Basis, am_gm_bits
+from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import HIGH_RATE_SLOPE, Prices, cell_sides, rate_aware_plane
 from nearplane.lattice.search import k_best
 from nearplane.methods.certificate import around, certify_cells, measure
 from nearplane.methods.entropy_coded import check_bpw
 from nearplane.methods.method import Aim, Method, check_order, check_range
-from nearplane.methods.rate import RateError, drawn_errors, sample_rows
+from nearplane.methods.rate import RateError, drawn_errors, histogram, sample_rows
+from nearplane.methods.search import Coded
 from nearplane.methods.settle import Lattice, Settled, Terms, excess, foretell, settle
 from nearplane.types import QuantizedWeight
 
@@ -92,14 +94,18 @@ class ECLQ(Method):
         target = aim.target.to(weight.dtype)
         lattice = lattice_of(target, basis, self.unequal)
         settled = settle(lattice, self.terms, partial(self.rounded, lattice))
-        code, step = (part[:, lattice.back] for part in (settled.code, settled.step))
-        value = code * step.to(weight.dtype)
-        reached = measure(target, value, basis)
+        code, step = settled.code, settled.step[:, lattice.back]
+        value = Coded(code, step).value_in(weight.dtype)
+
+        def sides(rows: slice) -> Tensor:
+            return cell_sides(basis.factor, settled.step, settled.prices.of(rows))
+
+        reached = measure(target, value, basis, sides)
         losses, aside = reached, torch.zeros_like(reached.damped)
         if target is not weight:
-            losses, aside = measure(weight, value, basis), measure(weight, target, basis).damped
-        sides = cell_sides(basis.factor, settled.step, settled.prices)
-        bound, void = certify_cells(reached, sides)
+            losses = measure(weight, value, basis)
+            aside = measure(weight, target.__getitem__, basis).damped
+        bound, void = certify_cells(reached)
         return QuantizedWeight(
             code=code,
             step=step,
@@ -124,7 +130,7 @@ class ECLQ(Method):
         lattice = lattice_of(weight, basis, self.unequal)
         some = replace(lattice, target=lattice.target[sample_rows(*weight.shape)])
         scale, _ = foretell(some, replace(self, bpw=bpw).terms)
-        unit = (lattice.factor * lattice.side).to(weight.dtype)
+        unit = scaled_factor(lattice.factor, lattice.side, weight.dtype)
         error = drawn_errors(unit, len(weight), draws)
         return (error * lattice.side * scale)[:, lattice.back]
 
@@ -148,11 +154,11 @@ def facts_of(
     code: Int32[Tensor, "rows columns"], settled: Settled, basis: Basis
 ) -> dict[str, float]:
     """Return what a report says of the codes and the basis."""
-    _, counts = codes.histogram(code.numpy().reshape(-1))
+    symbols, counts = histogram(code)
     return {
         "entropy": codes.entropy(counts),
         "contexts": float(len(settled.prices.length)),
-        "largest_code": float(code.abs().max()),
+        "largest_code": float(max(abs(int(symbols[0])), abs(int(symbols[-1])))),
         "am_gm_bits": am_gm_bits(basis.factor),
         "damping": basis.damping,
     }

@@ -46,7 +46,14 @@ class GPTQ(Method):
         target, factor = weight[:, basis.columns], basis.factor.to(weight.dtype)
         code = nearest_plane(target, factor, wide, *code_range(self.bits))
         back = basis.columns.argsort()
-        losses = measure(weight, (code * wide)[:, back], basis)
-        certificate = certify_rows(losses, basis.factor.diagonal() * wide.double().abs())
+
+        def value(rows: slice) -> Tensor:
+            return (code[rows] * wide[rows])[:, back]
+
+        def sides(rows: slice) -> Tensor:
+            return basis.factor.diagonal() * wide[rows].double().abs()
+
+        losses = measure(weight, value, basis, sides)
+        certificate = certify_rows(losses)
         stored = pack(code[:, back], step, group_size, self.bits)
         return certified((code[:, back], step, group_size), stored, losses, certificate, basis)

@@ -12,7 +12,20 @@ from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
 from nearplane.methods.rate import Budget, expected_pull, first_scale, sample_rows
 from nearplane.methods.search import Coded, Search, Stored, Try, drive, meet
+from nearplane.rows import RowsOf, by_rows, kept
 from nearplane.types import QuantizedWeight
+
+
+@dataclass(frozen=True)
+class Target:
+    """A weight on its basis's columns, some rows of it at a time."""
+
+    rows: int
+    some: RowsOf
+
+    @classmethod
+    def of(cls, weight: Float[Tensor, "rows columns"], basis: Basis) -> "Target":
+        return cls(len(weight), kept(lambda rows: weight[rows][:, basis.columns]))
 
 
 @dataclass(frozen=True)
@@ -45,7 +58,7 @@ class HPTQ(Method):
     def quantize_together(self, weights: list[Tensor], basis: Basis) -> list[QuantizedWeight]:
         """Return weights that share a basis, each with its own step, in common sweeps."""
         factor = basis.factor.to(weights[0].dtype)
-        targets = [weight[:, basis.columns] for weight in weights]
+        targets = [Target.of(weight, basis) for weight in weights]
         back = basis.columns.argsort()
         searches = [self.search(target, factor, back) for target in targets]
         found = drive(searches, lambda tries: sweep_together(targets, factor, tries))
@@ -54,28 +67,48 @@ class HPTQ(Method):
             for weight, (coded, stored) in zip(weights, found, strict=True)
         ]
 
-    def search(self, target: Tensor, factor: Tensor, back: Tensor) -> Search:
+    def search(self, target: Target, factor: Tensor, back: Tensor) -> Search:
         """Return the search for the step of one matrix."""
-        rows, columns = target.shape
-        budget, some = Budget(self.bpw, rows, columns, 1), sample_rows(rows, columns)
-        start = first_scale(budget, target[some], expected_pull(factor, len(target[some])))
+        rows, columns = target.rows, len(back)
+        sample = range(rows)[sample_rows(rows, columns)]
+        budget = Budget(self.bpw, rows, columns, 1)
+        some = target.some(slice(sample.start, sample.stop, sample.step))
+        start = first_scale(budget, some, expected_pull(factor, len(some)))
         return meet(budget, start, back)
 
 
 def sweep_together(
-    targets: list[Tensor], factor: Float[Tensor, "n n"], tries: dict[int, Try]
+    targets: list[Target], factor: Float[Tensor, "n n"], tries: dict[int, Try]
 ) -> dict[int, Coded]:
     """Return the codes of every try, from one walk over the columns for all of them."""
-    rows = [targets[index][wish.rows] for index, wish in tries.items()]
-    scales = [torch.full((1, 1), wish.scale, dtype=torch.float32) for wish in tries.values()]
-    step = torch.cat([s.expand(len(r), 1) for s, r in zip(scales, rows, strict=True)])
-    code = nearest_plane(torch.cat(rows), factor, step.to(factor.dtype))
-    parts = code.split([len(r) for r in rows])
-    return {i: Coded(part, s) for i, part, s in zip(tries, parts, scales, strict=True)}
+    wanted = {index: range(targets[index].rows)[wish.rows] for index, wish in tries.items()}
+    scales = {i: torch.full((1, 1), t.scale, dtype=torch.float32) for i, t in tries.items()}
+
+    def rounded(rows: slice) -> tuple[Tensor]:
+        some = overlapping(wanted, rows)
+        target = torch.cat([targets[i].some(slice(r.start, r.stop, r.step)) for i, r in some])
+        step = torch.cat([scales[i].expand(len(r), 1) for i, r in some])
+        return (nearest_plane(target, factor, step.to(factor.dtype)),)
+
+    lengths = list(map(len, wanted.values()))
+    (code,) = by_rows(rounded, sum(lengths))
+    parts = zip(tries, code.split(lengths), strict=True)
+    return {index: Coded(part, scales[index]) for index, part in parts}
+
+
+def overlapping(wanted: dict[int, range], rows: slice) -> list[tuple[int, range]]:
+    """Return which of the wanted rows are `rows` when all stand below each other."""
+    found, first = [], 0
+    for index, each in wanted.items():
+        part = each[max(rows.start - first, 0) : max(rows.stop - first, 0)]
+        if part:
+            found.append((index, part))
+        first += len(each)
+    return found
 
 
 def certified_on(weight: Tensor, coded: Coded, stored: Stored, basis: Basis) -> QuantizedWeight:
     """Return the weight with the certificate of Theorem 5."""
-    losses = measure(weight, coded.code * coded.step.to(weight.dtype), basis)
     sides = basis.factor.diagonal()[None] * coded.step.double()
-    return certified(coded, stored, losses, certify_rows(losses, sides), basis)
+    losses = measure(weight, coded.value_in(weight.dtype), basis, lambda _: sides)
+    return certified(coded, stored, losses, certify_rows(losses), basis)

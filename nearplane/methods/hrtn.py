@@ -42,5 +42,5 @@ class HRTN(Method):
         budget = Budget(self.bpw, rows, columns, 1)
         start = first_scale(budget, weight[sample_rows(rows, columns)], None)
         ((coded, stored),) = drive([meet(budget, start, torch.arange(columns))], attempt)
-        losses = measure(weight, coded.code * coded.step.to(weight.dtype), basis)
+        losses = measure(weight, coded.value_in(weight.dtype), basis)
         return certified(coded, stored, losses, (None, NO_LATTICE), basis)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from nearplane import lattice
 from nearplane.lattice import Basis
+from nearplane.rows import in_parts
 from nearplane.types import NearplaneError, QuantizedWeight
 
 METHODS: dict[str, type["Method"]] = {}
@@ -65,7 +66,7 @@ class Method(ABC):
                 f"a weight of shape {tuple(weight.shape)} does not fit a Hessian of "
                 f"{len(basis.factor)} columns"
             )
-        if not torch.isfinite(weight).all():
+        if not is_finite(weight):
             raise NearplaneError("the weight holds NaN or infinite values")
         self.check(*weight.shape)
         return weight if weight.dtype == torch.float64 else weight.float()
@@ -120,6 +121,12 @@ class Method(ABC):
     def recipe(self) -> dict[str, Any]:
         """Return the method's name and fields, ready for JSON."""
         return {"method": self.name} | dataclasses.asdict(self)
+
+
+def is_finite(weight: Float[Tensor, "rows columns"]) -> bool:
+    """Return whether no entry is NaN or infinite."""
+    parts = in_parts(lambda rows: (torch.isfinite(weight[rows]).all(),), len(weight))
+    return all(bool(part) for (part,) in parts)
 
 
 def from_recipe(recipe: dict[str, Any]) -> Method:

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from nearplane import codes
+from nearplane.rows import RowsOf, kept
 from nearplane.types import NearplaneError
 
 SAMPLE_WEIGHTS = 60_000  # integers enough to know a rate to 0.01 bit
@@ -95,9 +96,19 @@ def expected_pull(factor: Float[Tensor, "n n"], rows: int) -> Float[Tensor, "row
     With the residual's u and the errors U⁻¹u of `drawn_errors`, the pull is u − U⁻¹u: a
     triangular solve in place of a sweep over the columns.
     """
+    return expected_pulls(factor, rows)(slice(0, rows))
+
+
+def expected_pulls(factor: Float[Tensor, "n n"], rows: int) -> RowsOf:
+    """Return the function that gives some rows of `expected_pull`, solved for once."""
     draws = torch.Generator().manual_seed(0)
     u = residuals(factor, rows, draws)
-    return (u - errors_of(factor, u)).T.clamp_(-LARGEST, LARGEST)
+
+    def pull(some: slice) -> Float[Tensor, "some_rows n"]:
+        part = u[:, some]
+        return (part - errors_of(factor, part)).T.clamp_(-LARGEST, LARGEST)
+
+    return kept(pull)
 
 
 def drawn_errors(

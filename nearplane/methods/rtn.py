@@ -35,6 +35,6 @@ class RTN(Method):
         step = mse_steps(weight.float(), self.bits, group_size)
         wide = spread(step, group_size, weight.shape[1]).to(weight.dtype)
         code = nearest_integer(weight / wide, *code_range(self.bits)).int()
-        losses = measure(weight, code * wide, basis)
+        losses = measure(weight, lambda rows: code[rows] * wide[rows], basis)
         stored = pack(code, step, group_size, self.bits)
         return certified((code, step, group_size), stored, losses, (None, NO_LATTICE), basis)

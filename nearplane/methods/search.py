@@ -4,11 +4,13 @@ from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from math import inf
 
+import torch
 from jaxtyping import Float32, Int32, Int64, UInt8
 from torch import Tensor
 
 from nearplane import codes
 from nearplane.methods.rate import MARGIN, TOLERANCE, Budget, RateError, headroom, sample_rows
+from nearplane.rows import RowsOf, by_rows
 
 SAMPLE_PASSES = 2
 FULL_PASSES = 6
@@ -29,11 +31,17 @@ class Coded:
     step: Float32[Tensor, "1 step_columns"]
     side: Float32[Tensor, "1 n"] | None = None
 
+    def value_in(self, dtype: torch.dtype) -> RowsOf:
+        """Return the function that gives some rows' values."""
+        step = self.step.to(dtype)
+        return lambda rows: self.code[rows] * step
+
     def on(self, columns: Int64[Tensor, " n"]) -> "Coded":
         """Return the same with its columns picked in another order."""
         step = self.step[:, columns] if self.step.shape[1] > 1 else self.step
         side = None if self.side is None else self.side[:, columns]
-        return Coded(self.code[:, columns], step, side)
+        (code,) = by_rows(lambda rows: (self.code[rows][:, columns],), len(self.code))
+        return Coded(code, step, side)
 
     def packed(self) -> tuple[UInt8[Tensor, " bytes"], int]:
         """Return the record and how many of its bytes are codes."""

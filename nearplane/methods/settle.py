@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from math import log2
 
 import torch
@@ -9,14 +10,17 @@ from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from nearplane import codes
+from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import Prices
 from nearplane.methods.rate import (
     LARGEST,
     NORMAL_BITS,
     TOLERANCE,
     RateError,
-    expected_pull,
+    expected_pulls,
 )
+from nearplane.methods.search import Coded
+from nearplane.rows import by_rows, in_parts
 
 PASSES = 4  # sweeps after which the best rate under the target is taken
 MOST_PASSES = 20
@@ -39,6 +43,15 @@ class Lattice:
     factor: Float64[Tensor, "n n"]
     side: Float32[Tensor, "1 n"]
     back: Int64[Tensor, " n"]
+
+    @cached_property
+    def finest(self) -> float:
+        """The scale below which an integer could leave what int32 and float32 hold."""
+
+        def largest(rows: slice) -> tuple[Tensor]:
+            return ((self.target[rows].abs() / self.side).amax(),)
+
+        return max(float(part) for (part,) in in_parts(largest, len(self.target))) / LARGEST
 
     def step(self, scale: float) -> Float32[Tensor, "1 n"]:
         """Return the steps at a scale, as they can be stored."""
@@ -76,9 +89,12 @@ def excess(stored: int | float, weights: int, bpw: int | float) -> float:
 
 @dataclass(frozen=True)
 class Settled:
-    """Integers on the basis's columns, the steps and prices that decided them, and their record."""
+    """Integers on the original columns, the steps and prices that decided them, and their record.
 
-    code: Int32[Tensor, "rows n"]
+    - `step`, `prices`: on the basis's columns.
+    """
+
+    code: Int32[Tensor, "rows columns"]
     step: Float32[Tensor, "1 n"]
     prices: Prices
     stored: tuple[Tensor, int]
@@ -110,25 +126,25 @@ def settle(lattice: Lattice, terms: Terms, rounding: Rounding) -> Settled:
         surplus = terms.surplus(tables, step, rows)
         if least < surplus <= TOLERANCE:
             # near enough to be worth packing, which alone decides
-            stored = packed(lattice, code, step, terms)
+            original = Coded(code, step).on(lattice.back).code
+            stored = packed(lattice, original, step, terms)
             surplus = excess(len(stored[0]), code.numel(), terms.bpw)
             if surplus <= 0:
-                best, least = Settled(code, step, prices, stored), surplus
+                best, least = Settled(original, step, prices, stored), surplus
         if best is not None and (least >= -TOLERANCE or passes >= PASSES):
             return best
         if passes == 1:
             prices = terms.prices(tables)
             surplus -= DRIFT * 3**-terms.bpw if terms.slope else 0.0
         seen.append((log2(scale), surplus))
-        scale = max(2 ** next_scale(seen), finest(lattice))
+        scale = max(2 ** next_scale(seen), lattice.finest)
     raise RateError(f"no step was found that stores {terms.bpw:g} bits per weight or fewer")
 
 
 def packed(lattice: Lattice, code: Tensor, step: Tensor, terms: Terms) -> tuple[Tensor, int]:
-    """Return the record on the original columns, and how many of its bytes are codes."""
+    """Return the record of integers on the original columns; how many of its bytes are codes."""
     back = lattice.back
-    columns = len(back)
-    return codes.pack(code[:, back].contiguous(), step[:, back], columns, None, terms.coder)
+    return codes.pack(code, step[:, back], len(back), None, terms.coder)
 
 
 def next_scale(seen: list[tuple[float, float]]) -> float:
@@ -151,19 +167,29 @@ def foretell(lattice: Lattice, terms: Terms) -> tuple[float, codes.Tables]:
     """
     scaled = lattice.target / lattice.side.to(lattice.target.dtype)
     sigma = float(scaled.double().square().mean().sqrt())
-    unit = (lattice.factor * lattice.side).to(scaled.dtype)
-    pull = expected_pull(unit, len(scaled))
+    unit = scaled_factor(lattice.factor, lattice.side, scaled.dtype)
+    foretold = foretelling(scaled, unit)
     saved = SAVED * 3**-terms.bpw if terms.slope else 0.0
-    scale = max(sigma * 2 ** (NORMAL_BITS - terms.bpw), finest(lattice)) or 1.0
+    scale = max(sigma * 2 ** (NORMAL_BITS - terms.bpw), lattice.finest) or 1.0
     for _ in range(FORETELLINGS):
-        tables = terms.fit((scaled / scale + pull).round_().int())
+        tables = terms.fit(foretold(scale))
         surplus = terms.surplus(tables, lattice.step(scale), len(scaled)) - saved
         if abs(surplus) < 0.01:
             break
-        scale = max(scale * 2**surplus, finest(lattice))
+        scale = max(scale * 2**surplus, lattice.finest)
     return scale, tables
 
 
-def finest(lattice: Lattice) -> float:
-    """Return the scale below which an integer could leave what int32 and float32 hold."""
-    return float((lattice.target.abs() / lattice.side).amax()) / LARGEST
+def foretelling(
+    scaled: Float[Tensor, "rows n"], unit: Float[Tensor, "n n"]
+) -> Callable[[float], Int32[Tensor, "rows n"]]:
+    """Return the function that foretells the integers at a scale."""
+    pull = expected_pulls(unit, len(scaled))
+
+    def foretold(scale: float) -> Int32[Tensor, "rows n"]:
+        def rounded(rows: slice) -> tuple[Tensor]:
+            return ((scaled[rows] / scale + pull(rows)).round_().int(),)
+
+        return by_rows(rounded, len(scaled))[0]
+
+    return foretold

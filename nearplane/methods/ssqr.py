@@ -1,5 +1,6 @@
 """SSQR: low-bit integers with as many sparse 16-bit outliers as the user names."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -12,6 +13,7 @@ from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.fixed_width import certified, pack
 from nearplane.methods.method import Method, OutOfRangeError, check_order, check_range
 from nearplane.methods.steps import check_group_size, code_range, mse_steps
+from nearplane.rows import by_rows
 from nearplane.types import Outliers, QuantizedWeight, spread
 
 BISECTIONS = 10
@@ -26,6 +28,15 @@ class Rounded:
     code: Int32[Tensor, "rows n"]
     outlier: Float16[Tensor, "rows n"]
     is_outlier: Bool[Tensor, "rows n"]
+
+    @property
+    def parts(self) -> tuple[Tensor, ...]:
+        return self.code, self.outlier, self.is_outlier
+
+    @property
+    def density(self) -> Float[Tensor, "rows 1"]:
+        """The share of outliers in each row."""
+        return self.is_outlier.float().mean(1, keepdim=True)
 
 
 @dataclass(frozen=True)
@@ -64,25 +75,34 @@ class SSQR(Method):
         group_size = check_group_size(self.group_size, weight.shape[1])
         start = mse_steps(weight.float(), self.bits, group_size)
         step = self.search(weight, basis, start, group_size)
-        rounded = self.round(weight, basis, step, group_size)
+        rounder = self.rounder(weight, basis, step, group_size)
+        rounded = Rounded(*by_rows(lambda rows: rounder(rows).parts, len(weight)))
         back = basis.columns.argsort()
         code, outliers = rounded.code[:, back], gather(rounded, back)
         wide = spread(step, group_size, weight.shape[1]).to(weight.dtype).expand_as(weight)
         value = code * wide
         outliers.add_to_(value)
-        losses = measure(weight, value, basis)
-        sides = basis.factor.diagonal() * wide[:, basis.columns].double().abs()
+
+        def sides(rows: slice) -> Tensor:
+            return basis.factor.diagonal() * wide[rows][:, basis.columns].double().abs()
+
+        losses = measure(weight, value.__getitem__, basis, sides)
         stored = pack(code, step, group_size, self.bits, outliers)
-        certificate = certify_rows(losses, sides)
+        certificate = certify_rows(losses)
         return certified((code, step, group_size), stored, losses, certificate, basis, outliers)
 
-    def round(
+    def rounder(
         self, weight: Tensor, basis: Basis, step: Float[Tensor, "rows groups"], group_size: int
-    ) -> Rounded:
-        """Run nearest plane, taking out what leaves the range of codes."""
-        wide = spread(step, group_size, weight.shape[1]).to(weight.dtype).expand_as(weight)
-        target, wide = weight[:, basis.columns], wide[:, basis.columns]
-        return round_with_outliers(target, basis, wide, code_range(self.bits))
+    ) -> Callable[[slice], Rounded]:
+        """Return the function that rounds some rows, taking out what leaves the range of codes."""
+
+        def rounded(rows: slice) -> Rounded:
+            target = weight[rows]
+            wide = spread(step[rows], group_size, target.shape[1]).to(target.dtype)
+            wide = wide.expand_as(target)[:, basis.columns]
+            return round_with_outliers(target[:, basis.columns], basis, wide, code_range(self.bits))
+
+        return rounded
 
     def search(
         self, weight: Tensor, basis: Basis, start: Float[Tensor, "rows groups"], group_size: int
@@ -97,8 +117,9 @@ class SSQR(Method):
         high, best = -low, torch.full_like(low, torch.nan)
         for _ in range(BISECTIONS + WIDENINGS):
             middle = torch.where(best.isnan() & (low > -2), high * 2, (low + high) / 2)
-            rounded = self.round(weight, basis, scaled(start, middle), group_size)
-            few = self.few_enough(rounded)
+            few = self.few_enough(
+                self.rounder(weight, basis, scaled(start, middle), group_size), len(weight)
+            )
             better = few & (best.isnan() | (middle < best))
             best = torch.where(better, middle, best)
             low, high = (
@@ -109,9 +130,9 @@ class SSQR(Method):
                 break
         return scaled(start, best.nan_to_num(float(WIDENINGS)))
 
-    def few_enough(self, rounded: Rounded) -> Bool[Tensor, "rows 1"]:
+    def few_enough(self, rounder: Callable[[slice], Rounded], rows: int) -> Bool[Tensor, "rows 1"]:
         """Return which rows hold no more outliers than the target rate allows."""
-        density = rounded.is_outlier.float().mean(1, keepdim=True)
+        (density,) = by_rows(lambda some: (rounder(some).density,), rows)
         if self.per == "matrix":
             density = density.mean().expand_as(density)
         return density <= self.outliers

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.lattice import one_thread
+from nearplane.rows import by_rows
 from nearplane.types import NearplaneError
 
 SHRINKS = 100  # step candidates between the full range and a fifth of it
@@ -31,11 +32,14 @@ def mse_steps(
     Candidates are the step that spans the group's largest magnitude, times 1.0 down to 0.2
     [Frantar23, code].
     """
-    parts = groups_of(weight, group_size).split(max(1, CACHED // weight.shape[1]))
-    # a part for every thread, instead of many threads that meet after every operation
-    with one_thread() as threads, ThreadPoolExecutor(threads) as pool:
-        steps = list(pool.map(lambda part: _least_error(part, code_range(bits)), parts))
-    return codes.round_step(torch.cat(steps))
+
+    def steps(rows: slice) -> tuple[Tensor]:
+        parts = groups_of(weight[rows], group_size).split(max(1, CACHED // weight.shape[1]))
+        # a part for every thread, instead of many threads that meet after every operation
+        with one_thread() as threads, ThreadPoolExecutor(threads) as pool:
+            return (torch.cat(list(pool.map(lambda p: _least_error(p, code_range(bits)), parts))),)
+
+    return codes.round_step(by_rows(steps, len(weight))[0])
 
 
 def _least_error(

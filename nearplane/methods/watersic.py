@@ -60,7 +60,7 @@ class WaterSIC(Method):
         unit = (basis.factor * inverse_pivot).to(weight.dtype)
         start = first_scale(budget, lattice, expected_pull(unit, len(lattice)))
         ((coded, stored),) = drive([meet(budget, start, basis.columns.argsort())], attempt)
-        losses = measure(weight, coded.code * coded.step.to(weight.dtype), basis)
+        losses = measure(weight, coded.value_in(weight.dtype), basis)
         sides = coded.side.double() * basis.pivots
         weight = certified(coded, stored, losses, (row_bounds(coded, basis), ""), basis)
         return weight.noting(layer_bound=float(sides.square().sum()) * rows / 4)

@@ -8,16 +8,28 @@
 | blocks | a model's blocks and linear layers, found by walking it |
 | observe | which layers share their inputs, seen in one short run |
 | capture | running one block at a time, with pauses |
+| shelf | blocks that lie on disk until the walk comes to them |
+| states | hidden states between two blocks, in memory or in a file |
+| room | what may stay in memory from one stage to the next |
+| means | how a run keeps within its memory |
 | streams | the quantized and the original hidden states through one block |
 | hessian | the second moment of a layer's inputs |
+| routed | what enters the experts of a layer, kept so that no expert needs another run |
 | borrow | experts that few tokens reach: their Hessians borrow from their layer |
 | drift | how the two streams hang together, summed over tokens |
 | norm | what a change behind a norm asks of the layer in front of it |
 | probe | what each layer is worth to the model's predictions, by forward passes |
 | walk | block after block, stage after stage |
+| ranks | the processes that quantize one model together |
+| parcel | tensors to bytes that are sent to other processes |
 | head | the output head, when asked |
 | memory | giving memory back to the system |
 | report | the account of a whole run |
 | flow | a run without numbers: what shares inputs, and what share of tokens |
-| plan | what a run would take, before a weight is loaded |
+| survey | what a model has to quantize, from its configuration alone |
+| work | the parts of a run: how much work each is, and how processes divide it |
+| footprint | the bytes of a run, in memory and on the disk |
+| rates | what this machine does in a second, measured |
+| devices | the devices that a plan can speak of, by stated rates |
+| plan | what a run would take: hours and gigabytes, with all that they rest on |
 """

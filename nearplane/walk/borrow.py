@@ -1,6 +1,6 @@
 """Experts that few tokens reach: their Hessians borrow from all tokens of their layer."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -10,6 +10,8 @@ from torch import Tensor
 from nearplane.experts import Experts
 from nearplane.walk.drift import Seen, see
 from nearplane.walk.observe import Stage
+from nearplane.walk.ranks import ALONE, Ranks
+from nearplane.walk.states import States, each
 from nearplane.walk.streams import Given, Streams
 
 ENOUGH = 4  # tokens a column: from here on a Hessian stands alone
@@ -18,15 +20,25 @@ LENT = 1  # tokens a column: what others weigh beside fewer
 
 @dataclass(frozen=True)
 class Entered:
-    """The tokens that enter the experts of a layer, batch by batch."""
+    """The tokens that enter the experts of a layer, batch by batch.
+
+    - `ranks`: the processes that have others; all of them ask for the same at the same time.
+    """
 
     among: Experts
-    batches: list[Tensor]
+    batches: States
+    ranks: Ranks = ALONE
 
     @cached_property
     def shared(self) -> Seen:
         """The Hessian that all of them make."""
-        return see(self.batches[0].shape[-1], map(Given, self.batches))
+        columns = next(iter(self.among)).first[0].weight.shape[1]
+        return see(columns, map(Given, each(self.batches)), self.ranks)
+
+    @cached_property
+    def total(self) -> int:
+        """How many there are."""
+        return self.ranks.total(sum(map(len, each(self.batches))))
 
     def lent(self, stage: Stage) -> Seen:
         """Return the Hessian that a stage of an expert would have if other tokens came to it.
@@ -40,14 +52,13 @@ class Entered:
         columns = stage.layers[0].shape[1]
         with torch.no_grad():
             inner = (self.among.inner(stage.expert, x) for x in self.picked(ENOUGH * columns))
-            return see(columns, map(Given, inner))
+            return see(columns, map(Given, inner), self.ranks)
 
     def picked(self, count: int) -> Iterable[Tensor]:
         """Yield about `count` tokens, evenly spaced, or all if there are fewer."""
-        total = sum(map(len, self.batches))
-        every = max(1, total // max(count, 1))
+        every = max(1, self.total // max(count, 1))
         first = 0
-        for batch in self.batches:
+        for batch in each(self.batches):
             yield batch[first::every]
             first = (first - len(batch)) % every
 
@@ -70,6 +81,8 @@ class Entering:
     """The tokens that enter each of a block's experts, taken from its runs once."""
 
     streams: Streams
+    ranks: Ranks = ALONE
+    states: Callable[[], States] = list
     known: dict[Experts, Entered] = field(default_factory=dict)
 
     def of(self, stage: Stage) -> Entered | None:
@@ -79,7 +92,7 @@ class Entering:
         """
         among = stage.among
         if among is not None and among not in self.known:
-            self.known[among] = Entered(among, self.streams.entered(among))
+            self.known[among] = Entered(among, self.streams.entered(among, self.states), self.ranks)
         return None if among is None else self.known[among]
 
 

@@ -163,3 +163,14 @@ def account_of(
         fingerprint=hashlib.sha256(packed.contiguous().numpy().tobytes()).hexdigest(),
         chat_template=chat,
     )
+
+
+def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:
+    """Raise NearplaneError when a token is none of the model's."""
+    known = model.get_input_embeddings().weight.shape[0]
+    low, high = (int(token) for token in tokens.aminmax())
+    if low < 0 or high >= known:
+        raise NearplaneError(
+            f"the calibration holds the token {low if low < 0 else high}, but the model knows "
+            f"0 .. {known - 1}: were the tokens made for another model?"
+        )

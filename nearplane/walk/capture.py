@@ -30,6 +30,10 @@ class Call:
             return replace(self, args=(hidden, *self.args[1:]))
         return replace(self, kwargs=self.kwargs | {"hidden_states": hidden})
 
+    def sharing(self, other: "Call") -> "Call":
+        """Return the same call with the tensors of `other` where they hold the same numbers."""
+        return Call(shared(self.args, other.args), shared(self.kwargs, other.kwargs))
+
     @property
     def hidden(self) -> Tensor:
         return self.args[0] if self.args else self.kwargs["hidden_states"]
@@ -37,6 +41,20 @@ class Call:
     def run(self, block: nn.Module) -> Tensor:
         """Return the block's hidden states."""
         return hidden_of(block(*self.args, **self.kwargs))
+
+
+def shared(value: Any, other: Any) -> Any:
+    """Return `value` with tensors of `other` in it where they hold the same numbers."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        same = value.dtype == other.dtype and value.shape == other.shape and value.equal(other)
+        return other if same else value
+    if type(value) is not type(other):
+        return value
+    if type(value) is dict:
+        return {name: shared(part, other.get(name)) for name, part in value.items()}
+    if type(value) in (tuple, list) and len(value) == len(other):
+        return type(value)(map(shared, value, other))
+    return value
 
 
 def hidden_of(output: Any) -> Tensor:
@@ -115,6 +133,7 @@ class PausedRun:
         self.ahead, self.added = set(stops), added
         self.before = before or {}
         self.now: Tensor | None = None
+        self.args: tuple = ()  # of the layer that it stopped at last
         self.residual = call.hidden
         self.green: greenlet | None = greenlet(self.run)
         self.reached: tuple[nn.Module | None, Tensor] | None = None  # None and the end's output
@@ -134,6 +153,7 @@ class PausedRun:
         # the hooks of every run hang on the same layers; only the current run has reached one
         if layer in self.ahead and getcurrent() is self.green:
             self.ahead.remove(layer)
+            self.args = args
             self.green.parent.switch((layer, args[0]))
 
     def add(self, _: nn.Module, args: tuple, output: Tensor) -> None:
@@ -176,6 +196,78 @@ class PausedRun:
         if stop is not None:
             raise NearplaneError("the model ran its layers in another order than before")
         return hidden
+
+    def rest(self) -> None:
+        """Wait for the next stage: all that was computed is kept."""
+
+    def close(self) -> None:
+        """End before the end; what the run holds is let go."""
+        if self.green is not None:
+            with torch.no_grad():
+                self.green.throw()
+        self.green = self.reached = None
+
+
+class RepeatedRun:
+    """A run that keeps nothing while it waits: it starts anew, and goes as far as it had come.
+
+    What it meets on the way is what a paused run met, as long as the layers behind it compute what
+    they computed then.
+
+    - `start`: returns a paused run that has not begun.
+    """
+
+    def __init__(self, start: Callable[[], PausedRun]):
+        self.start = start
+        self.passed = 0
+        self.under_way: PausedRun | None = None
+
+    @property
+    def current(self) -> PausedRun:
+        """The run as far as it has come."""
+        if self.under_way is None:
+            self.under_way = self.start()
+            for _ in range(self.passed):
+                self.under_way.go_on()
+                self.under_way.reached = None
+        return self.under_way
+
+    @property
+    def call(self) -> Call:
+        return self.current.call
+
+    @property
+    def args(self) -> tuple:
+        return self.current.args
+
+    @property
+    def residual(self) -> Tensor:
+        return self.current.residual
+
+    def pass_by(self) -> None:
+        """Leave the next stop behind without going there."""
+        self.passed += 1
+
+    def to(self, layer: nn.Module) -> Tensor | None:
+        """Return what `layer`, the next stop, is given; None if this run does not reach it."""
+        inputs = self.current.to(layer)
+        self.passed += inputs is not None
+        return inputs
+
+    def go_on(self) -> None:
+        """Nothing to do: it goes on when it is asked for something."""
+
+    def finish(self) -> Tensor:
+        """Go on to the end and return the block's hidden states."""
+        hidden = self.current.finish()
+        self.under_way = None
+        return hidden
+
+    def rest(self) -> None:
+        """Wait for the next stage, holding nothing."""
+        if self.under_way is not None:
+            self.under_way.close()
+        self.under_way = None
 
 
 def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> list[Tensor]:

@@ -8,7 +8,7 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from nearplane.lattice.cross_target import Moments
-from nearplane.walk.hessian import HessianSum, products_as_exact_as
+from nearplane.walk.hessian import HessianSum, mirror_, products_as_exact_as
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.streams import Given
 
@@ -37,24 +37,37 @@ class DriftSum:
                 # the difference may lose its last bits here; it is an estimate
                 self.lag.addmm_(tokens.lag.T, drifted)
 
-    def take(self, other: "DriftSum") -> None:
-        """Add the sums of `other` to one's own."""
-        self.moment.sum += other.moment.sum
-        self.moment.tokens += other.moment.tokens
-        self.cross += other.cross
-        if self.lag is not None:
-            self.lag += other.lag
-
     def add_up(self, ranks: Ranks) -> None:
         """Take in what the other processes have summed."""
         self.moment.add_up(ranks)
         ranks.sum_(self.cross, *([] if self.lag is None else [self.lag]))
 
     def moments(self) -> Moments:
-        """Return the mean moments."""
-        count = max(self.moment.tokens, 1)
-        lag = None if self.lag is None else self.lag / count
-        return Moments(self.moment.mean(), self.cross / count, lag)
+        """Return the sums as moments; in the same memory."""
+        mirror_(self.moment.sum)
+        return Moments(self.moment.sum, self.cross, self.lag)
+
+
+@dataclass
+class Parts:
+    """The moments of two streams, summed over three quarters of the tokens and over the others.
+
+    They are large, and gone when they were joined.
+    """
+
+    fitted: Moments | None
+    held: Moments | None
+
+    def joined(self, seen: "Seen") -> Moments:
+        """Return the mean moments of all tokens, made in the memory of the fitted ones."""
+        fitted, held = self.fitted, self.held
+        if fitted is None or held is None:
+            raise ValueError("the parts were joined before")
+        self.fitted = self.held = None
+        lag = None if fitted.lag is None or held.lag is None else fitted.lag.add_(held.lag)
+        parts = (fitted.cross.add_(held.cross), lag)
+        cross, lag = (part if part is None else part.div_(max(seen.tokens, 1)) for part in parts)
+        return Moments(seen.hessian, cross, lag)
 
 
 @dataclass(frozen=True)
@@ -88,17 +101,14 @@ class Tokens:
 class Seen:
     """What a stage's inputs came to.
 
-    - `fitted`, `held`, `whole`: the moments of two streams on three quarters of the tokens, on the
-      others, and on all; None where only one stream was run.
+    - `parts`: of two streams; None where only one was run.
     - `borrowed`: tokens that the Hessian counts beside these, of other experts (borrow.py).
     """
 
     hessian: Float32[Tensor, "n n"]
     tokens: int
     dropped: int
-    fitted: Moments | None = None
-    held: Moments | None = None
-    whole: Moments | None = None
+    parts: Parts | None = None
     borrowed: int = 0
 
 
@@ -144,11 +154,11 @@ def see_drift(
     for part in (fitted, held):
         part.add_up(ranks)
     seen = ranks.total(seen)
-    parts = fitted.moments(), held.moments()
-    fitted.take(held)
-    whole = fitted.moments()
-    dropped = seen - fitted.moment.tokens
-    return Seen(whole.hessian, fitted.moment.tokens, dropped, *parts, whole)
+    whole = HessianSum(0)
+    whole.sum = fitted.moment.sum + held.moment.sum
+    whole.tokens = fitted.moment.tokens + held.moment.tokens
+    parts = Parts(fitted.moments(), held.moments())
+    return Seen(whole.mean(), whole.tokens, seen - whole.tokens, parts)
 
 
 def flat(states: Float[Tensor, "*batch columns"]) -> Float[Tensor, "tokens columns"]:

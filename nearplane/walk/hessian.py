@@ -40,9 +40,21 @@ class HessianSum:
         self.tokens, self.dropped = ranks.total(self.tokens), ranks.total(self.dropped)
 
     def mean(self) -> Float32[Tensor, "columns columns"]:
-        """Return the Hessian: the sum over the number of tokens, made symmetric."""
-        upper = self.sum.triu()
-        return (upper + upper.triu(1).T) / max(self.tokens, 1)
+        """Return the Hessian: the sum over the number of tokens, made symmetric.
+
+        It is made where the sum was, which is gone.
+        """
+        mirror_(self.sum)
+        return self.sum.div_(max(self.tokens, 1))
+
+
+def mirror_(upper: Float32[Tensor, "n n"]) -> None:
+    """Make a matrix symmetric, after what is above its diagonal."""
+    for first in range(0, len(upper), NARROW):
+        own, later = slice(first, first + NARROW), slice(first + NARROW, None)
+        kept = upper[own, own].triu()
+        upper[own, own] = kept + kept.triu(1).T
+        upper[later, own] = upper[own, later].T
 
 
 @contextmanager

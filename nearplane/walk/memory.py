@@ -1,6 +1,7 @@
 """Giving memory back to the system: what a walk is done with should not count as used."""
 
 import ctypes
+import os
 import re
 from pathlib import Path
 
@@ -44,3 +45,12 @@ def clean_mappings(smaps: str, suffix: str) -> list[tuple[int, int]]:
         elif current and line.startswith("VmFlags:"):
             clean.append(current)
     return clean
+
+
+def available_bytes() -> int:
+    """Return the memory that a program can have now."""
+    try:
+        text = Path("/proc/meminfo").read_text()
+        return int(re.search(r"MemAvailable:\s+(\d+) kB", text)[1]) * 1024  # pyright: ignore
+    except (OSError, TypeError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")

@@ -1,7 +1,7 @@
 """Watching a model run once: which layers share their inputs, and in which order they come."""
 
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from nearplane.experts import Expert, Experts, split_experts_
 from nearplane.walk.blocks import Layer, find_blocks, layers_of
-from nearplane.walk.capture import hidden_of
+from nearplane.walk.capture import hidden_of, replaced_forward
 from nearplane.walk.norm import is_rms_norm
+from nearplane.walk.shelf import InMemory, Shelf
 
 OBSERVED_TOKENS = 16
 
@@ -82,12 +83,25 @@ class Watch:
     made: list[tuple[nn.Module, Tensor | None, Tensor]] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     is_tuple: bool = False
+    stages: list[Stage] = field(default_factory=list)
+    added: dict[str, nn.Module] = field(default_factory=dict)
 
     @classmethod
     def of(cls, block: nn.Module, prefix: str) -> "Watch":
         mixtures = {n: m for n, m in block.named_modules() if isinstance(m, Experts)}
         named = {f"{prefix}.{name}": mixture for name, mixture in mixtures.items()}
         return cls(layers_of(block, prefix), named)
+
+    def run(self, block: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+        """Return what `forward`, the block's own, gives, and conclude what there was to see."""
+        with ExitStack() as stack:
+            for hook in self.hooks(block):
+                stack.callback(hook.remove)
+            self.note_input(block, args, kwargs)
+            output = forward(*args, **kwargs)
+            self.note_output(output)
+        self.conclude()
+        return output
 
     def hooks(self, block: nn.Module) -> list[Any]:
         """Register the hooks that record."""
@@ -100,10 +114,10 @@ class Watch:
         for name, mixture in self.mixtures.items():
             watched.append(mixture.entry.register_forward_pre_hook(partial(self.note_entry, name)))
         for module in block.modules():
-            watched.append(module.register_forward_pre_hook(self.note_input, with_kwargs=True))
             if module is not block:
+                watched.append(module.register_forward_pre_hook(self.note_input, with_kwargs=True))
                 watched.append(module.register_forward_hook(self.note_made))
-        return [*watched, block.register_forward_hook(self.note_output)]
+        return watched
 
     def note_entry(self, name: str, _: nn.Module, args: tuple) -> None:
         self.calls.setdefault(name, []).append(args[0])
@@ -113,7 +127,7 @@ class Watch:
         if isinstance(given, Tensor):
             self.inputs.append(given)
 
-    def note_output(self, _: nn.Module, args: tuple, output: Any) -> None:
+    def note_output(self, output: Any) -> None:
         self.is_tuple = isinstance(output, tuple)
         self.inputs.append(hidden_of(output))
 
@@ -122,7 +136,12 @@ class Watch:
         if isinstance(hidden_of(output), Tensor):
             self.made.append((module, given, hidden_of(output)))
 
-    def added(self) -> dict[str, nn.Module]:
+    def conclude(self) -> None:
+        """Note the stages and what is added, while the weights are there; let the rest go."""
+        self.stages, self.added = self.found_stages(), self.found_added()
+        self.calls, self.made, self.inputs = {}, [], []
+
+    def found_added(self) -> dict[str, nn.Module]:
         """Return the layers whose output, as it is or normed, is added to the hidden states.
 
         The sum must be what some part of the block is given, or gives in the end, bit by bit. A
@@ -150,7 +169,7 @@ class Watch:
                 found[maker[identity(given)]] = module
         return found
 
-    def stages(self) -> list[Stage]:
+    def found_stages(self) -> list[Stage]:
         """Return the layers that ran, grouped by the tensor they were given, in running order.
 
         All layers of experts are there, in the place where the first token entered the experts.
@@ -178,9 +197,10 @@ class Watch:
         inside = {module for mixture in self.mixtures.values() for module in mixture.modules()}
         return {layer.name for layer in self.layers if layer.module in inside}
 
-    def silent(self, stages: list[Stage]) -> list[Layer]:
-        """Return the layers that are in no stage."""
-        reached = {layer.name for stage in stages for layer in stage.layers}
+    @property
+    def silent(self) -> list[Layer]:
+        """The layers that are in no stage."""
+        reached = {layer.name for stage in self.stages for layer in stage.layers}
         return [layer for layer in self.layers if layer.name not in reached]
 
 
@@ -198,23 +218,30 @@ def identity(tensor: Tensor) -> tuple:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
-def observe(model: nn.Module, tokens: Int64[Tensor, "n length"]) -> Plan:
+def observe(
+    model: nn.Module, tokens: Int64[Tensor, "n length"], shelf: Shelf | None = None
+) -> Plan:
     """Run the model on a few tokens and return its blocks and stages.
 
     Fused experts are replaced by `Experts` for good.
+
+    - `shelf`: where the weights of its blocks are; in the model if None.
 
     Raises NearplaneError when the model has no blocks.
     """
     split_experts_(model)
     name, blocks = find_blocks(model)
     watches = [Watch.of(block, f"{name}.{index}") for index, block in enumerate(blocks)]
-    with ExitStack() as stack, torch.no_grad():
-        for watch, block in zip(watches, blocks, strict=True):
-            for hook in watch.hooks(block):
-                stack.callback(hook.remove)
+    forwards = [block.forward for block in blocks]
+    held = (shelf or InMemory()).held
+
+    def watched(index: int, args: tuple, kwargs: dict) -> Any:
+        with held(index):
+            return watches[index].run(blocks[index], forwards[index], args, kwargs)
+
+    with replaced_forward(blocks, watched), torch.no_grad():
         model(input_ids=tokens[:1, :OBSERVED_TOKENS], use_cache=False)
-    stages = [watch.stages() for watch in watches]
-    pairs = zip(watches, stages, strict=True)
-    silent = [layer for watch, found in pairs for layer in watch.silent(found)]
-    added = {name: module for watch in watches for name, module in watch.added().items()}
+    silent = [layer for watch in watches for layer in watch.silent]
+    added = {name: module for watch in watches for name, module in watch.added.items()}
+    stages = [watch.stages for watch in watches]
     return Plan(name, blocks, [w.is_tuple for w in watches], stages, silent, added)

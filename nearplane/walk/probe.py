@@ -19,6 +19,9 @@ from nearplane.walk.capture import Call, calls_of_blocks
 from nearplane.walk.drift import see
 from nearplane.walk.head import head_inputs, head_of
 from nearplane.walk.observe import Plan
+from nearplane.walk.room import Room
+from nearplane.walk.shelf import InMemory, Shelf
+from nearplane.walk.states import States
 from nearplane.walk.streams import Streams
 
 Error = tuple[Layer, Tensor]  # as (out, in)
@@ -44,6 +47,8 @@ class Probe:
     method: Method
     tokens: Int64[Tensor, "n length"]
     wanted: set[str]
+    shelf: Shelf = field(default_factory=InMemory)
+    room: Room = field(default_factory=Room)
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     calls: dict[int, list[Call]] = field(default_factory=dict)
 
@@ -64,18 +69,36 @@ class Probe:
         return dict(self.probed())
 
     def probed(self) -> Iterator[tuple[str, Cause]]:
+        """Go through the blocks once, and take along what was disturbed in earlier ones."""
         calls = self.calls_on(self.tokens[: max(1, HESSIAN_TOKENS // self.tokens.shape[1])])
         self.asked = self.tokens[-SEQUENCES:, :LENGTH]
-        states = self.states(self.copies(1))
-        reference = self.predictions(self.asked, states[-1])
-        hidden = calls[0].hidden
+        hidden, state = calls[0].hidden, self.copies(1)[0].hidden
+        units: list[list[list[Layer]]] = []
+        states = self.room.states()
         for index, block in enumerate(self.plan.blocks):
-            disturbed = [
-                (errors, self.block_output(index, states[index], errors))
-                for errors in self.together(index, calls[index].on(hidden))
-            ]
-            hidden = calls[index].on(hidden).run(block)
-            yield from self.compared(index, disturbed, reference)
+            with self.shelf.held(index):
+                call = calls[index].on(hidden)
+                disturbed = [
+                    ([layer for layer, _ in errors], self.block_output(index, state, errors))
+                    for errors in self.together(index, call)
+                ]
+                states = self.further(index, states)
+                if disturbed:
+                    units.append([layers for layers, _ in disturbed])
+                    states.append(torch.cat([output for _, output in disturbed]))
+                hidden, state = call.run(block), self.copies(1)[index].on(state).run(block)
+        reference = self.predictions(self.asked, state)
+        for number, layers in enumerate(units):
+            yield from self.compared(layers, states[number], reference)
+
+    def further(self, index: int, states: States) -> States:
+        """Return what block `index` makes of the states of several copies of what is asked."""
+        made = self.room.states()
+        for number in range(len(states)):
+            hidden = states[number]
+            call = self.copies(len(hidden) // len(self.asked))[index]
+            made.append(call.on(hidden).run(self.plan.blocks[index]))
+        return made
 
     def together(self, index: int, call: Call) -> Iterator[list[Error]]:
         """Yield what is disturbed at once: a layer, or those of one kind of all experts."""
@@ -97,7 +120,7 @@ class Probe:
             for stage in self.plan.stages[index]
             if any(layer.name in self.wanted for layer in stage.layers)
         ]
-        streams = Streams.of(self.plan, index, stages, [call], [])
+        streams = Streams.of(self.plan, index, stages, [lambda: call])
         entered = Entering(streams)
         for stage in stages:
             lender = entered.of(stage)
@@ -128,20 +151,12 @@ class Probe:
                 layer.module.weight.data = weight
 
     def compared(
-        self, index: int, disturbed: list[tuple[list[Error], Tensor]], reference: list[Tensor]
+        self, units: list[list[Layer]], hidden: Tensor, reference: list[Tensor]
     ) -> Iterator[tuple[str, Cause]]:
-        """Yield the divergence that each disturbed output of block `index` ends in."""
-        if not disturbed:
-            return
-        count = len(disturbed)
-        hidden = torch.cat([states for _, states in disturbed])
-        calls = self.copies(count)
-        for later in range(index + 1, len(self.plan.blocks)):
-            hidden = calls[later].on(hidden).run(self.plan.blocks[later])
-        many = self.predictions(self.asked.repeat(count, 1), hidden)
-        for index, (errors, _) in enumerate(disturbed):
+        """Yield the divergence that each of a block's disturbed outputs ends in."""
+        many = self.predictions(self.asked.repeat(len(units), 1), hidden)
+        for index, layers in enumerate(units):
             found = many[index * len(reference) : (index + 1) * len(reference)]
-            layers = [layer for layer, _ in errors]
             floor = max(self.method.floor(*layer.shape) for layer in layers)
             weights = sum(layer.weight().numel() for layer in layers)
             unit = self.units[layers[0].name]
@@ -156,13 +171,6 @@ class Probe:
     def calls_on(self, tokens: Int64[Tensor, "n length"]) -> list[Call]:
         """Return the calls of all blocks on some tokens."""
         return calls_of_blocks(self.model, self.plan.blocks, self.plan.tuples, tokens)
-
-    def states(self, calls: list[Call]) -> list[Tensor]:
-        """Return what every block is given, and what the last one gives."""
-        states = [calls[0].hidden]
-        for call, block in zip(calls, self.plan.blocks, strict=True):
-            states.append(call.on(states[-1]).run(block))
-        return states
 
     def predictions(self, tokens: Tensor, hidden: Tensor) -> list[Tensor]:
         """Return the log-probabilities at the compared positions, sequence by sequence."""

@@ -2,25 +2,26 @@
 
 Every process walks the whole model on its own share of the calibration. Hessians are summed over
 all of them, so all know the same; then each rounds some rows of a matrix, since with the factor
-given every row is a closest-vector problem of its own, and all get all rows back.
+given every row is a closest-vector problem of its own. What is told of the rows (`rows.in_parts`)
+is sent around: integers in the fewest bytes that hold them, histograms, a loss a row.
 """
 
 import atexit
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from jaxtyping import Int64, Shaped
+from jaxtyping import Int64
 from torch import Tensor
 
-from nearplane.lattice import nearest_plane, rate_aware_plane
-from nearplane.lattice.nearest_plane import TILE
-from nearplane.lattice.rate_aware import Prices
-from nearplane.methods.certificate import times_triangle
+from nearplane.rows import TILE, Work, in_parts
 from nearplane.types import NearplaneError
+from nearplane.walk.parcel import unwrapped, wrapped
+
+FAILED = -1  # in place of a size
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,8 @@ class Ranks:
         if not dist.is_available() or not dist.is_torchelastic_launched():
             return cls()
         if not dist.is_initialized():
-            dist.init_process_group("gloo")
+            # tensors of a GPU have not been sent yet: gloo alone was run
+            dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
             atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
 
@@ -89,52 +91,69 @@ class Ranks:
 
     @contextmanager
     def sharing_rows(self) -> Iterator[None]:
-        """Let every process do some rows of what is done row by row, and have all of them."""
+        """Let every process work on some of what is done in parts, and have the results of all.
+
+        What a part's work does in parts itself, its own process does alone. An error in one process
+        is one in all, so that none waits for it.
+        """
         if self.size == 1:
             yield
             return
-        ops = (nearest_plane, rate_aware_plane, times_triangle)
-        before = [op.versions for op in ops]
-        for op, versions in zip(ops, before, strict=True):
-            shared = self._shared(op.reference)
-            op.versions = {"ranks": (lambda *_, **__: True, shared), **versions}
+        working = False
+
+        def shared(work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
+            nonlocal working
+            starts = self._starts(count, grain)
+            mine = slice(starts[self.rank], starts[self.rank + 1])
+            working = True
+            try:
+                own = work(mine) if mine.start < mine.stop else None
+            except Exception:
+                self._sizes(FAILED)
+                raise
+            finally:
+                working = False
+            return self._gathered(own)
+
+        def accepts(work: Work, count: int, grain: int = TILE) -> bool:
+            return not working and count > 0
+
+        before = in_parts.versions
+        in_parts.versions = {"ranks": (accepts, shared), **before}
         try:
             yield
         finally:
-            for op, versions in zip(ops, before, strict=True):
-                op.versions = versions
+            in_parts.versions = before
 
-    def _shared(self, solve: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def by_rows(rows: Tensor, factor: Tensor, *others: Any, **named: Any) -> Tensor:
-            starts = self._starts(len(rows))
-            mine = slice(starts[self.rank], starts[self.rank + 1])
-            own = [of_rows(each, mine, len(rows)) for each in others]
-            if mine.start == mine.stop:
-                # the type of the result, from the least work
-                some = [of_rows(each, slice(0, 1), len(rows)) for each in others]
-                return self._gathered(solve(rows[:1], factor, *some, **named)[:0], starts)
-            return self._gathered(solve(rows[mine], factor, *own, **named), starts)
+    def _starts(self, count: int, grain: int) -> list[int]:
+        """Return where each process's part begins, and the end.
 
-        return by_rows
-
-    def _starts(self, rows: int) -> list[int]:
-        """Return where each process's rows begin, and the end: whole tiles each.
-
-        A tile is what one process rounds at once when it is alone, so that nothing differs.
+        The short grain at the end goes to the one before: a product of few rows sums in another
+        order than one of many, and the same bits are promised.
         """
-        tiles = -(-rows // TILE)
-        return [min(rows, tiles * rank // self.size * TILE) for rank in range(self.size + 1)]
+        grains = max(count // grain, 1)
+        return [grains * rank // self.size * grain for rank in range(self.size)] + [count]
 
-    def _gathered(
-        self, own: Shaped[Tensor, "own n"], starts: list[int]
-    ) -> Shaped[Tensor, "rows n"]:
-        whole = own.new_empty((starts[-1], own.shape[1]))
-        whole[starts[self.rank] : starts[self.rank + 1]] = own
-        for rank in range(self.size):
-            part = whole[starts[rank] : starts[rank + 1]]
-            if len(part):
-                self._together(lambda part=part, rank=rank: dist.broadcast(part, rank))
-        return whole
+    def _gathered(self, own: tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
+        """Return what every process has made, in their order, but for those that have nothing."""
+        parcel = torch.zeros(0, dtype=torch.uint8) if own is None else wrapped(own)
+        sizes, parts = self._sizes(len(parcel)), []
+        if FAILED in sizes:
+            failed = sizes.index(FAILED)
+            raise NearplaneError(f"process {failed} of {self.size} failed at its part of a layer")
+        for rank, size in enumerate(sizes):
+            if not size:
+                continue
+            part = parcel if rank == self.rank else torch.empty(size, dtype=torch.uint8)
+            self._together(lambda part=part, rank=rank: dist.broadcast(part, rank))
+            parts.append(own if rank == self.rank else unwrapped(part))
+        return parts
+
+    def _sizes(self, own: int) -> list[int]:
+        """Return the sizes of all processes' parcels."""
+        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
+        self._together(lambda: dist.all_gather(sizes, torch.tensor([own])))
+        return [int(size) for size in sizes]
 
     def _together(self, work: Callable[[], Any]) -> None:
         try:
@@ -147,14 +166,6 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-def of_rows(argument: Any, rows: slice, count: int) -> Any:
-    """Return an argument for some of `count` rows."""
-    if isinstance(argument, Prices):
-        return replace(argument, row=argument.row[rows])
-    has_rows = isinstance(argument, Tensor) and argument.dim() == 2 and len(argument) == count
-    return argument[rows] if has_rows and count > 1 else argument
 
 
 def first_line(error: Exception) -> str:

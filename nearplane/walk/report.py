@@ -37,13 +37,13 @@ class Bits:
         return asdict(self) | {"bpw": self.bpw, "bpw_of_file": self.bpw_of_file}
 
 
-def count_bits(layers: Sequence[LayerReport], other: dict[str, Any]) -> Bits:
+def count_bits(layers: Sequence[LayerReport], other_bytes: int, other_numbers: int) -> Bits:
     """Return the bits of quantized layers and of the tensors beside them."""
     return Bits(
         quantized_bytes=sum(layer.stored_bytes for layer in layers),
         quantized_weights=sum(layer.rows * layer.columns for layer in layers),
-        other_bytes=sum(tensor.nbytes for tensor in other.values()),
-        other_numbers=sum(tensor.numel() for tensor in other.values()),
+        other_bytes=other_bytes,
+        other_numbers=other_numbers,
     )
 
 

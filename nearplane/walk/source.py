@@ -1,6 +1,8 @@
 """Opening the model that is to be quantized: a directory, a hub name or a GGUF file."""
 
-from dataclasses import dataclass
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from reprlib import repr
 from typing import Any
@@ -10,8 +12,11 @@ from torch import nn
 
 from nearplane.trust import forget_fetched_code
 from nearplane.types import NearplaneError, first_line
+from nearplane.walk.blocks import find_blocks
 from nearplane.walk.gguf_header import check_gguf
-from nearplane.walk.weight_files import check_fit, read_shapes
+from nearplane.walk.memory import forget_file_pages
+from nearplane.walk.shelf import InMemory, OnDisk, Shelf, stand_alone
+from nearplane.walk.weight_files import check_fit, empty_model, read_shapes
 
 SUFFIXES = ("*.safetensors", "*.gguf")
 ADAPTER = "adapter_config.json"  # with it, transformers reads weights beside the model's
@@ -19,17 +24,26 @@ ADAPTER = "adapter_config.json"  # with it, transformers reads weights beside th
 
 @dataclass(frozen=True)
 class Source:
-    """An open model, its tokenizer (None where it has none) and the name it was opened by."""
+    """An open model, its tokenizer (None where it has none) and the name it was opened by.
+
+    - `shelf`: where the weights of its blocks are.
+    """
 
     name: str
     model: nn.Module
     tokenizer: Any
+    shelf: Shelf = field(default_factory=InMemory)
 
 
-def open_source(name: str | Path, trust_remote_code: bool = False) -> Source:
+def open_source(
+    name: str | Path, trust_remote_code: bool = False, by_blocks: bool = False
+) -> Source:
     """Load a causal language model and its tokenizer, in the types of the file.
 
-    Raises NearplaneError when there is no such model, no weights, or it is quantized already.
+    - `by_blocks`: leave the blocks' weights on disk until they are needed.
+
+    Raises NearplaneError when there is no such model, no weights, it is quantized already, or it
+    cannot be read by blocks.
     """
     where = location(name, trust_remote_code)
     config = open_config(name, where)
@@ -39,9 +53,33 @@ def open_source(name: str | Path, trust_remote_code: bool = False) -> Source:
         raise NearplaneError(
             f"{name} is quantized already, with {repr(method)}: give the original model"
         )
+    if by_blocks:
+        return opened_by_blocks(name, where, config)
     model = load(name, where, config)
     model.eval().requires_grad_(False)
     return Source(str(name), model, open_tokenizer(where))
+
+
+def opened_by_blocks(name: str | Path, where: dict[str, Any], config: Any) -> Source:
+    """Return a model whose blocks are on the meta device, and the shelf they are taken from."""
+    empty: Any = empty_model(config, where["trust_remote_code"])
+    prefix, blocks = find_blocks(empty)
+    if "gguf_file" in where or not stand_alone(empty, blocks):
+        why = "its blocks share weights" if "gguf_file" not in where else "a GGUF file is unpacked"
+        raise NearplaneError(f"{name} can only be loaded as a whole, since {why}")
+    names = [f"{prefix}.{index}" for index in range(len(blocks))]
+    model = load(name, where, config, {"": "cpu"} | dict.fromkeys(names, "meta"))
+    model.eval().requires_grad_(False)
+    here = where | {"local_files_only": True}  # it is fetched by now
+
+    def block(index: int) -> nn.Module:
+        return load(name, here, config, {"": "meta", names[index]: "cpu"}).get_submodule(
+            names[index]
+        )
+
+    _, blocks = find_blocks(model)
+    forget_file_pages()
+    return Source(str(name), model, open_tokenizer(where), OnDisk(blocks, block))
 
 
 def location(name: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
@@ -94,20 +132,29 @@ def open_config(name: str | Path, where: dict[str, Any]) -> Any:
     return config
 
 
-def load(name: str | Path, where: dict[str, Any], config: Any) -> nn.Module:
-    """Return the model with its weights on the CPU; a damaged file of a directory is named."""
+def load(
+    name: str | Path, where: dict[str, Any], config: Any, devices: dict[str, str] | None = None
+) -> Any:
+    """Return the model with its weights on the CPU; a damaged file of a directory is named.
+
+    - `devices`: module -> device, for parts that are not wanted now.
+    """
     from transformers import AutoModelForCausalLM
 
     # a GGUF file's weights have many types; bfloat16 is what such models were made from
     kind: dict[str, Any] = {"dtype": torch.bfloat16}
     if "gguf_file" not in where:
         kind = {"dtype": "auto", "config": config, "use_safetensors": True}
+    if devices is not None:
+        kind["device_map"] = devices
     try:
-        if "gguf_file" not in where and Path(name).is_dir():
+        # a part is taken from files that were looked at before
+        if "gguf_file" not in where and "local_files_only" not in where and Path(name).is_dir():
             check_fit(read_shapes(Path(name)), config, where["trust_remote_code"])
-        model, info = AutoModelForCausalLM.from_pretrained(
-            **where, **kind, output_loading_info=True
-        )
+        with without_dispatch() if devices else nullcontext():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                **where, **kind, output_loading_info=True
+            )
     except NearplaneError:
         raise
     except Exception as error:
@@ -116,6 +163,20 @@ def load(name: str | Path, where: dict[str, Any], config: Any) -> nn.Module:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise NearplaneError(f"the model {name} lacks {len(info['missing_keys'])} tensors: {some}")
     return model
+
+
+@contextmanager
+def without_dispatch() -> Iterator[None]:
+    """Keep transformers from letting accelerate move the parts of a model about while it runs."""
+    from transformers import modeling_utils
+
+    module: Any = modeling_utils
+    dispatch = module.accelerate_dispatch
+    module.accelerate_dispatch = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        module.accelerate_dispatch = dispatch
 
 
 def open_tokenizer(where: dict[str, Any]) -> Any:

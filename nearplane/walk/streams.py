@@ -1,16 +1,23 @@
 """Two streams of hidden states through one block: of quantized layers, and of original ones."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
 from nearplane.experts import Experts
-from nearplane.walk.capture import Call, PausedRun, inputs_of
+from nearplane.walk.blocks import Layer
+from nearplane.walk.capture import Call, PausedRun, RepeatedRun, inputs_of
 from nearplane.walk.norm import before_norm
 from nearplane.walk.observe import Plan, Stage
+from nearplane.walk.routed import Routed
+from nearplane.walk.states import States
+
+Run = PausedRun | RepeatedRun
+Calls = Sequence[Callable[[], Call]]  # one a batch, made when it is needed
 
 
 @dataclass(frozen=True)
@@ -30,24 +37,35 @@ class Given:
 
 @dataclass
 class Streams:
-    """A block's paused runs, one a batch; `originals` is empty where only one stream is run.
+    """A block's runs, one a batch; `originals` is empty where only one stream is run.
 
     The original runs are always one stage ahead: they leave a stage before its layers are
-    quantized in place. Layers of it that run late, behind another stage, have their weights of
-    before put back for that: `before`, None until then.
+    quantized in place. Layers that they run later all the same, behind another stage or once more,
+    have their weights of before put back for that: `before`, None until then.
     """
 
     block: nn.Module
-    runs: list[PausedRun]
-    originals: list[PausedRun]
+    runs: list[Run]
+    originals: list[Run]
     added: dict[str, nn.Module]
     before: dict[nn.Module, Tensor | None]
+    routed: dict[Experts, tuple[Routed, Routed]] = field(default_factory=dict)
 
     @classmethod
     def of(
-        cls, plan: Plan, index: int, stages: list[Stage], calls: list[Call], original: list[Call]
+        cls,
+        plan: Plan,
+        index: int,
+        stages: list[Stage],
+        calls: Calls,
+        original: Calls = (),
+        paused: int | None = None,
     ) -> "Streams":
-        """Start the runs of block `index` on both streams' calls."""
+        """Start the runs of block `index` on both streams' calls.
+
+        - `paused`: how many batches' runs wait for the next stage where they are, the first ones;
+          the others start anew for each. All if None.
+        """
         block = plan.blocks[index]
         stops = [stage.layers[0].module for stage in stages]
         stops += {stage.among.entry for stage in stages if stage.among is not None}
@@ -55,50 +73,96 @@ class Streams:
         names = plan.added if original else {}
         layers = [layer for stage in plan.stages[index] for layer in stage.layers]
         added = [names[layer.name] for layer in layers if layer.name in names]
-        runs = [PausedRun(block, stops, call, added) for call in calls]
-        late = [layer.module for stage in stages for layer in stage.late]
-        before: dict[nn.Module, Tensor | None] = dict.fromkeys(late)
-        originals = [PausedRun(block, stops, call, added, before) for call in original]
+        held = len(calls) if paused is None else paused
+        again = [la for stage in stages for la in run_later(stage, held < len(original))]
+        later = [layer.module for layer in again if original]
+        before: dict[nn.Module, Tensor | None] = dict.fromkeys(later)
+
+        def started(call: Callable[[], Call], weights: dict[nn.Module, Tensor | None]) -> PausedRun:
+            return PausedRun(block, stops, call(), added, weights)
+
+        def run(number: int, call: Callable[[], Call], weights: dict) -> Run:
+            return (
+                started(call, weights)
+                if number < held
+                else RepeatedRun(partial(started, call, weights))
+            )
+
+        runs = [run(number, call, {}) for number, call in enumerate(calls)]
+        originals = [run(number, call, before) for number, call in enumerate(original)]
         return cls(block, runs, originals, names, before)
 
-    def entered(self, among: Experts) -> list[Tensor]:
+    def entered(self, among: Experts, states: Callable[[], States] = list) -> States:
         """Return what all experts of a layer are given together, batch by batch.
 
         To be asked once, before what any one of them is given.
+
+        - `states`: makes an empty list for them.
         """
-        for original in self.originals:
-            original.to(among.entry)
-        reached = [run.to(among.entry) for run in self.runs]
-        return [tokens for tokens in reached if tokens is not None]
+        routed = Routed(among, states())
+        original = Routed(among, None)
+        for runs, found in ((self.originals, original), (self.runs, routed)):
+            for run in runs:
+                reached = run.to(among.entry) is not None
+                found.add(run.args if reached else None)
+                run.rest()
+        self.routed[among] = routed, original
+        assert routed.tokens is not None
+        return routed.tokens
+
+    def to_expert(self, stage: Stage, index: int) -> Tensor | None:
+        """Return what a repeated run gives a stage of an expert, without repeating it."""
+        among, expert = stage.among, stage.expert
+        if among is None or expert is None:
+            return None
+        routed, original = self.routed[among]
+        for found, runs in ((original, self.originals), (routed, self.runs)):
+            if runs and found.reaches(index, expert):
+                runs[index].pass_by()
+        return routed.inputs(index, expert, stage.layers[0].module is expert.down_proj)
 
     def given(self, stage: Stage) -> Iterator[Given]:
         """Yield what a stage is given, batch by batch; then let the original runs leave it."""
         module = stage.layers[0].module
         for index, run in enumerate(self.runs):
+            if stage.among is not None and isinstance(run, RepeatedRun):
+                inputs = self.to_expert(stage, index)
+                yield from [] if inputs is None else [Given(inputs)]
+                continue
             inputs = run.to(module)
             original = self.originals[index] if self.originals else None
             twin = original.to(module) if original else None
-            if inputs is None:
-                continue
-            if original is None:
-                yield Given(inputs)
-            elif twin is None or twin.shape != inputs.shape:
-                # an expert that other tokens reach there: nothing to compare, so no drift
-                yield Given(inputs, inputs)
-            else:
-                yield Given(inputs, twin, self.lag(stage, run, original, twin))
-            if stage.times > 1:
-                # what a layer is given later in the same run is not known yet
-                later = inputs_of(self.block, module, stage.times, run.call)[1:]
-                yield from map(Given, later)
+            if inputs is not None:
+                yield self.compared(stage, run, original, inputs, twin)
+                if stage.times > 1:
+                    # what a layer is given later in the same run is not known yet
+                    later = inputs_of(self.block, module, stage.times, run.call)[1:]
+                    yield from map(Given, later)
+            run.rest()
+            if original is not None:
+                original.rest()
         for original in self.originals:
             original.go_on()
-        if self.originals:
-            self.before |= {la.module: la.module.get_parameter("weight").data for la in stage.late}
+        again = (layer.module for layer in stage.layers if layer.module in self.before)
+        self.before |= {module: module.get_parameter("weight").data for module in again}
 
-    def lag(
-        self, stage: Stage, run: PausedRun, original: PausedRun, inputs: Tensor
-    ) -> Tensor | None:
+    def compared(
+        self,
+        stage: Stage,
+        run: Run,
+        original: Run | None,
+        inputs: Tensor,
+        twin: Tensor | None,
+    ) -> Given:
+        """Return what a stage is given in one batch, beside what the original run is given."""
+        if original is None:
+            return Given(inputs)
+        if twin is None or twin.shape != inputs.shape:
+            # an expert that other tokens reach there: nothing to compare, so no drift
+            return Given(inputs, inputs)
+        return Given(inputs, twin, self.lag(stage, run, original, twin))
+
+    def lag(self, stage: Stage, run: Run, original: Run, inputs: Tensor) -> Tensor | None:
         """Return what the stage's output would have to add to make up for drifted hidden states."""
         layer = stage.layers[0]
         if len(stage.layers) > 1 or layer.name not in self.added:
@@ -111,6 +175,18 @@ class Streams:
         with torch.no_grad():
             return before_norm(lag, layer.module(inputs), adder)
 
-    def finish(self) -> tuple[list[Tensor], list[Tensor]]:
+    def finish(self, states: Callable[[], States] = list) -> tuple[States, States]:
         """Go on to the block's end; returns the hidden states of both streams."""
-        return [run.finish() for run in self.runs], [run.finish() for run in self.originals]
+        both = states(), states()
+        for made, runs in zip(both, (self.runs, self.originals), strict=True):
+            for run in runs:
+                made.append(run.finish())
+        return both
+
+
+def run_later(stage: Stage, repeated: bool) -> list[Layer]:
+    """Return the layers of a stage that original runs may run when they are quantized.
+
+    - `repeated`: whether some of these runs start anew for every stage.
+    """
+    return stage.layers if repeated or stage.times > 1 else stage.late

@@ -5,7 +5,8 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from functools import partial
+from typing import Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float, Int64
@@ -13,12 +14,13 @@ from torch import Tensor, nn
 
 from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.lattice.basis import Basis
-from nearplane.lattice.cross_target import choose_drift, moved
+from nearplane.lattice.cross_target import choose_drifts, moved
 from nearplane.methods import Aim, Method
 from nearplane.methods.allocation import allocate
 from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
 from nearplane.walk.blocks import Layer, check_finite, kept_router, routers, unquantizable
 from nearplane.walk.borrow import Entering
+from nearplane.walk.calibration import check_tokens
 from nearplane.walk.capture import Call, calls_of_blocks
 from nearplane.walk.drift import Seen, see, see_drift
 from nearplane.walk.head import head_inputs, head_of, untie
@@ -27,7 +29,10 @@ from nearplane.walk.memory import forget_file_pages, trim
 from nearplane.walk.observe import Plan, Stage, observe
 from nearplane.walk.probe import Probe
 from nearplane.walk.ranks import ALONE, Ranks
-from nearplane.walk.streams import Given, Streams
+from nearplane.walk.room import Room
+from nearplane.walk.shelf import InMemory, Shelf
+from nearplane.walk.states import States
+from nearplane.walk.streams import Calls, Given, Streams
 
 BATCH_TOKENS = 2048
 
@@ -79,6 +84,7 @@ class Walk:
       rounded again; the streams go through them all the same, so that what follows is what it
       would have been.
     - `ranks`: the processes that do this together, each on its share of the tokens.
+    - `shelf`: where the weights of the blocks are; `room`: what may stay in memory.
     """
 
     model: nn.Module
@@ -88,6 +94,8 @@ class Walk:
     bits: dict[str, float] = field(default_factory=dict)
     keeper: Keeper | None = None
     ranks: Ranks = ALONE
+    shelf: Shelf = field(default_factory=InMemory)
+    room: Room = field(default_factory=Room)
     place: int = field(init=False, default=0)
     plan: Plan = field(init=False)
     wanted: list[Layer] = field(init=False)
@@ -100,7 +108,7 @@ class Walk:
 
     def __post_init__(self) -> None:
         check_tokens(self.model, self.tokens)
-        self.plan = observe(self.model, self.tokens)
+        self.plan = observe(self.model, self.tokens, self.shelf)
         self.left_out = self.what_is_left_out()
         self.wanted = [layer for layer in self.plan.layers if not self.skipped(layer)]
         if self.rules.lm_head:
@@ -108,19 +116,24 @@ class Walk:
             untie(self.model, self.wanted[-1])
         if not self.wanted:
             raise NearplaneError("every layer is skipped: nothing to quantize")
-        mixed = [s for stages in self.plan.stages for s in stages if s.among is not None]
-        if mixed and self.ranks.size > 1:
-            raise NearplaneError(
-                f"{mixed[0].layers[0].name} is of an expert: several processes cannot share a "
-                "mixture of experts yet; start one"
-            )
         self.widest = max(layer.shape[1] for layer in self.wanted)
         for layer in self.wanted:
-            check_finite(layer)
             try:
                 self.method.check(*layer.shape)
             except NearplaneError as error:
                 raise NearplaneError(f"{layer.name}: {error}") from error
+        self.check_finite()
+
+    def check_finite(self) -> None:
+        """Raise NearplaneError when a weight to be quantized is no number."""
+        wanted = set(self.wanted)
+        for index, stages in enumerate(self.plan.stages):
+            layers = [la for stage in stages for la in stage.layers if la in wanted]
+            with self.shelf.held(index):
+                for layer in layers:
+                    check_finite(layer)
+        if self.rules.lm_head:
+            check_finite(self.wanted[-1])
 
     def allocate(self) -> dict[str, float]:
         """Give every layer of a block its own rate, by what it does to the model; returns them.
@@ -128,7 +141,9 @@ class Walk:
         The experts of a layer share one for their gates, one for their up projections and so on.
         """
         wanted = {layer.name for layer in self.wanted}
-        probe = Probe(self.model, self.plan, self.method, self.tokens, wanted)
+        probe = Probe(
+            self.model, self.plan, self.method, self.tokens, wanted, self.shelf, self.room
+        )
         causes = probe.causes()
         if causes:
             bits = allocate(causes, self.method.bpw)
@@ -164,42 +179,57 @@ class Walk:
     def __iter__(self) -> Iterator[Done]:
         tokens = self.ranks.share(self.tokens)
         batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-        calls = [
-            calls_of_blocks(self.model, self.plan.blocks, self.plan.tuples, batch)
-            for batch in batches
-        ]
-        hidden = [call[0].hidden for call in calls]
+        calls, hidden = self.begun(batches)
         original = hidden if self.method.compensates else []
         forget_file_pages()
         for index in range(len(self.plan.blocks)):
             now, then = (
-                [call[index].on(h) for call, h in zip(calls, states, strict=False)]
+                [partial(called, c[index], states, b) for b, c in enumerate(calls[: len(states)])]
                 for states in (hidden, original)
             )
-            hidden, original = yield from self.quantize_block(index, now, then)
+            with self.shelf.held(index):
+                hidden, original = yield from self.quantize_block(index, now, then)
         if self.rules.lm_head:
             head = self.wanted[-1]
-            pairs = zip(batches, hidden, strict=True)
-            inputs = (head_inputs(self.model, self.plan, head, b, h) for b, h in pairs)
+            inputs = (
+                head_inputs(self.model, self.plan, head, batch, hidden[number])
+                for number, batch in enumerate(batches)
+            )
             done = self.kept([head])
             if done is None:
                 yield from self.round([head], see(head.shape[1], map(Given, inputs), self.ranks))
             else:
                 yield from self.put([head], done)
 
+    def begun(self, batches: Sequence[Tensor]) -> tuple[list[list[Call]], States]:
+        """Return the calls of all blocks for every batch, and what the first block is given."""
+        states = self.room.states()
+        calls: list[list[Call]] = []
+        for batch in batches:
+            made = calls_of_blocks(self.model, self.plan.blocks, self.plan.tuples, batch)
+            states.append(made[0].hidden)
+            made[0] = made[0].on(torch.empty(0))
+            # masks and positions are mostly the same in all batches
+            calls.append(
+                [call.sharing(first) for call, first in zip(made, calls[0], strict=True)]
+                if calls
+                else made
+            )
+        return calls, states
+
     def quantize_block(
-        self, index: int, calls: list[Call], original: list[Call]
-    ) -> Generator[Done, None, tuple[list[Tensor], list[Tensor]]]:
+        self, index: int, calls: Calls, original: Calls
+    ) -> Generator[Done, None, tuple[States, States]]:
         """Quantize a block stage by stage; returns its hidden states for every call.
 
         - `original`: the calls on what the original blocks give, or nothing.
         """
         stages = [s for s in self.plan.stages[index] if not all(map(self.skipped, s.layers))]
-        streams = Streams.of(self.plan, index, stages, calls, original)
-        entering = Entering(streams)
+        streams = Streams.of(self.plan, index, stages, calls, original, self.room.paused)
+        entering = Entering(streams, self.ranks, self.room.states)
         for stage in stages:
             yield from self.quantize_stage(stage, streams, entering)
-        hidden = streams.finish()
+        hidden = streams.finish(self.room.states)
         for layer in (layer for stage in stages for layer in stage.layers):
             if layer in self.done and not self.plan.shared(layer):
                 layer.release()
@@ -236,11 +266,14 @@ class Walk:
         started = time.perf_counter()
         # before what needs most, and not more often: memory given back must be asked for again
         if layers[0].shape[1] == self.widest:
+            forget_file_pages()
             trim()
-        basis, fallback = self.basis_of(seen, layers)
         originals = [self.original(layer) for layer in layers]
         with self.ranks.sharing_rows():
-            quantized = self.quantized(layers, originals, basis, None if fallback else seen)
+            aims = aims_of(originals, seen)
+        basis, fallback = self.basis_of(seen, layers)
+        with self.ranks.sharing_rows():
+            quantized = self.quantized(layers, originals, basis, None if fallback else aims)
         seconds = (time.perf_counter() - started) / len(layers)
         measured = Measured(seen, fallback, seconds)
         done = [
@@ -272,14 +305,18 @@ class Walk:
             yield layer, weight, report
 
     def quantized(
-        self, layers: list[Layer], weights: list[Tensor], basis: Basis, seen: Seen | None
+        self, layers: list[Layer], weights: list[Tensor], basis: Basis, aims: list[Aim] | None
     ) -> Iterable[QuantizedWeight]:
-        """Return the layers' weights quantized, each at its own rate and aim if it has one."""
-        if seen is None or (seen.whole is None and not self.bits):
+        """Return the layers' weights quantized, each at its own rate and aim if it has one.
+
+        - `aims`: none in a list where one stream was run, None where the basis is no lattice.
+        """
+        if aims is None or not (aims or self.bits):
             return self.method.together(weights, basis)
+        aims = aims or list(map(Aim, weights))
         return [
-            self.method_of(layer).aimed(weight, basis, aim_of(weight, seen))
-            for layer, weight in zip(layers, weights, strict=True)
+            self.method_of(layer).aimed(weight, basis, aim)
+            for layer, weight, aim in zip(layers, weights, aims, strict=True)
         ]
 
     def method_of(self, layer: Layer) -> Method:
@@ -315,6 +352,11 @@ class Walk:
             return self.method.basis(torch.eye(len(seen.hessian))), str(error)
 
 
+def called(call: Call, states: States, batch: int) -> Call:
+    """Return a block's call on the hidden states of one batch."""
+    return call.on(states[batch])
+
+
 def seen_by(stage: Stage, shape: tuple[int, int], streams: Streams, ranks: Ranks = ALONE) -> Seen:
     """Return what the inputs of a stage come to.
 
@@ -328,20 +370,17 @@ def seen_by(stage: Stage, shape: tuple[int, int], streams: Streams, ranks: Ranks
     return see(columns, given, ranks)
 
 
-def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:
-    """Raise NearplaneError when a token is none of the model's."""
-    known = model.get_input_embeddings().weight.shape[0]
-    low, high = (int(token) for token in tokens.aminmax())
-    if low < 0 or high >= known:
-        raise NearplaneError(
-            f"the calibration holds the token {low if low < 0 else high}, but the model knows "
-            f"0 .. {known - 1}: were the tokens made for another model?"
-        )
+def aims_of(weights: list[Tensor], seen: Seen) -> list[Aim]:
+    """Return what to come near to: the weights, moved as far as held-out tokens bear it out.
 
-
-def aim_of(weight: Float[Tensor, "rows n"], seen: Seen) -> Aim:
-    """Return what to come near to: the weight, moved as far as held-out tokens bear it out."""
-    if seen.fitted is None or seen.held is None or seen.whole is None:
-        return Aim(weight)
-    drift = choose_drift(weight, seen.fitted, seen.held)
-    return Aim(moved(weight, seen.whole, drift), {"strength": drift.strength, "ridge": drift.ridge})
+    Nothing where only one stream was run.
+    """
+    parts = seen.parts
+    if parts is None or parts.fitted is None or parts.held is None:
+        return []
+    drifts = choose_drifts(weights, parts.fitted, parts.held)
+    targets = moved(weights, parts.joined(seen), drifts)
+    return [
+        Aim(target, {"strength": drift.strength, "ridge": drift.ridge})
+        for target, drift in zip(targets, drifts, strict=True)
+    ]

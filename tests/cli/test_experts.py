@@ -6,9 +6,11 @@ import pytest
 
 from nearplane.evaluate.verify import verify_against
 from nearplane.methods import ECLQ, HPTQ
-from nearplane.walk.plan import Estimate, Rates, survey
+from nearplane.walk.survey import survey
+from nearplane.walk.work import Run, Sizes
 from tests.cli import tiny
 from tests.walk import moe
+from tests.walk.test_plan import made as planned
 
 # 256 tokens: most experts get less than four for each of 32 columns
 SMALL = ("--method", "hptq", "--bpw", "6", "--sequences", "8", "--length", "32")
@@ -99,6 +101,10 @@ def test_the_plan_counts_the_share_of_tokens_that_an_expert_sees(experts_dir):
     assert found.units == 2 * (4 + 3 + 3)
     weights = sum(layer.weight().numel() for layer in inside)
     assert found.active == found.quantized - weights + weights / 4
-    rates = Rates(float32_flops=1e9, model_flops=2e9, coded_weights=1e6)
-    few, many = (Estimate(found, 8, length, rates).seconds for length in (32, 3200))
+    few, many = (planned(found, sequences=8, length=length).seconds for length in (32, 3200))
     assert few < many
+    # 64 tokens an expert, fewer than four for each of its columns; and 6400, which are enough
+    assert min(Sizes(found, Run(8, 32)).lent_flops()) > 0
+    assert Sizes(found, Run(8, 3200)).lent_flops() == (0, 0)
+    said = planned(found, ranks=2).lines()
+    assert not any("refuse" in line for line in said)

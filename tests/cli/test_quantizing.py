@@ -103,6 +103,29 @@ def test_plan_and_dry_run_say_the_same_sizes(nearplane, model_dir, tmp_path):
     assert not (tmp_path / "out").exists()
 
 
+def test_a_plan_for_several_processes_on_a_device(nearplane, model_dir, tmp_path):
+    shutil.copy(model_dir / "config.json", tmp_path)
+    shown = nearplane("plan", tmp_path, "--bpw", "5", "--ranks", "8", "--device", "h100")
+    assert shown.exit_code == 0, shown.output
+    assert "by 8 processes, h100" in shown.stdout and "network: " in shown.stdout
+    assert "a projection: nearplane quantizes on CPUs today" in shown.stdout
+    assert "of 989 TFLOP/s" in shown.stdout
+    here = nearplane("plan", tmp_path, "--bpw", "5", "--ranks", "2").stdout
+    assert "measured just now" in here and "a projection" not in here
+
+
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        (("--ranks", "0"), "--ranks must be at least 1, not 0"),
+        (("--ranks", "200"), "128 sequences cannot be shared by 200 processes"),
+        (("--device", "h9000"), "no device is called 'h9000'; there are cpu, a100, b200, h100"),
+    ],
+)
+def test_plans_that_cannot_be_made(nearplane, model_dir, options, said):
+    refused(nearplane("plan", model_dir, "--bpw", "5", *options), said)
+
+
 @pytest.mark.parametrize(
     "options, said",
     [

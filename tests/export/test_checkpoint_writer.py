@@ -13,7 +13,7 @@ import torch
 
 import nearplane as npl
 from nearplane import NearplaneError
-from nearplane.export import checkpoint_reader, checkpoint_writer, companions, layout, partial, sums
+from nearplane.export import checkpoint_reader, companions, layout, partial, shard, sums
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from tests.export import tiny
 
@@ -167,7 +167,7 @@ def full_disk(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("owner, name", [(checkpoint_writer, "save_file"), (shutil, "copyfile")])
+@pytest.mark.parametrize("owner, name", [(shard, "written"), (shutil, "copyfile")])
 def test_full_disk(owner, name, tmp_path, monkeypatch):
     monkeypatch.setattr(owner, name, full_disk)
     with pytest.raises(NearplaneError, match="is full: .* GB are free"):

@@ -19,7 +19,7 @@ from nearplane.export import layout, load
 from nearplane.methods import RTN
 from nearplane.trust import forget_fetched_code
 from nearplane.types import NearplaneError
-from nearplane.walk import plan, source
+from nearplane.walk import source, survey
 
 PACKAGE = Path(npl.__file__).parent
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "yaml"}
@@ -60,7 +60,7 @@ def test_no_reader_of_programs_is_in_the_package():
 
 
 def test_code_is_trusted_by_default_nowhere():
-    for function in (npl.load, npl.quantize, source.open_source, source.location, plan.survey):
+    for function in (npl.load, npl.quantize, source.open_source, source.location, survey.survey):
         assert inspect.signature(function).parameters["trust_remote_code"].default is False
     assert Settings().trust_remote_code is False
     wrong = []
@@ -100,7 +100,7 @@ def with_code(copied):
         ("checkpoint", npl.load_tokenizer),
         ("checkpoint", lambda path: using.open_model(str(path), dequantize=True)),
         ("model", source.open_source),
-        ("model", lambda path: plan.survey(path, RTN(4))),
+        ("model", lambda path: survey.survey(path, RTN(4))),
         ("model", lambda path: using.open_model(str(path), dequantize=True)),
     ],
     ids=["load", "load_tokenizer", "run", "open_source", "plan", "eval"],

@@ -6,7 +6,7 @@ import torch
 from nearplane.lattice.cross_target import (
     Drift,
     Moments,
-    choose_drift,
+    choose_drifts,
     held_out_strength,
     moved,
     ridge_move,
@@ -24,6 +24,14 @@ def streams(seed: int, tokens: int, n: int = 24, rows: int = 7, drift: float = 0
     weight = torch.randn(rows, n, generator=random).double()
     lag = drift * x @ torch.randn(n, rows, generator=torch.Generator().manual_seed(2)).double()
     return weight, drifted, x, lag
+
+
+def move_of(weight, of: Moments, ridge: float):
+    return ridge_move(of.wish(weight), of.factor(ridge, weight.dtype))
+
+
+def choose_drift(weight, fitted: Moments, held: Moments) -> Drift:
+    return choose_drifts([weight], fitted, held)[0]
 
 
 def moments(drifted, x, lag=None) -> Moments:
@@ -44,7 +52,7 @@ def test_the_ridge_move_is_where_the_gradient_vanishes(with_lag):
     weight, drifted, x, lag = streams(3, 200)
     lag = lag if with_lag else None
     ridge = 0.1
-    move = ridge_move(weight, moments(drifted, x, lag), ridge)
+    move = move_of(weight, moments(drifted, x, lag), ridge)
     added = ridge * (drifted.square().sum(0).mean() / 200) * 200
     stacked = torch.cat([drifted, added.sqrt() * torch.eye(24).double()])
     wish = x @ weight.T - drifted @ weight.T + (0 if lag is None else lag)
@@ -55,15 +63,15 @@ def test_the_ridge_move_is_where_the_gradient_vanishes(with_lag):
 def test_no_drift_no_move():
     weight, _, x, _ = streams(4, 200)
     same = moments(x, x)
-    assert ridge_move(weight, same, 0.01).abs().max() < 1e-12
+    assert move_of(weight, same, 0.01).abs().max() < 1e-12
     assert choose_drift(weight, same, same).strength == 0
-    assert moved(weight, same, Drift(0.01, 0.0, 0.0)) is weight
+    assert moved([weight], same, [Drift(0.01, 0.0, 0.0)])[0] is weight
 
 
 def test_the_strength_is_the_best_on_the_held_out_tokens():
     weight, drifted, x, lag = streams(5, 60)
     _, held_drifted, held_x, held_lag = streams(6, 300)
-    move = ridge_move(weight, moments(drifted, x, lag), 0.01)
+    move = move_of(weight, moments(drifted, x, lag), 0.01)
     held = moments(held_drifted, held_x, held_lag)
     strength, removed = held_out_strength(move, held.wish(weight), held)
 
@@ -97,6 +105,31 @@ def test_a_massive_token_does_not_move_the_weight():
     _, held_drifted, held_x, _ = streams(10, 400, drift=0.0)
     held = moments(held_drifted, held_x)
     drift = choose_drift(weight, moments(drifted, x), held)
+    (target,) = moved([weight], moments(drifted, x), [drift])
     before = mismatch(weight, weight, held_drifted, held_x)
-    after = mismatch(moved(weight, moments(drifted, x), drift), weight, held_drifted, held_x)
+    after = mismatch(target, weight, held_drifted, held_x)
     assert drift.strength == 0 and after == before
+
+
+def test_weights_that_share_inputs_are_moved_as_each_alone():
+    """Bit by bit: what is shared is the factors only."""
+    weight, drifted, x, lag = streams(11, 300)
+    _, held_drifted, held_x, held_lag = streams(12, 300)
+    fitted, held = moments(drifted, x), moments(held_drifted, held_x)
+    weights = [weight, weight[:3] * 5, torch.zeros(2, 24).double()]
+    drifts = choose_drifts(weights, fitted, held)
+    assert drifts == [choose_drift(each, fitted, held) for each in weights]
+    assert drifts[0].strength > 0 and drifts[2].strength == 0
+    targets = moved(weights, fitted, drifts)
+    for each, drift, target in zip(weights, drifts, targets, strict=True):
+        assert torch.equal(target, moved([each], fitted, [drift])[0])
+
+
+def test_moments_without_a_factor_move_nothing():
+    """Inputs that are all zero, or overflowed: the walk finds out when it makes the basis."""
+    weight = torch.ones(2, 3)
+    for bad in (torch.zeros(3, 3), torch.full((3, 3), torch.inf)):
+        moments = Moments(bad, bad)
+        (drift,) = choose_drifts([weight], moments, moments)
+        assert drift.strength == 0
+        assert moved([weight], moments, [Drift(0.1, 0.5, 1.0)])[0] is weight

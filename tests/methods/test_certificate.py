@@ -5,7 +5,7 @@ import torch
 from nearplane import lattice
 from nearplane.lattice import nearest_plane
 from nearplane.methods import GPTQ, HPTQ
-from nearplane.methods.certificate import certify_rows, inside_box, measure
+from nearplane.methods.certificate import certify_rows, measure, residuals
 from tests.problem import problem
 
 
@@ -18,24 +18,24 @@ def setting(rows=40, n=64):
 
 
 def losses_of(p, basis, step, code):
-    return measure(p.weight, (code * step)[:, basis.columns.argsort()], basis)
+    value = (code * step)[:, basis.columns.argsort()]
+    sides = basis.factor.diagonal()[None] * step
+    return measure(p.weight, value.__getitem__, basis, lambda _: sides)
 
 
 def test_unclipped_rows_are_certified():
     p, basis, step, code = setting()
-    sides = basis.factor.diagonal()[None] * step
-    bound, void = certify_rows(losses_of(p, basis, step, code), sides)
+    bound, void = certify_rows(losses_of(p, basis, step, code))
     assert void == "" and bound.shape == (40,)
     assert torch.allclose(bound, lattice.bound(basis.factor, step).expand(40))
 
 
 def test_a_moved_code_voids_its_row_alone():
     p, basis, step, code = setting()
-    sides = basis.factor.diagonal()[None] * step
     code[3, 10] += 2
     losses = losses_of(p, basis, step, code)
-    assert (~inside_box(losses, sides)).nonzero().flatten().tolist() == [3]
-    bound, void = certify_rows(losses, sides)
+    assert (~losses.inside).nonzero().flatten().tolist() == [3]
+    bound, void = certify_rows(losses)
     assert bound.isnan().nonzero().flatten().tolist() == [3]
     assert "1 of 40 rows" in void
 
@@ -43,16 +43,26 @@ def test_a_moved_code_voids_its_row_alone():
 def test_all_rows_void():
     p, basis, step, code = setting()
     losses = losses_of(p, basis, step, code + 5)
-    bound, void = certify_rows(losses, basis.factor.diagonal()[None] * step)
+    bound, void = certify_rows(losses)
     assert bound is None and "40 of 40 rows" in void
 
 
 def test_residual_is_in_units_of_the_factor():
     p, basis, step, code = setting()
     losses = losses_of(p, basis, step, code)
-    assert torch.allclose(losses.residual.square().sum(1), losses.damped)
-    assert (losses.residual.abs() <= basis.factor.diagonal() * 0.15 * (1 + 1e-9)).all()
+    error = p.weight - (code * step)[:, basis.columns.argsort()]
+    residual = residuals(error, basis)
+    assert torch.allclose(residual.square().sum(1), losses.damped)
+    assert (residual.abs() <= basis.factor.diagonal() * 0.15 * (1 + 1e-9)).all()
     assert (losses.loss <= losses.damped).all()
+
+
+def test_without_a_box_no_row_is_inside():
+    p, basis, step, code = setting()
+    value = (code * step)[:, basis.columns.argsort()]
+    boxed, losses = losses_of(p, basis, step, code), measure(p.weight, value.__getitem__, basis)
+    assert not losses.inside.any() and losses.bound.isinf().all()
+    assert torch.equal(losses.loss, boxed.loss) and torch.equal(losses.damped, boxed.damped)
 
 
 def test_gptq_knows_which_rows_it_clipped():

@@ -304,7 +304,7 @@ def test_the_other_stream_is_the_original_model(family, monkeypatch):
     model = moe.FAMILIES[family].model(**ONE_BLOCK.get(family, {"num_hidden_layers": 1}))
     ends = []
     finish = Streams.finish
-    monkeypatch.setattr(Streams, "finish", lambda self: ends.append(finish(self)) or ends[-1])
+    monkeypatch.setattr(Streams, "finish", lambda *a: ends.append(finish(*a)) or ends[-1])
     expected = []
     hook = model.model.layers[0].register_forward_hook(lambda *args: expected.append(args[2]))
     logits(model)

@@ -173,11 +173,19 @@ def test_moments_add_up(count):
     assert seen.tokens == total and seen.dropped == 0
     close = dict(rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(seen.hessian, x.T @ x / total, **close)
-    torch.testing.assert_close(seen.whole.cross, x.T @ y / total, **close)
-    torch.testing.assert_close(seen.whole.lag, lag.T @ x / total, **close)
     held = 10 * count if count < HELD_OUT else 40 * (count // HELD_OUT)
-    mixed = (seen.fitted.cross * (total - held) + seen.held.cross * held) / total
-    torch.testing.assert_close(mixed, seen.whole.cross, **close)
+    apart = (seen.parts.fitted.cross, seen.parts.held.cross)
+    # Σ x yᵀ of independent normal numbers: every one of 36 entries has the variance `tokens`
+    for part, tokens in zip(apart, (total - held, held), strict=True):
+        assert part.norm() == pytest.approx(6 * tokens**0.5, rel=0.6)
+    mixed = sum(apart) / total
+    whole = seen.parts.joined(seen)
+    torch.testing.assert_close(mixed, whole.cross, **close)
+    torch.testing.assert_close(whole.cross, x.T @ y / total, **close)
+    torch.testing.assert_close(whole.lag, lag.T @ x / total, **close)
+    assert whole.hessian is seen.hessian
+    with pytest.raises(ValueError, match="joined before"):
+        seen.parts.joined(seen)
 
 
 @pytest.mark.parametrize("name", Given.__annotations__)
@@ -186,7 +194,8 @@ def test_tokens_that_are_not_finite_in_either_stream_are_left_out(name):
     getattr(given[1], name)[7, 1] = torch.inf
     seen = see_drift(6, 3, given, 2)
     assert (seen.tokens, seen.dropped) == (79, 1)
-    assert torch.isfinite(seen.whole.cross).all() and torch.isfinite(seen.whole.lag).all()
+    whole = seen.parts.joined(seen)
+    assert torch.isfinite(whole.cross).all() and torch.isfinite(whole.lag).all()
     assert len(Tokens.of(given[1]).finite().drifted) == 39
 
 

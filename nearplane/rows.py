@@ -1,0 +1,67 @@
+"""Work on rows that are independent of each other, so that it can be shared out."""
+
+from collections.abc import Callable
+from itertools import pairwise
+
+import torch
+from torch import Tensor
+
+from nearplane.op import Op
+
+# rows rounded at a time: fewer leave caches less full, and who shares rows out can cut between them
+TILE = 512
+PIECE = 2  # grains that are worked on at a time: what is made on the way need not fit as a whole
+
+Work = Callable[[slice], tuple[Tensor, ...]]
+RowsOf = Callable[[slice], Tensor]  # some rows of a matrix that need not be there as a whole
+
+
+@Op
+def in_parts(work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
+    """Return what `work` makes of consecutive parts of `count` things, in their order.
+
+    Here there is one part. Where several processes share the things out, each works on one and
+    all are given the results; so the caller joins or adds them up in a way that comes to the
+    same bits for any cut.
+
+    - `grain`: cuts are multiples of it, and no part is smaller unless there are fewer things.
+    """
+    return [work(slice(0, count))]
+
+
+def by_rows(work: Work, rows: int, grain: int = TILE) -> tuple[Tensor, ...]:
+    """Return work(all rows), whose results have a row for each of them that depends on it alone."""
+
+    def in_pieces(part: slice) -> tuple[Tensor, ...]:
+        return joined([work(piece) for piece in pieces(part, grain)])
+
+    return joined(in_parts(in_pieces, rows, grain))
+
+
+def joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Return the rows of all parts."""
+    return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
+
+
+def pieces(part: slice, grain: int) -> list[slice]:
+    """Return PIECE grains after the other; none is smaller than a grain unless all are fewer."""
+    ends = list(range(part.start + PIECE * grain, part.stop - grain + 1, PIECE * grain))
+    return [slice(*ends_of) for ends_of in pairwise([part.start, *ends, part.stop])]
+
+
+def kept(of: RowsOf) -> RowsOf:
+    """Return the same function, which makes the rows of each slice once."""
+    made: dict[tuple[int, int, int], Tensor] = {}
+
+    def rows_of(rows: slice) -> Tensor:
+        key = rows.start, rows.stop, rows.step or 1
+        if key not in made:
+            made[key] = of(rows)
+        return made[key]
+
+    return rows_of
+
+
+def some_rows(of: Tensor, rows: slice) -> Tensor:
+    """Return some rows of a matrix; of one that has a single row for all of them, this one."""
+    return of[rows] if len(of) > 1 else of

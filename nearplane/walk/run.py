@@ -1,0 +1,45 @@
+"""What is asked of a run, and how its processes share sequences and rows."""
+
+from dataclasses import dataclass
+
+from nearplane.rows import TILE
+from nearplane.types import NearplaneError
+
+
+@dataclass(frozen=True)
+class Run:
+    """What is asked of a run: the calibration, and by how many processes.
+
+    NearplaneError if there are fewer sequences than processes, or no process.
+    """
+
+    sequences: int
+    length: int
+    ranks: int = 1
+
+    def __post_init__(self) -> None:
+        if self.ranks < 1:
+            raise NearplaneError(f"--ranks must be at least 1, not {self.ranks}")
+        if self.sequences < self.ranks:
+            raise NearplaneError(
+                f"{self.sequences} sequences cannot be shared by {self.ranks} processes: give more "
+                "calibration or start fewer"
+            )
+
+    @property
+    def tokens(self) -> int:
+        return self.sequences * self.length
+
+    def of_sequences(self) -> list[float]:
+        """Return the share of the calibration that each process has, as `Ranks.share` gives it."""
+        return [len(range(r, self.sequences, self.ranks)) / self.sequences for r in self.each]
+
+    def of_things(self, count: int, grain: int = TILE) -> list[float]:
+        """Return the share of `count` things in whole grains that each has, as `Ranks._starts`."""
+        grains = max(count // grain, 1)
+        starts = [grains * rank // self.ranks * grain for rank in range(self.ranks)] + [count]
+        return [(starts[rank + 1] - starts[rank]) / count for rank in self.each]
+
+    @property
+    def each(self) -> range:
+        return range(self.ranks)

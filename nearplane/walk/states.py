@@ -1,0 +1,82 @@
+"""Hidden states of all batches between two blocks: in memory, or in a file that is mapped."""
+
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, Protocol, runtime_checkable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from nearplane.types import NearplaneError
+
+PAGE = 4096  # bytes to which a tensor's place in the file is rounded up, so that it can be mapped
+
+
+@runtime_checkable
+class States(Protocol):
+    """Tensors that are appended one by one and read as often as is needed."""
+
+    def append(self, tensor: Tensor, /) -> None: ...
+
+    def __getitem__(self, index: int, /) -> Tensor: ...
+
+    def __len__(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in the file a tensor lies, and what it is."""
+
+    offset: int
+    shape: torch.Size
+    dtype: torch.dtype
+
+
+class Mapped:
+    """States in a file without a name: its bytes are free again when this goes, or the process.
+
+    A tensor that is read is mapped as long as it lives, and in memory only as far as it is looked
+    at; who writes to it changes a copy.
+    """
+
+    def __init__(self, directory: Path):
+        try:
+            self.file: IO[bytes] = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
+        except OSError as error:
+            raise NearplaneError(f"cannot write in {directory}: {error.strerror}") from error
+        self.directory = directory
+        self.places: list[Place] = []
+        self.end = 0
+
+    def append(self, tensor: Tensor) -> None:
+        """Write a tensor; NearplaneError if the disk is full."""
+        numbers = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+        try:
+            self.file.seek(self.end)
+            numbers.tofile(self.file)
+        except OSError as error:
+            raise NearplaneError(
+                f"{len(numbers) / 1e9:.3f} GB of hidden states could not be written in "
+                f"{self.directory}: {error.strerror or error}"
+            ) from error
+        self.places.append(Place(self.end, tensor.shape, tensor.dtype))
+        self.end += -(-len(numbers) // PAGE) * PAGE
+
+    def __getitem__(self, index: int) -> Tensor:
+        place = self.places[index]
+        bytes_ = place.shape.numel() * place.dtype.itemsize
+        if not bytes_:
+            return torch.empty(place.shape, dtype=place.dtype)
+        mapped: Any = np.memmap(self.file, np.uint8, "c", place.offset, bytes_)  # pyright: ignore
+        return torch.from_numpy(mapped).view(place.dtype).view(place.shape)
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+
+def each(states: States) -> Iterator[Tensor]:
+    """Yield all tensors, in their order."""
+    return (states[index] for index in range(len(states)))
