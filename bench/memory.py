@@ -75,7 +75,10 @@ def child(options: argparse.Namespace) -> None:
     torch.set_num_threads(options.threads)
     draws = torch.Generator().manual_seed(1)
     tokens = torch.randint(options.words, (options.sequences, options.length), generator=draws)
-    method = from_recipe({"method": options.method, "bpw": 3.125})
+    recipe: dict = {"method": options.method, "bpw": 3.125}
+    if options.method == "eclq":
+        recipe["allocate"] = not options.no_allocate
+    method = from_recipe(recipe)
     allowed = options.allowed or None
     watcher = Watcher(says=lambda sentence: print(sentence, flush=True))
     quantize(
@@ -121,6 +124,7 @@ def main() -> None:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--method", default="eclq")
     parser.add_argument("--memory")
+    parser.add_argument("--no-allocate", action="store_true", help="one rate for all, by ECLQ")
     parser.add_argument("--no-twin", action="store_true", help="leave the small comparison out")
     for hidden_option in ("model", "out", "allowed"):
         parser.add_argument(f"--{hidden_option}", help=argparse.SUPPRESS)

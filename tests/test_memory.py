@@ -78,7 +78,7 @@ def test_the_checkpoint_is_the_same(kind, rules, method, sources, tmp_path):
 
 
 def test_a_promise_that_cannot_be_kept_is_refused_at_once(sources, tmp_path):
-    with pytest.raises(NearplaneError, match="0.09 GiB of memory are too little .* at least 0.56"):
+    with pytest.raises(NearplaneError, match="0.09 GiB of memory are too little .* at least 0.70"):
         npl.quantize(sources["dense"], tmp_path / "out", HPTQ(bpw=7.5), TOKENS, memory=10**8)
     assert not list(tmp_path.iterdir())
 

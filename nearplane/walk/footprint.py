@@ -12,7 +12,7 @@ from nearplane.walk.survey import Survey, record_bytes, text_config
 from nearplane.walk.walk import BATCH_TOKENS
 from nearplane.walk.work import Run
 
-BASE_BYTES = 0.6e9  # Python, torch, transformers, and freed blocks that the allocator keeps
+BASE_BYTES = 0.75e9  # Python, torch, transformers, and freed blocks that the allocator keeps
 CHOICE_BYTES = 8 * 8  # of a token: the numbers of the experts that it is sent to
 LOSS_BYTES = 3 * 8  # of every row: loss, damped loss and bound, in float64
 GROUP_BYTES = 1500  # the rest of a file of layers that were rounded together
