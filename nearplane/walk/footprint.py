@@ -25,7 +25,10 @@ ROUNDED = 16
 # bytes for every weight of the layers that share a Hessian: original, target and code
 KEPT = 12
 AIMED_WEIGHT, LAGGED_WEIGHT = 18, 8
-ROUNDED_WEIGHT = 32  # of the layer that is rounded now; its certificate is computed in float64
+ROUNDED_WEIGHT = 24  # of the layer that is rounded now; its certificate is computed in float64
+
+Shapes = tuple[tuple[int, int], ...]
+Kind = tuple[Shapes, bool]
 
 
 @dataclass(frozen=True)
@@ -72,7 +75,16 @@ class Needs:
         if self.found.shares:
             # what enters the experts, and where it is sent
             states += CHOICE_BYTES * self.tokens + (0 if spilled else state)
-        return Memory(self.weights(by_blocks), states, max(self.working, self.probing))
+        weights = self.weights(by_blocks)
+        phases = [(weights, self.probing)]
+        for shapes, expert in self.kinds:
+            phases.append((weights, self.summing(shapes, expert)))
+            widest = by_blocks and shapes[0][1] == self.widest
+            # pages of mapped files are let go before the widest layers are rounded
+            held = self.rounded_weights(shapes) if widest else weights
+            phases.append((held, self.rounding(shapes, expert)))
+        held, working = max(phases, key=sum)
+        return Memory(held, states, working)
 
     @cached_property
     def per_batch(self) -> int:
@@ -144,28 +156,49 @@ class Needs:
         return scale * bytes_of(self.found.model) - sum(sizes), sizes
 
     @cached_property
-    def working(self) -> int | float:
-        """Of the stage that needs most: its moments, targets, factor and rounding."""
-        kinds = {
+    def kinds(self) -> set[Kind]:
+        """The shapes of the layers of a stage, and whether they are of an expert."""
+        return {
             (tuple(layer.shape for layer in stage), stage[0].name in self.found.shares)
             for stage in self.found.stages
         }
-        return max(self.stage(list(shapes), expert) for shapes, expert in kinds)
 
-    def stage(self, shapes: list[tuple[int, int]], expert: bool) -> int | float:
-        """Return what a stage needs that has layers of these shapes."""
-        columns = shapes[0][1]
-        square, weights = columns**2, sum(rows for rows, _ in shapes) * columns
-        largest = max(rows for rows, _ in shapes) * columns
+    @cached_property
+    def widest(self) -> int:
+        return max(layer.shape[1] for layer in self.found.layers)
+
+    def rounded_weights(self, shapes: Shapes) -> int | float:
+        """Return what is in memory of a block that is on disk while its widest layers are rounded.
+
+        Those that are rounded already, and these as the file has them.
+        """
+        return max(self.parts[1]) + self.itemsize * weights_of(shapes)
+
+    def summing(self, shapes: Shapes, expert: bool) -> int | float:
+        """Return what a stage needs while its inputs are summed."""
+        square = shapes[0][1] ** 2
+        return self.under_way + (
+            self.summed_twice(shapes) if self.aimed(expert) else SUMMED * square
+        )
+
+    def rounding(self, shapes: Shapes, expert: bool) -> int | float:
+        """Return what a stage needs when its inputs are summed: for targets, factor, rounding."""
+        square, weights = shapes[0][1] ** 2, weights_of(shapes)
+        largest = max(rows * columns for rows, columns in shapes)
         factored = FACTORED * square + KEPT * weights
         rounded = (HELD + ROUNDED) * square + KEPT * weights + ROUNDED_WEIGHT * largest
-        if not self.found.method.compensates or expert:
-            return max(SUMMED * square + self.under_way, factored, rounded)
-        lagged = LAGGED_WEIGHT * weights if len(shapes) == 1 else 0
-        summed = SUMMED_TWICE * square + lagged
-        return max(
-            summed + self.under_way, summed + AIMED * square + AIMED_WEIGHT * weights, rounded
-        )
+        if not self.aimed(expert):
+            return max(factored, rounded)
+        aimed = self.summed_twice(shapes) + AIMED * square + AIMED_WEIGHT * weights
+        return max(factored, rounded, aimed)
+
+    def summed_twice(self, shapes: Shapes) -> int | float:
+        """Return the bytes of the moments of two streams."""
+        lagged = LAGGED_WEIGHT * weights_of(shapes) if len(shapes) == 1 else 0
+        return SUMMED_TWICE * shapes[0][1] ** 2 + lagged
+
+    def aimed(self, expert: bool) -> bool:
+        return self.found.method.compensates and not expert
 
     @cached_property
     def probing(self) -> int | float:
@@ -176,6 +209,10 @@ class Needs:
         words = self.found.model.get_output_embeddings().weight.shape[0]
         copies = ceil(self.found.units / len(blocks)) + 1
         return 2 * 4 * copies * SEQUENCES * LENGTH // STRIDE * words
+
+
+def weights_of(shapes: Shapes) -> int:
+    return sum(rows * columns for rows, columns in shapes)
 
 
 def bytes_of(module: nn.Module) -> int:
