@@ -1,7 +1,8 @@
-"""What is checked of somebody else's config.json before a model is built from it."""
+"""What is checked of somebody else's files before libraries make something of them."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from nearplane.types import NearplaneError
@@ -9,6 +10,17 @@ from nearplane.types import NearplaneError
 # what a model may compute for itself: tables of positions and masks
 FREE_NUMBERS = 2**28
 BUILT_IN = (None, "eager", "sdpa")  # implementations that are part of transformers
+
+
+@contextmanager
+def panics_as_errors() -> Iterator[None]:
+    """Raise RuntimeError where a library in Rust panics, which is told by no Exception."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(f"a library failed: {error}") from error
 
 
 def forget_fetched_code(config: Any) -> None:

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from nearplane.export import checkpoint_reader
-from nearplane.trust import check_blocks, forget_fetched_code
+from nearplane.trust import check_blocks, forget_fetched_code, panics_as_errors
 from nearplane.types import NearplaneError, first_line
 
 if TYPE_CHECKING:
@@ -47,7 +47,8 @@ def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
 
     source = _checked(path)
     try:
-        return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+        with panics_as_errors():
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
     # the files may hold anything, and every tokenizer has errors of its own for that
     except Exception as error:
         said = first_line(error)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from nearplane.trust import forget_fetched_code
+from nearplane.trust import forget_fetched_code, panics_as_errors
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.blocks import find_blocks
 from nearplane.walk.gguf_header import check_gguf
@@ -184,7 +184,8 @@ def open_tokenizer(where: dict[str, Any]) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(**where)
+        with panics_as_errors():
+            return AutoTokenizer.from_pretrained(**where)
     # a tokenizer that cannot be read is none, whatever it says
     except Exception:
         return None

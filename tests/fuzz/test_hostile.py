@@ -17,10 +17,11 @@ from nearplane.export import layout, sums
 from nearplane.export.checkpoint_reader import check_layers, open_checkpoint
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companions import companion_files
+from nearplane.export.load import load_tokenizer
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import Wanted, calibrate
 from nearplane.walk.report import few_tokens
-from nearplane.walk.source import open_source
+from nearplane.walk.source import open_source, open_tokenizer
 from tests.cli import tiny
 from tests.fuzz import directories
 from tests.fuzz.mutate import assert_one_sentence
@@ -275,3 +276,15 @@ def test_a_template_that_fails_is_said(messages, tmp_path):
     tokenizer.chat_template = "{{ messages[0].content.nothing.more }}\n{{ raise_exception('no') }}"
     says = "the chat template refuses"
     refused(calibrate, path, tokenizer, Wanted(4, 16, chat_template=True), says=says)
+
+
+def test_a_tokenizer_that_its_library_panics_at(copied):
+    """A merge shorter than the prefix of its second part, which tokenizers cuts off unseen."""
+    copy = copied("checkpoint")
+    path = copy / "tokenizer.json"
+    tokenizer = json.loads(path.read_text())
+    tokenizer["model"]["continuing_subword_prefix"] = "x" * 12
+    path.write_text(json.dumps(tokenizer))
+    refused(load_tokenizer, copy, says="no tokenizer that can be read: a library failed")
+    where = {"pretrained_model_name_or_path": str(copy), "trust_remote_code": False}
+    assert open_tokenizer(where) is None
