@@ -28,11 +28,11 @@ from nearplane.walk.means import Means, means_of
 from nearplane.walk.memory import available_bytes, forget_file_pages
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import count_bits, run_report
+from nearplane.walk.run import Run
 from nearplane.walk.shelf import InMemory
 from nearplane.walk.source import Source, open_source
 from nearplane.walk.survey import Survey, survey
 from nearplane.walk.walk import Rules, Walk
-from nearplane.walk.work import Run
 
 MANY_BYTES = 1 << 24  # of a mapped tensor, after which its pages are let go
 

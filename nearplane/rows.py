@@ -49,6 +49,16 @@ def pieces(part: slice, grain: int) -> list[slice]:
     return [slice(*ends_of) for ends_of in pairwise([part.start, *ends, part.stop])]
 
 
+def starts_of_parts(count: int, grain: int, parts: int) -> list[int]:
+    """Return where each of so many parts begins, and the end: whole grains each.
+
+    The short grain at the end goes to the one before: a product of few rows sums in another
+    order than one of many, and the same bits are promised.
+    """
+    grains = max(count // grain, 1)
+    return [grains * part // parts * grain for part in range(parts)] + [count]
+
+
 def kept(of: RowsOf) -> RowsOf:
     """Return the same function, which makes the rows of each slice once."""
     made: dict[tuple[int, int, int], Tensor] = {}

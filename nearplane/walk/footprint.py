@@ -8,9 +8,9 @@ from torch import nn
 
 from nearplane.walk.blocks import find_blocks
 from nearplane.walk.probe import LENGTH, SEQUENCES, STRIDE
+from nearplane.walk.run import Run
 from nearplane.walk.survey import Survey, record_bytes, text_config
 from nearplane.walk.walk import BATCH_TOKENS
-from nearplane.walk.work import Run
 
 BASE_BYTES = 0.75e9  # Python, torch, transformers, and freed blocks that the allocator keeps
 CHOICE_BYTES = 8 * 8  # of a token: the numbers of the experts that it is sent to

@@ -9,9 +9,9 @@ from nearplane.types import NearplaneError
 from nearplane.walk.blocks import find_blocks
 from nearplane.walk.footprint import Memory, Needs
 from nearplane.walk.room import Room
+from nearplane.walk.run import Run
 from nearplane.walk.shelf import stand_alone
 from nearplane.walk.survey import Survey
-from nearplane.walk.work import Run
 
 GIB = 2**30
 
@@ -94,8 +94,7 @@ def ways(found: Survey, needs: Needs) -> Iterator[Means]:
 
 def means_by(needs: Needs, by_blocks: bool, spilled: bool, paused: int) -> Means:
     memory = needs.memory(by_blocks, spilled, paused)
-    columns = max(layer.shape[1] for layer in needs.found.layers)
-    return Means(by_blocks, spilled, paused, needs.batches, memory, columns)
+    return Means(by_blocks, spilled, paused, needs.batches, memory, needs.widest)
 
 
 def can_be_read_by_blocks(found: Survey) -> bool:

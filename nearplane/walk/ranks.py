@@ -17,8 +17,8 @@ import torch.distributed as dist
 from jaxtyping import Int64
 from torch import Tensor
 
-from nearplane.rows import TILE, Work, in_parts
-from nearplane.types import NearplaneError
+from nearplane.rows import TILE, Work, in_parts, starts_of_parts
+from nearplane.types import NearplaneError, first_line
 from nearplane.walk.parcel import unwrapped, wrapped
 
 FAILED = -1  # in place of a size
@@ -126,13 +126,8 @@ class Ranks:
             in_parts.versions = before
 
     def _starts(self, count: int, grain: int) -> list[int]:
-        """Return where each process's part begins, and the end.
-
-        The short grain at the end goes to the one before: a product of few rows sums in another
-        order than one of many, and the same bits are promised.
-        """
-        grains = max(count // grain, 1)
-        return [grains * rank // self.size * grain for rank in range(self.size)] + [count]
+        """Return where each process's part begins, and the end."""
+        return starts_of_parts(count, grain, self.size)
 
     def _gathered(self, own: tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
         """Return what every process has made, in their order, but for those that have nothing."""
@@ -166,7 +161,3 @@ class Ranks:
 
 
 ALONE = Ranks()
-
-
-def first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 
-from nearplane.rows import TILE
+from nearplane.rows import TILE, starts_of_parts
 from nearplane.types import NearplaneError
 
 
@@ -36,8 +36,7 @@ class Run:
 
     def of_things(self, count: int, grain: int = TILE) -> list[float]:
         """Return the share of `count` things in whole grains that each has, as `Ranks._starts`."""
-        grains = max(count // grain, 1)
-        starts = [grains * rank // self.ranks * grain for rank in range(self.ranks)] + [count]
+        starts = starts_of_parts(count, grain, self.ranks)
         return [(starts[rank + 1] - starts[rank]) / count for rank in self.each]
 
     @property
