@@ -6,6 +6,10 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+# before anything that imports torch
+from nearplane import waiting  # noqa: F401
+
+# isort: split
 from nearplane import lattice
 from nearplane.export.registration import register_when_imported
 from nearplane.methods import ECLQ, GPTQ, HPTQ, HRTN, RTN, SSQR, WaterSIC

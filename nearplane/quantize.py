@@ -6,7 +6,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from nearplane import __version__
+from nearplane.arithmetic import AUTO, TYPES, check_arithmetic, name_of
 from nearplane.experts import Experts, join_experts_
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companions import companion_files
@@ -58,6 +59,7 @@ def quantize(
     trust_remote_code: bool = False,
     resume: bool = False,
     memory: int | None = None,
+    arithmetic: str = AUTO,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Quantize every linear layer of a causal language model and store it in `out`.
@@ -67,11 +69,11 @@ def quantize(
 
     - `model`: a directory, a hub name or a .gguf file.
     - `calibration`: a .txt, .jsonl or .parquet file, strings, token tensors or a data set's name.
-    - `sequences`, `length`: at most so many sequences of so many tokens; the length is 2048 or
-      the model's own limit if that is less.
+    - `sequences`, `length`: at most so many of so many tokens; 2048, or the model's limit if less.
     - `rules`: what to skip and what to put up with.
     - `resume`: go on with what an earlier run to `out` finished before it was ended, if anything.
     - `memory`: bytes that a process keeps within, at the price of time; what there is if None.
+    - `arithmetic`: the type of products, by name; "auto": see `nearplane.arithmetic`.
 
     Every finished layer is kept on disk beside `out` until `out` appears (`export.ledger`). Started
     by torchrun, processes share the calibration and the rows of every layer; the first one writes.
@@ -79,13 +81,14 @@ def quantize(
     """
     ranks = Ranks.joined()
     watcher = watcher if watcher and ranks.first else Watcher()
-    started = time.perf_counter()
+    check_arithmetic(arithmetic)
+    started, rules = time.perf_counter(), rules or Rules()
     kept = Ledger(out, ranks.first, ranks.bytes_of_first)
     # a process that is not the first one writes nothing
     made = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
     with made as writer, keeping(kept, watcher) as ledger:
-        rules = rules or Rules()
-        found = survey(model, method, rules, trust_remote_code)
+        asked = arithmetic_of_run(ledger) if resume and arithmetic == AUTO else arithmetic
+        found = same_for_all(survey(model, method, rules, trust_remote_code, False, asked), ranks)
         wanted = Wanted(sequences, length or default_length(found.model), chat_template)
         means = means_for(found, sizes_of(calibration, wanted), ranks, memory)
         source = open_source(model, trust_remote_code, means.by_blocks)
@@ -93,18 +96,16 @@ def quantize(
         tell_calibration(source, account, wanted, watcher)
         check_space(out, stored_bytes(source))
         places = {"shelf": source.shelf, "room": means.room(room_for_states(out))}
-        walk = Walk(source.model, method, tokens, rules, keeper=ledger, ranks=ranks, **places)
-        recipe = method.recipe() | {"calibration": account.for_json()}
+        places |= {"keeper": ledger, "ranks": ranks, "dtype": found.compute}
+        walk = Walk(source.model, method, tokens, rules, **places)
+        recipe = method.recipe() | recipe_of_run(account, found)
         differing = ledger.begin(dependencies(source, recipe, walk), resume)
-        tell_oddities(walk.left_out, differing, watcher)
-        if method.allocates:
-            recipe["allocation"] = allocated(walk, ledger)
-            watcher.says(allocation_sentence(walk.bits))
-        reports = written(walk, writer, watcher)
-        finish = Finish(source, walk, reports, recipe)
+        tell_oddities([arithmetic_sentence(found), *walk.left_out], differing, watcher)
+        recipe |= allocated(walk, ledger, watcher)
+        finish = Finish(source, walk, written(walk, writer, watcher), recipe)
         report = finish.store(writer, time.perf_counter() - started)
         ledger.remove()
-        return report
+    return report
 
 
 @contextmanager
@@ -132,22 +133,51 @@ def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
     return reports
 
 
-def tell_oddities(left_out: list[str], differing: list[str], watcher: Watcher) -> None:
-    """Say what is left out, and how this run differs from the one that it goes on with."""
-    for sentence in left_out:
+def arithmetic_of_run(ledger: Ledger) -> str:
+    """Return the arithmetic of the run that is gone on with; "auto" if there is none."""
+    run = ledger.recall("run")
+    known = run.get("recipe", {}).get("arithmetic") if isinstance(run, dict) else None
+    return known if known in TYPES else AUTO
+
+
+def recipe_of_run(account: Account, found: Survey) -> dict[str, Any]:
+    """Return what a recipe says beside the method: the calibration, and the type computed in."""
+    return {"calibration": account.for_json(), "arithmetic": name_of(found.compute)}
+
+
+def arithmetic_sentence(found: Survey) -> str:
+    """Say which type products run in, and which one the model is stored in."""
+    return f"stored in {name_of(found.dtype)}, computed in {name_of(found.compute)}"
+
+
+def same_for_all(found: Survey, ranks: Ranks) -> Survey:
+    """Return the survey with the type that the first process computes in."""
+    first = ranks.bytes_of_first(name_of(found.compute).encode())
+    return found if first is None else replace(found, compute=getattr(torch, first.decode()))
+
+
+def tell_oddities(facts: list[str], differing: list[str], watcher: Watcher) -> None:
+    """Say what there is to know of a run, and how it differs from the one that it goes on with."""
+    for sentence in facts:
         watcher.says(sentence)
     for sentence in differing:
         watcher.says(f"warning: {sentence}: the result may differ in its last digits")
 
 
-def allocated(walk: Walk, ledger: Ledger) -> dict[str, float]:
-    """Return the rates of layers, found out now or by the run that is gone on with."""
+def allocated(walk: Walk, ledger: Ledger, watcher: Watcher) -> dict[str, Any]:
+    """Return what the recipe says of the layers' own rates; nothing of a method that gives none.
+
+    They are found out now, or were by the run that is gone on with.
+    """
+    if not walk.method.allocates:
+        return {}
     known = ledger.recall("allocation")
     if known is None:
         ledger.remember("allocation", walk.allocate())
     else:
         walk.bits = known
-    return walk.bits
+    watcher.says(allocation_sentence(walk.bits))
+    return {"allocation": walk.bits}
 
 
 def dependencies(source: Source, recipe: dict[str, Any], walk: Walk) -> dict[str, Any]:

@@ -45,6 +45,13 @@ class Settings:
             help="Keep within so much memory, as 6GiB, or refuse; what there is if not said"
         ),
     ] = None
+    arithmetic: Annotated[
+        str,
+        typer.Option(
+            help="The type that products run in: float32, bfloat16 or float16; auto is the model's "
+            "own, or float32 where this processor is slow at that"
+        ),
+    ] = "auto"
     skip: Annotated[
         list[str] | None,
         typer.Option(help="Leave layers alone whose names match this expression; repeatable"),
@@ -90,7 +97,9 @@ def quantize(
 
     resolved_output(out)
     rules = rules_of(settings)
-    found = fitting(survey(model, method, rules, settings.trust_remote_code), settings.size)
+    told = {"arithmetic": settings.arithmetic}
+    found = survey(model, method, rules, settings.trust_remote_code, **told)
+    found = fitting(found, settings.size)
     method, speaks = found.method, Ranks.joined().first
     if speaks:
         typer.echo(found.sentence(), err=True)
@@ -107,6 +116,7 @@ def quantize(
             trust_remote_code=settings.trust_remote_code,
             resume=resume,
             memory=allowed(settings),
+            arithmetic=settings.arithmetic,
             watcher=watcher,
         )
     if speaks:
@@ -138,7 +148,9 @@ def plan(
     known(device)
     Run(settings.sequences, 1, ranks)
     rules = rules_of(settings)
-    found = fitting(survey(model, method, rules, settings.trust_remote_code, True), settings.size)
+    told = {"bare": True, "arithmetic": settings.arithmetic}
+    found = survey(model, method, rules, settings.trust_remote_code, **told)
+    found = fitting(found, settings.size)
     asked = (settings.sequences, settings.length, ranks, device, allowed(settings))
     for line in estimate(found, *asked).lines():
         typer.echo(line)
@@ -189,8 +201,10 @@ def prepare(settings: Settings) -> None:
     """Set the number of threads and silence the libraries."""
     import torch
 
+    from nearplane.arithmetic import check_arithmetic
     from nearplane.cli.quiet import quiet
 
+    check_arithmetic(settings.arithmetic)
     if settings.threads is not None:
         if settings.threads < 1:
             raise NearplaneError(f"--threads must be at least 1, not {settings.threads}")

@@ -14,6 +14,14 @@ Dequantize = Annotated[
     ),
 ]
 
+Arithmetic = Annotated[
+    str,
+    typer.Option(
+        help="Type that products run in: float32, bfloat16 or float16; auto is the model's own, "
+        "or float32 where this processor is slow at that"
+    ),
+]
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A checkpoint or a model")],
@@ -28,32 +36,36 @@ def evaluate(
         typer.Option(metavar="MODEL", help="A model to compare with, as the one DIR was made of"),
     ] = None,
     dequantize: Dequantize = True,
+    arithmetic: Arithmetic = "auto",
 ) -> None:
     """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
+    from nearplane.arithmetic import check_arithmetic, name_of
     from nearplane.cli.quiet import quiet
     from nearplane.evaluate.perplexity import Cut, cut_text
     from nearplane.export.linear import is_compressed, resident_bpw
 
+    check_arithmetic(arithmetic)
     cut = Cut(context, stride, windows)
     quiet()
-    opened, tokenizer = open_model(model, dequantize)
+    opened, tokenizer = open_model(model, dequantize, arithmetic)
     if tokenizer is None:
         raise NearplaneError(f"{model} has no tokenizer that can be read")
-    for sentence in judged(opened, cut_text(text, tokenizer, cut), cut, against):
+    for sentence in judged(opened, cut_text(text, tokenizer, cut), cut, against, arithmetic):
         typer.echo(sentence)
-    typer.echo(bits_sentence(model, opened))
+    typer.echo(f"computed in {name_of(opened.dtype)}")
+    typer.echo(bits_sentence(model))
     if not dequantize and is_compressed(opened):
         typer.echo(f"{resident_bpw(opened):.3f} bits per weight of the compressed layers in memory")
 
 
-def judged(model: Any, windows: Any, cut: Any, against: str | None) -> list[str]:
+def judged(model: Any, windows: Any, cut: Any, against: str | None, arithmetic: str) -> list[str]:
     """Return the perplexity in a sentence and, with a model to compare with, the divergence."""
     from nearplane.evaluate.divergence import divergence
     from nearplane.evaluate.perplexity import perplexity
 
     if against is None:
         return [perplexity(model, windows, cut).sentence()]
-    reference, _ = open_model(against, dequantize=True)
+    reference, _ = open_model(against, dequantize=True, arithmetic=arithmetic)
     found = divergence(model, reference, windows, cut)
     return [found.model.sentence(), found.sentence()]
 
@@ -67,41 +79,51 @@ def run(
         typer.Option(help="Put the prompt in the chat template; unsaid: if there is one"),
     ] = None,
     dequantize: Dequantize = False,
+    arithmetic: Arithmetic = "auto",
 ) -> None:
     """Continue a prompt, greedily, and write the text as it comes."""
+    from nearplane.arithmetic import check_arithmetic
     from nearplane.cli.quiet import quiet
 
     if tokens < 1:
         raise NearplaneError(f"--tokens must be at least 1, not {tokens}")
+    check_arithmetic(arithmetic)
     quiet()
-    model, tokenizer = open_model(directory, dequantize)
+    model, tokenizer = open_model(directory, dequantize, arithmetic)
     if tokenizer is None:
         raise NearplaneError(f"{directory} has no tokenizer that can be read")
     write_on(model, tokenizer, encoded(tokenizer, prompt, chat), tokens)
 
 
-def open_model(name: str, dequantize: bool) -> tuple[Any, Any]:
+def open_model(name: str, dequantize: bool, arithmetic: str = "auto") -> tuple[Any, Any]:
     """Return the model and the tokenizer of a checkpoint, or of a model that is not compressed."""
+    from nearplane.arithmetic import arithmetic_for
     from nearplane.export.load import load, load_tokenizer
-    from nearplane.walk.source import location, open_config, open_source
+    from nearplane.walk.source import location, open_config, open_source, stored_dtype
 
-    config = open_config(name, location(name))
+    where = location(name)
+    config = open_config(name, where)
     quantization = getattr(config, "quantization_config", None)
     if not isinstance(quantization, dict) or quantization.get("quant_method") != "nearplane":
-        source = open_source(name)
+        compute = arithmetic_for(stored_dtype(config, where), arithmetic)
+        source = open_source(name, dtype=compute)
         return source.model, source.tokenizer
-    return load(name, dequantize=dequantize), load_tokenizer(name)
+    model = load(name, dequantize=dequantize, arithmetic=arithmetic)
+    return model, load_tokenizer(name)
 
 
-def bits_sentence(name: str, model: Any) -> str:
+def bits_sentence(name: str) -> str:
     """Return a checkpoint's bits per weight, or the model's type."""
     from pathlib import Path
 
+    from nearplane.arithmetic import name_of
     from nearplane.evaluate.bits import account, is_checkpoint
+    from nearplane.walk.source import location, open_config, stored_dtype
 
     if is_checkpoint(name):
         return account(Path(name)).sentence()
-    return f"not compressed: {str(model.dtype).removeprefix('torch.')}"
+    where = location(name)
+    return f"not compressed: {name_of(stored_dtype(open_config(name, where), where))}"
 
 
 def encoded(tokenizer: Any, prompt: str, chat: bool | None) -> Any:

@@ -20,34 +20,47 @@ from nearplane.walk.head import head_inputs, head_of, untie
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.observe import Stage, observe
 from nearplane.walk.walk import BATCH_TOKENS
+from nearplane.walk.weights import Weights
 
 
 def replayed_losses(
-    model: nn.Module, tokens: Int64[Tensor, "n length"], checkpoint: Checkpoint
+    model: nn.Module,
+    tokens: Int64[Tensor, "n length"],
+    checkpoint: Checkpoint,
+    dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[str, float]]:
     """Yield name and loss of every stored layer, and leave the stored values in `model`.
 
     What a layer is given depends only on the layers before it, and they hold the values that they
     held when it was rounded; so one run of each finished block gives its Hessians.
+
+    - `dtype`: that the walk computed in; the model's own if None.
     """
-    plan = observe(model, tokens)
+    weights = Weights(model, dtype=dtype)
+    plan = observe(model, tokens, weights)
     batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-    calls = [calls_of_blocks(model, plan.blocks, plan.tuples, batch) for batch in batches]
+    with weights.outside():
+        calls = [calls_of_blocks(model, plan.blocks, plan.tuples, batch) for batch in batches]
     hidden = [call[0].hidden for call in calls]
     for index, block in enumerate(plan.blocks):
         stored = [layers_in(stage, checkpoint) for stage in plan.stages[index]]
-        errors = {la.name: put_stored(la, checkpoint) for stage in stored for la in stage.layers}
-        now = [call[index].on(h) for call, h in zip(calls, hidden, strict=True)]
-        hessians, hidden = hessians_of(block, [stage for stage in stored if stage.layers], now)
-        for stage, hessian in hessians:
-            yield from losses_of(stage.layers, hessian, errors)
+        with weights.block(index):
+            errors = {
+                la.name: put_stored(la, checkpoint, weights) for st in stored for la in st.layers
+            }
+            now = [call[index].on(h) for call, h in zip(calls, hidden, strict=True)]
+            hessians, hidden = hessians_of(block, [stage for stage in stored if stage.layers], now)
+            for stage, hessian in hessians:
+                yield from losses_of(stage.layers, hessian, errors)
     head = head_of(model)
     if head.name in checkpoint.layers:
         untie(model, head)
         moment = HessianSum(head.shape[1])
-        for batch, states in zip(batches, hidden, strict=True):
-            moment.add(head_inputs(model, plan, head, batch, states))
-        yield from losses_of([head], moment.mean(), {head.name: put_stored(head, checkpoint)})
+        with weights.outside():
+            for batch, states in zip(batches, hidden, strict=True):
+                moment.add(head_inputs(model, plan, head, batch, states))
+            errors = {head.name: put_stored(head, checkpoint, weights)}
+        yield from losses_of([head], moment.mean(), errors)
 
 
 def losses_of(
@@ -64,10 +77,13 @@ def layers_in(stage: Stage, checkpoint: Checkpoint) -> Stage:
     return replace(stage, layers=[la for la in stage.layers if la.name in checkpoint.layers])
 
 
-def put_stored(layer: Layer, checkpoint: Checkpoint) -> Float[Tensor, "rows columns"]:
+def put_stored(
+    layer: Layer, checkpoint: Checkpoint, weights: Weights
+) -> Float[Tensor, "rows columns"]:
     """Give the layer its stored value and return weight − value."""
     value = decoded(checkpoint, layer.name)
-    error = layer.weight().detach().float() - value
+    original = weights.original(layer.module)
+    error = (original.T if layer.transposed else original).float() - value
     layer.assign(value)
     return error
 

@@ -8,6 +8,7 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from nearplane.arithmetic import TYPES
 from nearplane.evaluate.replay import decoded, replayed_losses
 from nearplane.experts import split_experts_
 from nearplane.export.checkpoint_reader import Checkpoint, check_layers, open_checkpoint
@@ -73,7 +74,8 @@ def verify_against(
         found.checked.append(f"not checked: the calibration loss, because {why_not}")
         return found
     compared = Compared(checkpoint)
-    for name, loss in replayed_losses(source.model, tokens, checkpoint):
+    dtype = TYPES.get(recipe_of(checkpoint).get("arithmetic"))
+    for name, loss in replayed_losses(source.model, tokens, checkpoint, dtype):
         compared.note(name, loss)
     found.note(f"calibration losses recomputed, {compared.sentence()}", compared.problems)
     return found

@@ -5,6 +5,7 @@ whatever is wrong becomes a NearplaneError that names the file.
 """
 
 import json
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from pathlib import Path
 from reprlib import repr
 from typing import Any
 
+import torch
 from jaxtyping import UInt8
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
@@ -20,6 +22,9 @@ from nearplane import codes
 from nearplane.export import layout, partial
 from nearplane.export.record_check import check_record
 from nearplane.types import NearplaneError, first_line
+
+# what safetensors calls the types that weights are stored in
+FLOATS = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 
 
 @dataclass(frozen=True)
@@ -45,6 +50,18 @@ class Checkpoint:
             raise NearplaneError(f"{self.directory}: there is no tensor {name!r}")
         with _opened(self.directory / self.file_of[name]) as shard:
             return shard.get_tensor(name)
+
+    def stored_dtype(self) -> torch.dtype | None:
+        """Return the floating-point type of the largest tensor that has one; None if none has."""
+        sizes: dict[torch.dtype, int] = {}
+        for file in sorted(set(self.file_of.values())):
+            with _opened(self.directory / file) as shard:
+                for name in shard.keys():  # noqa: SIM118
+                    part = shard.get_slice(name)
+                    dtype = FLOATS.get(part.get_dtype())
+                    if dtype is not None:
+                        sizes[dtype] = max(sizes.get(dtype, 0), math.prod(part.get_shape()))
+        return max(sizes, key=sizes.__getitem__, default=None)
 
     def record(self, layer: str) -> UInt8[Tensor, " bytes"]:
         """Return a layer's record, after checking its bytes and its shape."""

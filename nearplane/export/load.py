@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nearplane.arithmetic import AUTO, arithmetic_for, check_arithmetic, name_of
 from nearplane.export import checkpoint_reader
 from nearplane.trust import check_blocks, forget_fetched_code, panics_as_errors
 from nearplane.types import NearplaneError, first_line
@@ -20,6 +21,7 @@ def load(
     device: torch.device | str | None = None,
     dequantize: bool = False,
     trust_remote_code: bool = False,
+    arithmetic: str = AUTO,
 ) -> "PreTrainedModel":
     """Return the model of a checkpoint, ready to evaluate.
 
@@ -27,13 +29,24 @@ def load(
     not whole is a NearplaneError.
 
     - `path`: a directory, or a name on the hub.
-    - `dtype`: of activations and of what is not compressed; the checkpoint's own by default.
+    - `dtype`: of activations and of what is not compressed; what `arithmetic` says by default.
     - `dequantize`: decode every layer now, into as much memory as the original took. Unsaid, layers
       are laid out for this machine's kernels, which multiply by the compressed weights.
     - `trust_remote_code`: run the Python files that a checkpoint of an unusual model brings.
+    - `arithmetic`: the type that products run in: "float32", "bfloat16" or "float16"; "auto" is the
+      checkpoint's own, or float32 where this processor is slow at that. `save_pretrained` stores
+      the checkpoint's own type again.
     """
+    check_arithmetic(arithmetic)
     source = _checked(path)
-    model = _complete(source, dtype or "auto", trust_remote_code, lay_out=not dequantize)
+    config = _config(source, trust_remote_code)
+    stored = _stored_dtype(source, config)
+    compute = dtype if dtype is not None else arithmetic_for(stored, arithmetic, device)
+    settings = getattr(config, "quantization_config", None)
+    if isinstance(settings, dict):
+        settings["lay_out"] = not dequantize
+        settings["stored_dtype"] = name_of(stored) if dtype is None else None
+    model = _complete(source, config, compute, trust_remote_code)
     if getattr(model, "hf_quantizer", None) is None:
         raise NearplaneError(f"{path} is not a nearplane checkpoint")
     if dequantize:
@@ -71,21 +84,39 @@ def _looks_local(name: str) -> bool:
     return name.startswith((".", "/", "~")) or name.endswith("/") or name.count("/") > 1
 
 
-def _complete(
-    source: str, dtype: torch.dtype | str, trusted: bool, lay_out: bool
-) -> "PreTrainedModel":
-    """Return the model of `source`; NearplaneError if a tensor is missing or of another shape."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+def _config(source: str, trusted: bool) -> Any:
+    """Return the configuration of `source`; NearplaneError if transformers cannot read it."""
+    from transformers import AutoConfig
 
     try:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
-        if not trusted:
-            forget_fetched_code(config)
+    # config.json may hold anything, and every model has errors of its own for that
+    except Exception as error:
+        raise NearplaneError(f"{source} cannot be loaded: {first_line(error)}") from error
+    if not trusted:
+        forget_fetched_code(config)
+    return config
+
+
+def _stored_dtype(source: str, config: Any) -> torch.dtype:
+    """Return the type of what is not compressed, as the files have it."""
+    found = None
+    if Path(source).is_dir():
+        found = checkpoint_reader.open_checkpoint(source).stored_dtype()
+    named = getattr(config, "dtype", None)
+    return found or (named if isinstance(named, torch.dtype) else torch.float32)
+
+
+def _complete(
+    source: str, config: Any, dtype: torch.dtype | str, trusted: bool
+) -> "PreTrainedModel":
+    """Return the model of `source`; NearplaneError if a tensor is missing or of another shape."""
+    from transformers import AutoModelForCausalLM
+
+    try:
         if Path(source).is_dir():
             tensors = checkpoint_reader.open_checkpoint(source).file_of
             check_blocks(config, len(tensors))
-        if isinstance(getattr(config, "quantization_config", None), dict):
-            config.quantization_config["lay_out"] = lay_out
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,

@@ -45,10 +45,12 @@ class NearplaneConfig(QuantizationConfigMixin):
         layers: dict[str, Any] | None = None,
         quant_method: str = layout.METHOD,
         lay_out: bool = True,
+        stored_dtype: str | None = None,
         **other: Any,
     ):
-        # of this load alone: whether records are put into the form that kernels multiply by
-        self.lay_out = lay_out
+        # of this load alone: whether records are put into the form that kernels multiply by, and
+        # the type that what is not compressed is saved in again, if it is computed in another
+        self.lay_out, self.stored_dtype = lay_out, stored_dtype
         self.quant_method = quant_method  # pyright: ignore[reportAttributeAccessIssue]
         self.format_version = format_version
         self.layers = layers or {}
@@ -80,6 +82,13 @@ class NearplaneQuantizer(HfQuantizer):
     @property
     def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
         return False
+
+    def get_state_dict_and_metadata(self, model: "PreTrainedModel") -> tuple[Any, dict[str, str]]:
+        """Return what `save_pretrained` writes: numbers that were only widened, as they were."""
+        stored = self.quantization_config.stored_dtype
+        if stored is None:
+            return None, {}
+        return narrowed(model.state_dict(), getattr(torch, stored)), {}
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         # config.json names no type, and the first shard holds nothing but records
@@ -144,6 +153,24 @@ class NearplaneQuantizer(HfQuantizer):
             model.__dict__.pop("_weight_conversions", None)
         # a cast that changes nothing would still touch what the model keeps in float32
         return model if model.dtype == dtype else model.to(dtype)  # pyright: ignore[reportArgumentType]
+
+
+def narrowed(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return a state dict with its numbers in `dtype`, but for tensors that it cannot hold exactly.
+
+    Tensors that share their memory share it again.
+    """
+    made: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    for name, tensor in state.items():
+        key = (tensor.data_ptr(), tensor.shape)
+        if tensor.is_floating_point() and tensor.dtype != dtype and key not in made:
+            narrow = tensor.to(dtype)
+            exact = tensor.element_size() > narrow.element_size() and narrow.to(tensor.dtype).equal(
+                tensor
+            )
+            made[key] = narrow if exact else tensor
+        state[name] = made.get(key, tensor)
+    return state
 
 
 def plain(layer: CompressedLinear, dtype: torch.dtype) -> nn.Module:

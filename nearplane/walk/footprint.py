@@ -76,7 +76,8 @@ class Needs:
             # what enters the experts, and where it is sent
             states += CHOICE_BYTES * self.tokens + (0 if spilled else state)
         weights = self.weights(by_blocks)
-        phases = [(weights, self.probing)]
+        # what is outside of the blocks is converted while the model runs as a whole
+        phases = [(weights, self.probing + self.converted)]
         for shapes, expert in self.kinds:
             phases.append((weights, self.summing(shapes, expert)))
             widest = by_blocks and shapes[0][1] == self.widest
@@ -114,7 +115,19 @@ class Needs:
 
     @property
     def itemsize(self) -> int:
-        return self.found.dtype.itemsize
+        """Of the type that is computed in."""
+        return self.found.compute.itemsize
+
+    @property
+    def widening(self) -> float:
+        """How many times as large a weight is in the type that is computed in."""
+        return self.itemsize / self.found.dtype.itemsize
+
+    @property
+    def converted(self) -> int | float:
+        """Of what is outside of blocks, in the type that is computed in, where it is another."""
+        same = self.found.compute == self.found.dtype
+        return 0 if same else self.parts[0] * self.widening
 
     @cached_property
     def width(self) -> int | float:
@@ -143,15 +156,19 @@ class Needs:
         return self.batch_tokens * states + (self.waiting if self.streams > 1 else 0)
 
     def weights(self, by_blocks: bool) -> int | float:
-        """Return the bytes of weights in memory; a block's are there original and rounded."""
+        """Return the bytes of weights in memory; a block's are there as stored, and rounded.
+
+        Rounded ones are in the type that is computed in.
+        """
         outside, sizes = self.parts
-        return outside + (2 * max(sizes) if by_blocks else sum(sizes) + max(sizes))
+        rounded = max(sizes) * self.widening
+        return outside + (max(sizes) if by_blocks else sum(sizes)) + rounded
 
     @cached_property
     def parts(self) -> tuple[int | float, list[int | float]]:
         """The bytes outside of blocks, and of every block."""
         _, blocks = find_blocks(self.found.model)
-        scale = self.itemsize / next(self.found.model.parameters()).itemsize
+        scale = self.found.dtype.itemsize / next(self.found.model.parameters()).itemsize
         sizes = [scale * bytes_of(block) for block in blocks]
         return scale * bytes_of(self.found.model) - sum(sizes), sizes
 
@@ -172,7 +189,8 @@ class Needs:
 
         Those that are rounded already, and these as the file has them.
         """
-        return max(self.parts[1]) + self.itemsize * weights_of(shapes)
+        stored = self.found.dtype.itemsize * weights_of(shapes)
+        return max(self.parts[1]) * self.widening + stored
 
     def summing(self, shapes: Shapes, expert: bool) -> int | float:
         """Return what a stage needs while its inputs are summed."""

@@ -15,7 +15,7 @@ from nearplane.experts import Expert, Experts, split_experts_
 from nearplane.walk.blocks import Layer, find_blocks, layers_of
 from nearplane.walk.capture import hidden_of, replaced_forward
 from nearplane.walk.norm import is_rms_norm
-from nearplane.walk.shelf import InMemory, Shelf
+from nearplane.walk.weights import Weights
 
 OBSERVED_TOKENS = 16
 
@@ -219,13 +219,13 @@ def identity(tensor: Tensor) -> tuple:
 
 
 def observe(
-    model: nn.Module, tokens: Int64[Tensor, "n length"], shelf: Shelf | None = None
+    model: nn.Module, tokens: Int64[Tensor, "n length"], weights: Weights | None = None
 ) -> Plan:
     """Run the model on a few tokens and return its blocks and stages.
 
     Fused experts are replaced by `Experts` for good.
 
-    - `shelf`: where the weights of its blocks are; in the model if None.
+    - `weights`: where they are and what computes with them; in the model, as stored, if None.
 
     Raises NearplaneError when the model has no blocks.
     """
@@ -233,13 +233,13 @@ def observe(
     name, blocks = find_blocks(model)
     watches = [Watch.of(block, f"{name}.{index}") for index, block in enumerate(blocks)]
     forwards = [block.forward for block in blocks]
-    held = (shelf or InMemory()).held
+    weights = weights or Weights(model)
 
     def watched(index: int, args: tuple, kwargs: dict) -> Any:
-        with held(index):
+        with weights.block(index):
             return watches[index].run(blocks[index], forwards[index], args, kwargs)
 
-    with replaced_forward(blocks, watched), torch.no_grad():
+    with weights.outside(), replaced_forward(blocks, watched), torch.no_grad():
         model(input_ids=tokens[:1, :OBSERVED_TOKENS], use_cache=False)
     silent = [layer for watch in watches for layer in watch.silent]
     added = {name: module for watch in watches for name, module in watch.added.items()}

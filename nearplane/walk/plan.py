@@ -178,7 +178,7 @@ class Estimate:
             f"{len(self.survey.stages)} Hessians; parts follow each other, none overlaps another"
         ]
         if self.device == CPU:
-            lines += measured_lines(self.rates, self.trial, self.survey.dtype, run.ranks)
+            lines += measured_lines(self.rates, self.trial, self.survey.compute, run.ranks)
             return [*lines, expected(run.ranks)]
         lines += stated_lines(self.device, self.rates, self.trial, run.ranks)
         return [*lines, "expect the right order of magnitude, not more"]
@@ -217,6 +217,8 @@ def estimate(
     limit = getattr(text_config(found.model), "max_position_embeddings", None) or DEFAULT_LENGTH
     run = Run(sequences, length or min(DEFAULT_LENGTH, limit), ranks)
     if device != CPU:
+        # what this machine is slow at says nothing of another one
+        found = replace(found, compute=found.dtype)
         trial = tried_on_one_core(found)
         rates = rates_of(device, ranks, trial)
         return Estimate(found, run, rates, trial, device, allowed)

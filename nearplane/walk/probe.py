@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Int64
-from torch import Tensor, nn
+from torch import Tensor
 
 from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.methods import Method
@@ -20,9 +20,9 @@ from nearplane.walk.drift import see
 from nearplane.walk.head import head_inputs, head_of
 from nearplane.walk.observe import Plan
 from nearplane.walk.room import Room
-from nearplane.walk.shelf import InMemory, Shelf
 from nearplane.walk.states import States
 from nearplane.walk.streams import Streams
+from nearplane.walk.weights import Weights
 
 Error = tuple[Layer, Tensor]  # as (out, in)
 
@@ -42,12 +42,11 @@ class Probe:
     its lattice, from the Hessian of a few tokens. The rest of the model stays as it is.
     """
 
-    model: nn.Module
+    weights: Weights
     plan: Plan
     method: Method
     tokens: Int64[Tensor, "n length"]
     wanted: set[str]
-    shelf: Shelf = field(default_factory=InMemory)
     room: Room = field(default_factory=Room)
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     calls: dict[int, list[Call]] = field(default_factory=dict)
@@ -66,7 +65,8 @@ class Probe:
     @torch.no_grad()
     def causes(self) -> dict[str, Cause]:
         """Return what every unit of wanted layers does to the model, which stays as it was."""
-        return dict(self.probed())
+        with self.weights.outside():
+            return dict(self.probed())
 
     def probed(self) -> Iterator[tuple[str, Cause]]:
         """Go through the blocks once, and take along what was disturbed in earlier ones."""
@@ -76,7 +76,7 @@ class Probe:
         units: list[list[list[Layer]]] = []
         states = self.room.states()
         for index, block in enumerate(self.plan.blocks):
-            with self.shelf.held(index):
+            with self.weights.block(index):
                 call = calls[index].on(hidden)
                 disturbed = [
                     ([layer for layer, _ in errors], self.block_output(index, state, errors))
@@ -170,12 +170,13 @@ class Probe:
 
     def calls_on(self, tokens: Int64[Tensor, "n length"]) -> list[Call]:
         """Return the calls of all blocks on some tokens."""
-        return calls_of_blocks(self.model, self.plan.blocks, self.plan.tuples, tokens)
+        return calls_of_blocks(self.weights.model, self.plan.blocks, self.plan.tuples, tokens)
 
     def predictions(self, tokens: Tensor, hidden: Tensor) -> list[Tensor]:
         """Return the log-probabilities at the compared positions, sequence by sequence."""
-        given = head_inputs(self.model, self.plan, head_of(self.model), tokens, hidden)
-        head: Any = self.model.get_output_embeddings()
+        model: Any = self.weights.model
+        given = head_inputs(model, self.plan, head_of(model), tokens, hidden)
+        head = model.get_output_embeddings()
         return [
             torch.log_softmax(head(sequence.contiguous()).float(), -1)
             for sequence in given[:, STRIDE - 1 :: STRIDE]

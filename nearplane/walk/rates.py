@@ -32,7 +32,7 @@ BLOCK_PASSES = 0.625  # of a full product: what times_triangle does, its zeros m
 class Rates:
     """What one process does in a second.
 
-    - `forward_flops`, `attention_flops`: of forward passes, in the model's type.
+    - `forward_flops`, `attention_flops`: of forward passes, in the type that is computed in.
     - `moved_bytes`: read and written between products, by norms, activations and sums.
     - `gram_flops`: x xᵀ and x̂ xᵀ, summed in float32. `float32_flops`: other products.
     - `solve_flops`: nearest plane, rows · n² for a sweep. `float64_flops`: certificates.
@@ -290,7 +290,7 @@ class Bench:
     @classmethod
     def of(cls, found: Survey, length: int) -> "Bench":
         hidden = getattr(text_config(found.model), "hidden_size", LARGEST)
-        return cls(found.dtype, min(max(hidden, SMALLEST), LARGEST), min(length, TOKENS))
+        return cls(found.compute, min(max(hidden, SMALLEST), LARGEST), min(length, TOKENS))
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.draws)

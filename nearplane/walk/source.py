@@ -19,6 +19,7 @@ from nearplane.walk.shelf import InMemory, OnDisk, Shelf, stand_alone
 from nearplane.walk.weight_files import check_fit, empty_model, read_shapes
 
 SUFFIXES = ("*.safetensors", "*.gguf")
+UNPACKED = torch.bfloat16  # a GGUF file's weights have many types; such models were made from this
 ADAPTER = "adapter_config.json"  # with it, transformers reads weights beside the model's
 
 
@@ -36,11 +37,15 @@ class Source:
 
 
 def open_source(
-    name: str | Path, trust_remote_code: bool = False, by_blocks: bool = False
+    name: str | Path,
+    trust_remote_code: bool = False,
+    by_blocks: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Source:
-    """Load a causal language model and its tokenizer, in the types of the file.
+    """Load a causal language model and its tokenizer.
 
     - `by_blocks`: leave the blocks' weights on disk until they are needed.
+    - `dtype`: that the weights are converted to, all at once; the types of the file if None.
 
     Raises NearplaneError when there is no such model, no weights, it is quantized already, or it
     cannot be read by blocks.
@@ -55,7 +60,7 @@ def open_source(
         )
     if by_blocks:
         return opened_by_blocks(name, where, config)
-    model = load(name, where, config)
+    model = load(name, where, config, dtype=dtype)
     model.eval().requires_grad_(False)
     return Source(str(name), model, open_tokenizer(where))
 
@@ -132,19 +137,31 @@ def open_config(name: str | Path, where: dict[str, Any]) -> Any:
     return config
 
 
+def stored_dtype(config: Any, where: dict[str, Any]) -> torch.dtype:
+    """Return the type that the model is loaded in unless another is asked for."""
+    if "gguf_file" in where:
+        return UNPACKED
+    dtype = getattr(config.get_text_config(), "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
 def load(
-    name: str | Path, where: dict[str, Any], config: Any, devices: dict[str, str] | None = None
+    name: str | Path,
+    where: dict[str, Any],
+    config: Any,
+    devices: dict[str, str] | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Any:
     """Return the model with its weights on the CPU; a damaged file of a directory is named.
 
     - `devices`: module -> device, for parts that are not wanted now.
+    - `dtype`: that the weights are converted to; the types of the file if None.
     """
     from transformers import AutoModelForCausalLM
 
-    # a GGUF file's weights have many types; bfloat16 is what such models were made from
-    kind: dict[str, Any] = {"dtype": torch.bfloat16}
+    kind: dict[str, Any] = {"dtype": dtype or UNPACKED}
     if "gguf_file" not in where:
-        kind = {"dtype": "auto", "config": config, "use_safetensors": True}
+        kind = {"dtype": dtype or "auto", "config": config, "use_safetensors": True}
     if devices is not None:
         kind["device_map"] = devices
     try:

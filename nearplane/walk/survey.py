@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from nearplane import codes
+from nearplane.arithmetic import AUTO, arithmetic_for
 from nearplane.experts import split_experts_
 from nearplane.methods import Method
 from nearplane.types import NearplaneError, first_line
@@ -18,7 +19,7 @@ from nearplane.walk.blocks import Layer, find_blocks, kept_router, layers_of, ro
 from nearplane.walk.flow import flow_of
 from nearplane.walk.head import head_of, untie
 from nearplane.walk.probe import kind_of
-from nearplane.walk.source import location, open_config
+from nearplane.walk.source import location, open_config, stored_dtype
 from nearplane.walk.walk import Rules
 from nearplane.walk.weight_files import empty_model
 
@@ -33,6 +34,7 @@ RECORD_BYTES = 150  # header, check sum and directory entry
 class Survey:
     """A model without weights, and which of its layers a method would quantize.
 
+    - `dtype`: that it is stored in; `compute` that its products run in.
     - `stages`: layers that share their inputs, as far as a run without numbers shows it.
     - `shares`: the share of the tokens that comes to one expert, by its layers' names.
     """
@@ -40,6 +42,7 @@ class Survey:
     name: str
     model: nn.Module
     dtype: torch.dtype
+    compute: torch.dtype
     method: Method
     layers: list[Layer]
     stages: list[list[Layer]]
@@ -95,10 +98,12 @@ def survey(
     rules: Rules | None = None,
     trust_remote_code: bool = False,
     bare: bool = False,
+    arithmetic: str = AUTO,
 ) -> Survey:
     """Return what `method` would quantize of a model, from its configuration alone.
 
     - `bare`: a directory that holds nothing but a config.json will do.
+    - `arithmetic`: "auto", or the name of the type that products run in.
 
     Raises NearplaneError when the model cannot be opened or a layer cannot meet the target.
     """
@@ -128,10 +133,11 @@ def survey(
     ]
     kept = set(found) - set(layers)
     left_out += [f"{layer.name} is skipped as asked" for layer in found if layer in kept]
-    dtype = torch.bfloat16 if "gguf_file" in where else stored_dtype(config)
+    dtype = stored_dtype(config, where)
+    compute = arithmetic_for(dtype, arithmetic)
     flow = flow_of(model, layers)
     return Survey(
-        str(name), model, dtype, method, layers, flow.stages, left_out, shares=flow.shares
+        str(name), model, dtype, compute, method, layers, flow.stages, left_out, flow.shares
     )
 
 
@@ -210,9 +216,3 @@ def shape_of(layer: Layer) -> tuple[int, int]:
 def text_config(model: Any) -> Any:
     """Return the configuration of the language model, which some families keep inside another."""
     return model.config.get_text_config()
-
-
-def stored_dtype(config: Any) -> torch.dtype:
-    """Return the type that the model will be loaded in."""
-    dtype = getattr(config.get_text_config(), "dtype", None)
-    return dtype if isinstance(dtype, torch.dtype) else torch.float32

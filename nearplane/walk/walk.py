@@ -33,6 +33,7 @@ from nearplane.walk.room import Room
 from nearplane.walk.shelf import InMemory, Shelf
 from nearplane.walk.states import States
 from nearplane.walk.streams import Calls, Given, Streams
+from nearplane.walk.weights import Weights
 
 BATCH_TOKENS = 2048
 
@@ -85,6 +86,7 @@ class Walk:
       would have been.
     - `ranks`: the processes that do this together, each on its share of the tokens.
     - `shelf`: where the weights of the blocks are; `room`: what may stay in memory.
+    - `dtype`: of the products; None is as the model is stored.
     """
 
     model: nn.Module
@@ -96,6 +98,8 @@ class Walk:
     ranks: Ranks = ALONE
     shelf: Shelf = field(default_factory=InMemory)
     room: Room = field(default_factory=Room)
+    dtype: torch.dtype | None = None
+    weights: Weights = field(init=False)
     place: int = field(init=False, default=0)
     plan: Plan = field(init=False)
     wanted: list[Layer] = field(init=False)
@@ -108,7 +112,8 @@ class Walk:
 
     def __post_init__(self) -> None:
         check_tokens(self.model, self.tokens)
-        self.plan = observe(self.model, self.tokens, self.shelf)
+        self.weights = Weights(self.model, self.shelf, self.dtype)
+        self.plan = observe(self.model, self.tokens, self.weights)
         self.left_out = self.what_is_left_out()
         self.wanted = [layer for layer in self.plan.layers if not self.skipped(layer)]
         if self.rules.lm_head:
@@ -141,9 +146,7 @@ class Walk:
         The experts of a layer share one for their gates, one for their up projections and so on.
         """
         wanted = {layer.name for layer in self.wanted}
-        probe = Probe(
-            self.model, self.plan, self.method, self.tokens, wanted, self.shelf, self.room
-        )
+        probe = Probe(self.weights, self.plan, self.method, self.tokens, wanted, self.room)
         causes = probe.causes()
         if causes:
             bits = allocate(causes, self.method.bpw)
@@ -179,7 +182,8 @@ class Walk:
     def __iter__(self) -> Iterator[Done]:
         tokens = self.ranks.share(self.tokens)
         batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-        calls, hidden = self.begun(batches)
+        with self.weights.outside():
+            calls, hidden = self.begun(batches)
         original = hidden if self.method.compensates else []
         forget_file_pages()
         for index in range(len(self.plan.blocks)):
@@ -187,19 +191,26 @@ class Walk:
                 [partial(called, c[index], states, b) for b, c in enumerate(calls[: len(states)])]
                 for states in (hidden, original)
             )
-            with self.shelf.held(index):
+            with self.weights.block(index):
                 hidden, original = yield from self.quantize_block(index, now, then)
         if self.rules.lm_head:
-            head = self.wanted[-1]
-            inputs = (
-                head_inputs(self.model, self.plan, head, batch, hidden[number])
-                for number, batch in enumerate(batches)
-            )
-            done = self.kept([head])
-            if done is None:
-                yield from self.round([head], see(head.shape[1], map(Given, inputs), self.ranks))
-            else:
-                yield from self.put([head], done)
+            with self.weights.outside():
+                yield from self.quantize_head(batches, hidden)
+
+    def quantize_head(
+        self, batches: Sequence[Tensor], hidden: States
+    ) -> Generator[Done, None, None]:
+        """Quantize the output head on what it is given when the last block gives `hidden`."""
+        head = self.wanted[-1]
+        inputs = (
+            head_inputs(self.model, self.plan, head, batch, hidden[number])
+            for number, batch in enumerate(batches)
+        )
+        done = self.kept([head])
+        if done is None:
+            yield from self.round([head], see(head.shape[1], map(Given, inputs), self.ranks))
+        else:
+            yield from self.put([head], done)
 
     def begun(self, batches: Sequence[Tensor]) -> tuple[list[list[Call]], States]:
         """Return the calls of all blocks for every batch, and what the first block is given."""
@@ -327,7 +338,8 @@ class Walk:
         """Return the weight as the model had it, also if another block shares and rounded it."""
         if layer.module in self.originals:
             return self.originals[layer.module]
-        weight = layer.weight().detach().to(torch.float32, copy=True)
+        stored = self.weights.original(layer.module)
+        weight = (stored.T if layer.transposed else stored).to(torch.float32, copy=True)
         if self.plan.shared(layer):
             self.originals[layer.module] = weight
         return weight

@@ -136,7 +136,7 @@ class Sizes:
     @property
     def state_bytes(self) -> int | float:
         """Of the hidden states between two blocks, of all streams and tokens."""
-        return self.streams * self.run.tokens * self.hidden * self.found.dtype.itemsize
+        return self.streams * self.run.tokens * self.hidden * self.found.compute.itemsize
 
     def rows_by_squares(self, drifted: bool = False) -> int | float:
         """Return Σ rows · n²; `drifted`: without layers of experts."""
@@ -263,7 +263,7 @@ def calibration(sizes: Sizes) -> list[Part]:
     share = max(run.of_sequences())
     tokens = run.tokens * sizes.streams
     attention = attended(run.length, sizes.hidden) * sizes.blocks * tokens
-    moved = MOVED * sizes.hidden * found.dtype.itemsize * sizes.blocks * tokens
+    moved = MOVED * sizes.hidden * found.compute.itemsize * sizes.blocks * tokens
     products = FORWARDS * 2 * found.active * tokens + sizes.lent_flops()[0]
     return [
         Part("calibration", "forward_flops", products, share),
@@ -298,7 +298,7 @@ def probing(sizes: Sizes, trial: Trial) -> list[Part]:
     # the head stays as it is, so its size is not in the survey
     vocabulary = found.model.get_output_embeddings().weight.shape[0]  # pyright: ignore
     head = 2 * tokens / STRIDE * vocabulary * sizes.hidden
-    moved = MOVED * sizes.hidden * found.dtype.itemsize * sizes.blocks * tokens / 2
+    moved = MOVED * sizes.hidden * found.compute.itemsize * sizes.blocks * tokens / 2
     attention = attended(PROBED_LENGTH, sizes.hidden) * sizes.blocks * tokens / 2
     few = min(HESSIAN_TOKENS, sizes.run.tokens) / sizes.run.tokens
     return [

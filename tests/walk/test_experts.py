@@ -19,6 +19,7 @@ from nearplane.walk.probe import Probe
 from nearplane.walk.report import few_tokens, is_nearest, layer_row, relative_loss
 from nearplane.walk.streams import Streams
 from nearplane.walk.walk import Rules, Walk
+from nearplane.walk.weights import Weights
 from tests.walk import moe
 from tests.walk.tiny import TOKENS
 
@@ -341,7 +342,7 @@ def test_all_experts_are_disturbed_at_once():
     model = moe.FAMILIES["mixtral"].model()
     plan = observe(model, TOKENS)
     names = {layer.name for layer in plan.layers if layer.name.endswith("up_proj")}
-    probe = Probe(model, plan, ECLQ(bpw=9.5), TOKENS, names)
+    probe = Probe(Weights(model), plan, ECLQ(bpw=9.5), TOKENS, names)
     causes = probe.causes()
     assert list(causes) == [f"model.layers.{index}.mlp.experts.up_proj" for index in range(2)]
     weights = plan.layers[-1].weight().numel()

@@ -10,6 +10,7 @@ from nearplane.walk import probe as probe_file
 from nearplane.walk.observe import observe
 from nearplane.walk.probe import DRAWN_BPW, Probe
 from nearplane.walk.walk import Walk
+from nearplane.walk.weights import Weights
 from tests.walk.tiny import FAMILIES, TOKENS
 
 METHOD = ECLQ(bpw=9.5)
@@ -18,7 +19,7 @@ METHOD = ECLQ(bpw=9.5)
 def probe(model, wanted=None, tokens=TOKENS) -> Probe:
     plan = observe(model, tokens)
     names = {layer.name for layer in plan.layers} if wanted is None else wanted
-    return Probe(model, plan, METHOD, tokens, names)
+    return Probe(Weights(model), plan, METHOD, tokens, names)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
