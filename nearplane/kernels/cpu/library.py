@@ -3,6 +3,7 @@
 import ctypes
 import functools
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -46,13 +47,14 @@ SIGNATURES = {
     "np_pack": (_ptr, [ctypes.POINTER(Matrix), _unsigned, ctypes.POINTER(_u64)]),
     "np_take": (None, [_ptr, _ptr]),
     "np_check": (ctypes.c_char_p, [_ptr, _u64]),
-    "np_product": (None, [_ptr, _ptr, _u32, _u32, _ptr, _ptr, _unsigned]),
-    "np_weight": (None, [_ptr, _u32, _ptr, _unsigned]),
-    "np_codes": (None, [_ptr, _ptr, _unsigned]),
+    "np_product": (ctypes.c_int, [_ptr, _ptr, _u32, _u32, _ptr, _ptr, _unsigned]),
+    "np_weight": (ctypes.c_int, [_ptr, _u32, _ptr, _unsigned]),
+    "np_codes": (ctypes.c_int, [_ptr, _ptr, _unsigned]),
     "np_steps": (None, [_ptr, _ptr]),
     "np_rans": (ctypes.c_int, [ctypes.POINTER(RansBands), _ptr, _unsigned]),
     "np_outliers": (_u64, [_ptr, _ptr, _ptr, _ptr]),
 }
+SHORT = (-1, 2**64 - 1, b"memory")  # what functions return where memory is short
 
 
 @functools.cache
@@ -65,6 +67,7 @@ def library() -> ctypes.CDLL | None:
     for name, (result, arguments) in SIGNATURES.items():
         function = getattr(opened, name)
         function.restype, function.argtypes = result, arguments
+        function.errcheck = _require_memory
     opened.np_set_fork(_openmp_fork())
     return opened
 
@@ -86,6 +89,13 @@ def choose(name: str) -> None:
     lib = library()
     if lib is None or not lib.np_choose(name.encode()):
         raise ValueError(f"no kernels for {name!r} run here; there are {available()}")
+
+
+def _require_memory(result: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
+    """Return the result of a call; MemoryError where it was short of memory."""
+    if result in SHORT:
+        raise MemoryError("the kernels need more memory than there is")
+    return result
 
 
 def _openmp_fork() -> int | None:

@@ -2,8 +2,6 @@
 // a table of 64 bytes is four shuffles, and words are handed out to lanes by a table of shuffles.
 #include <immintrin.h>
 
-#include <algorithm>
-
 #include "kernels.h"
 
 namespace nearplane {
@@ -15,8 +13,8 @@ constexpr uint32_t kTogether = 4;
 
 // For every set of 8 lanes that take a word: where in the next 8 words each finds its own.
 struct Handout {
-  alignas(16) uint8_t shuffle[256][16];
-  Handout() {
+  alignas(16) uint8_t shuffle[256][16] = {};
+  constexpr Handout() {
     for (int set = 0; set < 256; set++)
       for (int lane = 0, next = 0; lane < 8; lane++) {
         const bool takes = set >> lane & 1;
@@ -26,7 +24,7 @@ struct Handout {
       }
   }
 };
-const Handout handout;
+constexpr Handout handout;
 
 // A byte for every window: integer + 16 in the high 5 bits, the word's length in the low 3.
 template <int Window> struct Table {
@@ -107,7 +105,7 @@ inline __m256i hand_out(uint32_t low, uint32_t high, const uint16_t*& next) {
 #define EACH(v) _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)
 
 // Take code words from every lane of V groups, stage by stage: a group alone would wait for itself most of the time.
-template <int V, int Window> inline __attribute__((always_inline)) void take(Streams* s, const Table<Window>& t, __m256i (*entry)[V]) {
+template <int V, int Window> INLINE void take(Streams* s, const Table<Window>& t, __m256i (*entry)[V]) {
   constexpr int kTake = 16 / Window;
   __m256i a[V], b[V], qa[V], qb[V], dry[V][2];
   EACH(v) { a[v] = window(s[v].lo[0], s[v].hi[0], s[v].m[0]); b[v] = window(s[v].lo[1], s[v].hi[1], s[v].m[1]); }
@@ -186,7 +184,7 @@ template <int V, int Window> void lanes_product_of(const View& view, uint32_t gr
   for (uint32_t segment = 0; segment < head.segments; segment++) {
     const Table<Window> table(book.table(cell[segment]), book.shift);
     for (uint32_t j = border[segment], end; j < border[segment + 1]; j = end) {
-      end = std::min(j + kSummed, border[segment + 1]);
+      end = least(j + kSummed, border[segment + 1]);
       Sum sum[V];
       sum_pairs<V, Window>(s, sum, table, x.place, j, end);
       for (int v = 0; v < V; v++) {
@@ -199,10 +197,10 @@ template <int V, int Window> void lanes_product_of(const View& view, uint32_t gr
 }
 
 template <int Window> void lanes_product_window(const View& view, uint32_t block, const Activations& x, float* acc) {
-  const uint32_t last = std::min(view.groups(), (block + 1) * kGroups);
+  const uint32_t last = least(view.groups(), (block + 1) * kGroups);
   const uint8_t* cell = view.at<uint8_t>(view.head.cell_at) + uint64_t(block) * view.head.segments;
   for (uint32_t g = block * kGroups, n; g < last; g += n, acc += n * kRows) {
-    n = std::min(uint32_t(together(last - g)), kTogether);
+    n = least(uint32_t(together(last - g)), kTogether);
     if (n == 4) lanes_product_of<4, Window>(view, g, cell, x, acc);
     else if (n == 2) lanes_product_of<2, Window>(view, g, cell, x, acc);
     else lanes_product_of<1, Window>(view, g, cell, x, acc);
@@ -280,7 +278,7 @@ inline __m256 load_steps(const uint8_t* at, uint32_t type) {
 }
 
 // Rows 8 * half .. of a run: use(k, even column, odd column).
-template <int W, class Use> inline __attribute__((always_inline)) void each_field(const uint8_t* words, const Values<W>& values, const Use& use) {
+template <int W, class Use> INLINE void each_field(const uint8_t* words, const Values<W>& values, const Use& use) {
   __m256i word[W];
   for (int w = 0; w < W; w++) word[w] = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(words + 64 * w));
   _Pragma("GCC unroll 16") for (int k = 0; k < kRun; k++) {
@@ -372,6 +370,8 @@ void multiply(const Tile* tile, int groups, uint32_t first, int pairs, const Act
     }
 }
 
+void transpose(const Tile* tile, int pairs, uint32_t* out, size_t stride) { transpose_pairs(tile, pairs, out, stride); }
+
 inline __m256 load_values(const uint8_t* at, uint32_t type) {
   if (type == kI8) return _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(at))));
   return load_steps(at, type);
@@ -395,6 +395,6 @@ void sparse(const Sparse& s, const uint8_t* entries, uint32_t steps, float scale
 
 }  // namespace
 
-const Kernels avx2_kernels{"avx2", false, arrange_plain, split_plain, decode_lanes, decode_plane, multiply, transpose_plain, sparse, lanes_product, plane_product};
+constexpr Kernels avx2_kernels{"avx2", false, arrange_plain, split_plain, decode_lanes, decode_plane, multiply, transpose, sparse, lanes_product, plane_product};
 
 }  // namespace nearplane

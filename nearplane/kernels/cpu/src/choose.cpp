@@ -3,22 +3,34 @@
 
 #include "kernels.h"
 
+#if NEARPLANE_X86
+#include <cpuid.h>
+#endif
+
 namespace nearplane {
 
 namespace {
 
 #if NEARPLANE_X86
-bool has_avx2() { return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"); }
+// All that CMakeLists.txt compiles a file for. Not every compiler takes "f16c" as a name.
+bool has_f16c() {
+  unsigned a, b, c, d;
+  return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
+}
+bool has_avx2() {
+  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
+         __builtin_cpu_supports("popcnt") && has_f16c();
+}
 bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-         __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
+  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
+         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
 }
 bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
 #endif
 bool always() { return true; }
 
 struct Candidate { const Kernels* kernels; bool (*has)(); };
-const Candidate candidates[] = {
+constexpr Candidate candidates[] = {
 #if NEARPLANE_X86
     {&avx512_bf16_kernels, has_avx512_bf16}, {&avx512_kernels, has_avx512}, {&avx2_kernels, has_avx2},
 #endif

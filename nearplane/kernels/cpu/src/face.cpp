@@ -1,4 +1,5 @@
 // The library's plain C face, called through ctypes; the Python side checks shapes and types.
+// No std::bad_alloc leaves a function: nothing could catch it there.
 #include <algorithm>
 #include <memory>
 #include <new>
@@ -20,23 +21,42 @@
 
 using namespace nearplane;
 
+// What functions return where memory is short; library.py knows it too.
+constexpr int kShort = -1;
+
+// call(), or `otherwise` where memory is short.
+template <class Result, class Call> static Result guarded(Result otherwise, const Call& call) {
+  try {
+    return call();
+  } catch (const std::bad_alloc&) {
+    return otherwise;
+  }
+}
+
+// Return 0, or kShort.
+template <class Call> static int done(unsigned threads, const Call& call) {
+  return guarded(kShort, [&] {
+    set_threads(threads);
+    call();
+    return 0;
+  });
+}
+
 FACE void np_set_fork(Fork fork) { set_fork(fork); }
 
 FACE int np_available(const char* name) { return available(name); }
 FACE int np_choose(const char* name) { return choose(name); }
 FACE const char* np_chosen() { return kernels().name; }
 
-// Return a handle to `size` bytes, or null where these kernels have nothing to offer.
+// Return a handle to `size` bytes, or null where these kernels have nothing to offer, or memory is short.
 FACE void* np_pack(const Matrix* matrix, unsigned threads, uint64_t* size) {
-  try {
+  *size = 0;
+  return guarded<void*>(nullptr, [&]() -> void* {
     set_threads(threads);
     auto bytes = std::make_unique<std::vector<uint8_t>>(pack(*matrix));
     *size = bytes->size();
     return bytes->empty() ? nullptr : bytes.release();
-  } catch (const std::bad_alloc&) {
-    *size = 0;
-    return nullptr;
-  }
+  });
 }
 
 FACE void np_take(void* handle, void* to) {
@@ -44,36 +64,35 @@ FACE void np_take(void* handle, void* to) {
   if (to) std::copy(bytes->begin(), bytes->end(), static_cast<uint8_t*>(to));
 }
 
-FACE const char* np_check(const void* bytes, uint64_t size) { return check(bytes, size); }
-
-FACE void np_product(const void* bytes, const void* x, uint32_t batch, uint32_t type, const void* bias, void* y, unsigned threads) {
-  set_threads(threads);
-  product(View(bytes), x, batch, type, bias, y);
+// Null, what is wrong, or "memory".
+FACE const char* np_check(const void* bytes, uint64_t size) {
+  return guarded<const char*>("memory", [&] { return check(bytes, size); });
 }
 
-FACE void np_weight(const void* bytes, uint32_t type, void* weight, unsigned threads) {
-  set_threads(threads);
-  unpack_weight(View(bytes), type, weight);
+FACE int np_product(const void* bytes, const void* x, uint32_t batch, uint32_t type, const void* bias, void* y, unsigned threads) {
+  return done(threads, [&] { product(View(bytes), x, batch, type, bias, y); });
 }
 
-FACE void np_codes(const void* bytes, int32_t* code, unsigned threads) {
-  set_threads(threads);
-  unpack_codes(View(bytes), code);
+FACE int np_weight(const void* bytes, uint32_t type, void* weight, unsigned threads) {
+  return done(threads, [&] { unpack_weight(View(bytes), type, weight); });
+}
+
+FACE int np_codes(const void* bytes, int32_t* code, unsigned threads) {
+  return done(threads, [&] { unpack_codes(View(bytes), code); });
 }
 
 FACE void np_steps(const void* bytes, float* step) { unpack_steps(View(bytes), step); }
 
-// 1 unless a stream does not end as it began, or memory is short.
+// 1, 0 where a stream does not end as it began, or kShort.
 FACE int np_rans(const RansBands* bands, int32_t* symbol, unsigned threads) {
-  try {
+  return guarded(kShort, [&]() -> int {
     set_threads(threads);
     return decode_rans(*bands, symbol);
-  } catch (const std::bad_alloc&) {
-    return 0;
-  }
+  });
 }
 
+// How many there are, or uint64_t(kShort).
 FACE uint64_t np_outliers(const void* bytes, int32_t* start, int32_t* column, uint16_t* value) {
-  return unpack_outliers(View(bytes), start, column, value);
+  return guarded(uint64_t(kShort), [&] { return unpack_outliers(View(bytes), start, column, value); });
 }
 

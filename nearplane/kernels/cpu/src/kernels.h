@@ -15,9 +15,9 @@ constexpr uint32_t kSummed = 480;
 struct Book {
   const uint16_t* tables;
   int window, shift;
-  explicit Book(const View& v) : tables(v.at<uint16_t>(v.head.table_at)), window(int(v.head.window)), shift(int(v.head.shift)) {}
-  const uint16_t* table(uint32_t k) const { return tables + size_t(k) * kTable; }
-  uint32_t chunk() const { return uint32_t(kChunk / pairs_taken(window) * pairs_taken(window)); }
+  INLINE explicit Book(const View& v) : tables(v.at<uint16_t>(v.head.table_at)), window(int(v.head.window)), shift(int(v.head.shift)) {}
+  INLINE const uint16_t* table(uint32_t k) const { return tables + size_t(k) * kTable; }
+  INLINE uint32_t chunk() const { return uint32_t(kChunk / pairs_taken(window) * pairs_taken(window)); }
 };
 
 // One row of activations, in the order of places and multiplied by the column steps: as sums of one or two bf16 numbers
@@ -74,12 +74,12 @@ const Kernels& kernels();
 bool choose(const char* name);
 bool available(const char* name);
 
-inline void transpose_plain(const Tile* tile, int pairs, uint32_t* out, size_t stride) {
+INLINE void transpose_pairs(const Tile* tile, int pairs, uint32_t* out, size_t stride) {
   for (int i = 0; i < kRows; i++)
     for (int k = 0; k < pairs; k++) std::memcpy(out + i * stride + k, tile[k] + 2 * i, 4);
 }
 
-inline void start_lanes(LaneState& state, const uint16_t* stream) {
+INLINE void start_lanes(LaneState& state, const uint16_t* stream) {
   std::memcpy(state.lo, stream, sizeof state.lo);
   std::memcpy(state.hi, stream + kLanes, sizeof state.hi);
   std::memset(state.at, 0, sizeof state.at);
@@ -87,15 +87,15 @@ inline void start_lanes(LaneState& state, const uint16_t* stream) {
 }
 
 // The 32 values that the low 5 bits of a window may stand for, as bf16.
-inline void plane_values(const Plane& plane, uint16_t* values) {
+INLINE void plane_values(const Plane& plane, uint16_t* values) {
   for (int i = 0; i < 32; i++) values[i] = float_to_bf16(float(plane.low + plane.unit * (i & ((1 << plane.bits) - 1))));
 }
 
 // Lane i's gap, and its value, in a step of sparse entries.
-inline uint32_t entry_gap(const Sparse& s, const uint8_t* step, int i) {
+INLINE uint32_t entry_gap(const Sparse& s, const uint8_t* step, int i) {
   return s.gap_bytes == 1 ? step[i] : step[2 * i] | uint32_t(step[2 * i + 1]) << 8;
 }
-inline float entry_value(const Sparse& s, const uint8_t* step, int i) {
+INLINE float entry_value(const Sparse& s, const uint8_t* step, int i) {
   const uint8_t* at = step + kRows * s.gap_bytes + i * s.value_bytes();
   if (s.type == kI8) return float(int8_t(*at));
   uint32_t word = 0;
@@ -103,7 +103,9 @@ inline float entry_value(const Sparse& s, const uint8_t* step, int i) {
   return s.type == kF32 ? bits_to_float(word) : f16_to_float(uint16_t(word));
 }
 
+INLINE uint32_t least(uint32_t a, uint32_t b) { return a < b ? a : b; }
+
 // How many of the `left` groups to take at once.
-inline int together(uint32_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+INLINE int together(uint32_t left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
 
 }  // namespace nearplane

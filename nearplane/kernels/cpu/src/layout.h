@@ -9,6 +9,10 @@
 #include <cstdint>
 #include <cstring>
 
+// For all functions of headers that files for an instruction set include: no such file may define a function that others call
+// too. Of a function that several files define the linker keeps one, which then runs on every processor.
+#define INLINE inline __attribute__((always_inline))
+
 namespace nearplane {
 
 constexpr int kRows = 16, kLanes = 32, kGroups = 8, kBlockRows = kRows * kGroups;
@@ -36,8 +40,8 @@ struct Sparse {
   uint16_t places;         // whether gaps are of places, or of columns
   uint64_t start_at, at;   // uint32 [groups + 1]: steps, and the entries; 0: there are none
 
-  uint32_t value_bytes() const { return type == kF32 ? 4 : type == kI8 ? 1 : 2; }
-  uint32_t step_bytes() const { return kRows * (gap_bytes + value_bytes()); }
+  INLINE uint32_t value_bytes() const { return type == kF32 ? 4 : type == kI8 ? 1 : 2; }
+  INLINE uint32_t step_bytes() const { return kRows * (gap_bytes + value_bytes()); }
 };
 
 // Offsets count bytes from the header's start; 0 stands for an absent section.
@@ -73,16 +77,16 @@ struct Header {
 };
 
 // Pairs that 16 bits hold whatever their words are.
-inline int pairs_taken(uint32_t window) { return int(16 / window); }
+INLINE int pairs_taken(uint32_t window) { return int(16 / window); }
 
-inline uint32_t divide_up(uint64_t a, uint64_t b) { return uint32_t((a + b - 1) / b); }
+INLINE uint32_t divide_up(uint64_t a, uint64_t b) { return uint32_t((a + b - 1) / b); }
 
-inline float bits_to_float(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
-inline uint32_t float_to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
-inline float bf16_to_float(uint16_t b) { return bits_to_float(uint32_t(b) << 16); }
+INLINE float bits_to_float(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
+INLINE uint32_t float_to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
+INLINE float bf16_to_float(uint16_t b) { return bits_to_float(uint32_t(b) << 16); }
 
 // To nearest, ties to even; a NaN stays one.
-inline uint16_t float_to_bf16(float f) {
+INLINE uint16_t float_to_bf16(float f) {
   uint32_t u = float_to_bits(f);
   if ((u & 0x7FFFFFFF) > 0x7F800000) return uint16_t(u >> 16 | 64);
   return uint16_t((u + 0x7FFF + (u >> 16 & 1)) >> 16);
@@ -94,27 +98,27 @@ uint16_t float_to_f16(float f);
 struct View {
   const uint8_t* base;
   const Header& head;
-  explicit View(const void* bytes) : base(static_cast<const uint8_t*>(bytes)), head(*static_cast<const Header*>(bytes)) {}
-  template <class T> const T* at(uint64_t offset) const {
+  INLINE explicit View(const void* bytes) : base(static_cast<const uint8_t*>(bytes)), head(*static_cast<const Header*>(bytes)) {}
+  template <class T> INLINE const T* at(uint64_t offset) const {
     return offset ? reinterpret_cast<const T*>(base + offset) : nullptr;
   }
-  uint32_t groups() const { return divide_up(head.rows, kRows); }
-  uint32_t blocks() const { return divide_up(head.rows, kBlockRows); }
-  uint32_t column_groups() const { return head.pairs / head.group_pairs; }
-  uint64_t plane_group_bytes(const Plane& p) const { return uint64_t(head.pairs / kRun) * p.bits * 64; }
-  uint64_t step_bytes() const { return head.step_type == kF32 ? 4 : 2; }
+  INLINE uint32_t groups() const { return divide_up(head.rows, kRows); }
+  INLINE uint32_t blocks() const { return divide_up(head.rows, kBlockRows); }
+  INLINE uint32_t column_groups() const { return head.pairs / head.group_pairs; }
+  INLINE uint64_t plane_group_bytes(const Plane& p) const { return uint64_t(head.pairs / kRun) * p.bits * 64; }
+  INLINE uint64_t step_bytes() const { return head.step_type == kF32 ? 4 : 2; }
   // The matrix's row behind row i of the layout.
-  uint32_t row(uint32_t i) const {
+  INLINE uint32_t row(uint32_t i) const {
     const uint16_t* r = at<uint16_t>(head.row_at);
     return r ? i / kRowWindow * kRowWindow + r[i] : i;
   }
   // The matrix's column at a place; head.columns or more for padding.
-  uint32_t column(uint32_t place) const {
+  INLINE uint32_t column(uint32_t place) const {
     if (const uint16_t* c = at<uint16_t>(head.column_at)) return c[place] == kNoColumn ? head.columns : c[place];
     uint32_t width = 2 * head.group_pairs, group = place / width, inside = place % width;
     return inside < head.group_columns ? group * head.group_columns + inside : head.columns;
   }
-  float factor(uint32_t place) const {
+  INLINE float factor(uint32_t place) const {
     if (!head.factor_at) return 1;
     if (!head.palette) return at<float>(head.factor_at)[place];
     return at<float>(head.palette_at)[at<uint8_t>(head.factor_at)[place]];

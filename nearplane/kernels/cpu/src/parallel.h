@@ -13,7 +13,8 @@ void set_fork(Fork fork);
 void set_threads(unsigned threads);
 unsigned threads();
 
-// Call fn(k) for k = 0 .. count - 1, in any order, on as many threads as set_threads said.
+// Call fn(k) for k = 0 .. count - 1, in any order, on as many threads as set_threads said;
+// std::bad_alloc if any of them needs more memory than there is.
 void parallel_for(uint32_t count, const std::function<void(uint32_t)>& fn);
 
 }  // namespace nearplane

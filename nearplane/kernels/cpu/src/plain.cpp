@@ -135,8 +135,10 @@ void sparse(const Sparse& s, const uint8_t* entries, uint32_t steps, float scale
   for (int i = 0; i < kRows; i++) acc[i] += scale * sum[i];
 }
 
+void transpose(const Tile* tile, int pairs, uint32_t* out, size_t stride) { transpose_pairs(tile, pairs, out, stride); }
+
 }  // namespace
 
-const Kernels plain_kernels{"plain", false, arrange_plain, split_plain, decode_lanes, decode_plane, multiply, transpose_plain, sparse, nullptr, nullptr};
+constexpr Kernels plain_kernels{"plain", false, arrange_plain, split_plain, decode_lanes, decode_plane, multiply, transpose, sparse, nullptr, nullptr};
 
 }  // namespace nearplane
