@@ -1,6 +1,7 @@
 """What the codes cost: bits beside the entropy, and millions of integers a second.
 
     .venv/bin/python bench/codes.py [--repeats 5] [--weights FILE.safetensors] [--json FILE]
+    .venv/bin/python bench/codes.py --tiny
 
 Sources are rounded Gaussians of a standard deviation, with rows and columns of equal spread or of
 lognormal spread (a standard deviation of --octaves, of rows and of columns). With --weights, the
@@ -24,6 +25,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
+import tiny
 
 from nearplane import codes
 
@@ -168,7 +170,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--only", nargs="+", choices=list(coders()), default=list(coders()))
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = tiny.parse(parser, shapes=[(48, 64)], repeats=1)
     chosen = {name: coder for name, coder in coders().items() if name in args.only}
     head = f"{'source':28} {'size':12} entropy  {'code':9} {'above':7}"
     print(f"{head}  {'encode, 10^6/s':20}  decode, 10^6/s")

@@ -11,6 +11,7 @@ from pathlib import Path
 from cpu_rows import Rates, Row, copies
 from peers.environment import FOLDER, InstallError, install, installed, peer_python
 from peers.pipe import Worker, settle
+from records import Model
 
 HERE = Path(__file__).resolve().parent / "peers"
 VOCABULARY, CONTEXT = 256, 32

@@ -1,6 +1,7 @@
 """What LLL does to nearest plane's error and to the entropy of its integers.
 
     python bench/lll.py [--hessians FILE.safetensors] [--columns 32 64 128] [--rows 1024]
+    python bench/lll.py --tiny
 
 One step for the matrix, so that one reduction serves all rows. FILE holds square matrices; each is
 cut to its first K columns. A line compares the reduced basis with plain nearest plane on the same
@@ -22,6 +23,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import tiny
 import torch
 
 from nearplane import lattice
@@ -114,7 +116,7 @@ def main() -> None:
     parser.add_argument("--bits", type=float, nargs="+", default=[3.0])
     parser.add_argument("--damping", type=float, nargs="+", default=[0.01, 1e-4])
     parser.add_argument("--orders", nargs="+", default=list(lattice.ORDERS))
-    args = parser.parse_args()
+    args = tiny.parse(parser, columns=[8], rows=32)
     torch.set_num_threads(1)
     head = "loss   bound  largest  entropy       net  unequal   limit     s"
     print(f"hessian            K  order       damping  {head}")

@@ -21,7 +21,7 @@ PEERS = {
     "gptqmodel": ([TORCH, "gptqmodel==7.6.0"], "gptqmodel"),
     "llmcompressor": ([TORCH, "llmcompressor==0.14.0"], "llmcompressor"),
     "autoround": ([TORCH, "auto-round==0.15.1"], "auto_round"),
-    "llamacpp": (["llama-cpp-python==0.3.36"], "llama_cpp"),
+    "llamacpp": (["llama-cpp-python==0.3.36", "gguf==0.19.0"], "llama_cpp"),
     "onnxruntime": (["onnxruntime==1.32.0", "onnx==1.23.2"], "onnxruntime"),
 }
 # of the library alone, for this machine's processor
