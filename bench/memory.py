@@ -1,6 +1,7 @@
 """A model twice as large as the memory that it may be quantized in: does the run keep its promise?
 
     .venv/bin/python bench/memory.py [--hidden 1536 --inner 4096 --blocks 48] [--memory 1.3GB]
+    .venv/bin/python bench/memory.py --tiny
 
 A random Llama is written block by block, and quantized in a process of its own; peaks are of that
 process: what the system counts as resident, pages of mapped files included. Without --memory, half
@@ -18,6 +19,7 @@ import tempfile
 import time
 from pathlib import Path
 
+import tiny
 import torch
 from safetensors.torch import load_file, save_file
 
@@ -128,10 +130,13 @@ def main() -> None:
     parser.add_argument("--no-twin", action="store_true", help="leave the small comparison out")
     for hidden_option in ("model", "out", "allowed"):
         parser.add_argument(f"--{hidden_option}", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    # less than the libraries take cannot be promised
+    small = {"hidden": 64, "inner": 128, "blocks": 3, "words": 300, "sequences": 2, "length": 32}
+    options = tiny.parse(parser, **small, threads=1, method="hptq", memory="3GB")
     if options.model:
         options.allowed = int(options.allowed)
         return child(options)
+    (ROOT / "build").mkdir(exist_ok=True)
     room = Path(tempfile.mkdtemp(dir=ROOT / "build"))
     try:
         size = write_model(room / "large", options, options.blocks)

@@ -2,6 +2,7 @@
 
     .venv/bin/python bench/plan_models.py [--method eclq] [--bpw 3.125] [--device h100]
         [--memory 256e9]
+    .venv/bin/python bench/plan_models.py --tiny
 
 The shapes are those that were published with Llama 3.1 and DeepSeek-V3; a config.json of each is
 written to a temporary directory, and no weight is read. Rows for this CPU rest on what one of its
@@ -72,12 +73,19 @@ MODELS = {
     "Llama-3.1-405B": llama(16384, 53248, 126, 128),
     "DeepSeek-V3": DEEPSEEK,
 }
+TINY_MODELS = {
+    "tiny Llama": llama(256, 384, 2, 8),
+    "tiny DeepSeek": DEEPSEEK
+    | {"hidden_size": 256, "intermediate_size": 384, "moe_intermediate_size": 128}
+    | {"num_hidden_layers": 2, "first_k_dense_replace": 1, "n_routed_experts": 16}
+    | {"num_attention_heads": 2, "num_key_value_heads": 2, "q_lora_rank": 64},
+}
 RANKS = (1, 8, 64)
 
 
-def written(place: Path) -> Iterator[Path]:
+def written(place: Path, models: dict[str, dict] = MODELS) -> Iterator[Path]:
     """Write every model's config.json to a directory of its name; yield the directories."""
-    for name, config in MODELS.items():
+    for name, config in models.items():
         directory = place / name
         directory.mkdir()
         (directory / "config.json").write_text(json.dumps(config))
@@ -116,6 +124,8 @@ def row(name: str, made: Estimate) -> str:
 
 
 def main() -> None:
+    import tiny
+
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -123,7 +133,7 @@ def main() -> None:
     parser.add_argument("--bpw", type=float, default=3.125)
     parser.add_argument("--device", default="h100")
     parser.add_argument("--memory", type=float, default=256e9, help="bytes, of this CPU")
-    options = parser.parse_args()
+    options = tiny.parse(parser)
     torch.set_num_threads(1)
     method = METHODS[options.method](bpw=options.bpw)  # pyright: ignore
     started = time.perf_counter()
@@ -134,7 +144,7 @@ def main() -> None:
     print(f"model           device ranks     {names}")
     shown: list[Estimate] = []
     with tempfile.TemporaryDirectory() as place:
-        for directory in written(Path(place)):
+        for directory in written(Path(place), TINY_MODELS if options.tiny else MODELS):
             found = survey(directory, method, bare=True)
             here = replace(estimate(found), allowed=round(options.memory))
             shown += [here, *(on_device(here, options.device, ranks) for ranks in RANKS)]

@@ -2,6 +2,7 @@
 
     .venv/bin/python bench/plan_runs.py MODEL TEXT [--methods hptq eclq] [--bpw 3.125]
         [--sequences 16] [--length 512] [--rounds 1] [--ranks 1]
+    .venv/bin/python bench/plan_runs.py --tiny
 
 One thread a process, so that processor time is the time an idle machine would take; with several
 processes it is that of all together, and memory is not compared. MODEL `random` is a model
@@ -17,6 +18,7 @@ import sys
 import tempfile
 from pathlib import Path
 
+import tiny
 import torch
 
 from nearplane.methods import METHODS
@@ -70,12 +72,13 @@ def said(name: str, plans: list[Estimate], seconds: float, peak: float) -> str:
     return f"{spent}; planned {memory / 1e9:5.2f} GB, peak {peak / 1e9:5.2f}: {memory / peak:5.2f}"
 
 
-def main() -> None:
+def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("model")
-    parser.add_argument("text")
+    count = "?" if tiny.ASKED else None
+    parser.add_argument("model", nargs=count)
+    parser.add_argument("text", nargs=count)
     parser.add_argument("--tokenizer", help="the directory whose tokenizer a random model takes")
     parser.add_argument("--methods", nargs="+", default=["hptq", "eclq"])
     parser.add_argument("--bpw", type=float, default=3.125)
@@ -83,27 +86,37 @@ def main() -> None:
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--ranks", type=int, default=1)
-    options = parser.parse_args()
+    return tiny.parse(parser, methods=["hptq"], sequences=2, length=32)
+
+
+def compare(model: Path, name: str, place: Path, options: argparse.Namespace) -> None:
+    """Print what is planned for a run of a method, and what it took."""
+    found = survey(model, METHODS[name](bpw=options.bpw))  # pyright: ignore
+    asked = (options.sequences, options.length, options.ranks)
+    plans = [estimate(found, *asked)]
+    words = [model, place / "out", "--method", name, "--bpw", options.bpw]
+    words += ["--calibration", options.text, "--threads", 1]
+    words += ["--sequences", options.sequences, "--length", options.length]
+    seconds, peak = took(list(map(str, words)), options.ranks)
+    shutil.rmtree(place / "out")
+    plans.append(estimate(found, *asked))
+    print(said(f"{model.name} {name}", plans, seconds, peak), flush=True)
+    groups = plans[-1].groups.items()
+    print("  " + ", ".join(f"{group} {value:.1f}" for group, value in groups))
+
+
+def main() -> None:
+    options = arguments()
     torch.set_num_threads(1)
     print(f"load {os.getloadavg()[0]:.1f}, {len(os.sched_getaffinity(0))} cores")
-    with tempfile.TemporaryDirectory() as place:
+    supplied = tiny.supplied(options, model="model", text="text.txt")
+    with supplied, tempfile.TemporaryDirectory() as place:
         model = Path(options.model)
         if options.model == "random":
             model = random_model(Path(place) / "model", Path(options.tokenizer))
         for _ in range(options.rounds):
             for name in options.methods:
-                found = survey(model, METHODS[name](bpw=options.bpw))  # pyright: ignore
-                asked = (options.sequences, options.length, options.ranks)
-                plans = [estimate(found, *asked)]
-                words = [model, Path(place) / "out", "--method", name, "--bpw", options.bpw]
-                words += ["--calibration", options.text, "--threads", 1]
-                words += ["--sequences", options.sequences, "--length", options.length]
-                seconds, peak = took(list(map(str, words)), options.ranks)
-                shutil.rmtree(Path(place) / "out")
-                plans.append(estimate(found, *asked))
-                print(said(f"{model.name} {name}", plans, seconds, peak), flush=True)
-                groups = plans[-1].groups.items()
-                print("  " + ", ".join(f"{group} {value:.1f}" for group, value in groups))
+                compare(model, name, Path(place), options)
 
 
 if __name__ == "__main__":

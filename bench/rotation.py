@@ -1,6 +1,7 @@
 """What a rotation of the inputs would bring: loss at equal stored bits, layer by layer.
 
     .venv/bin/python bench/rotation.py --model DIR --calibration FILE [--json FILE]
+    .venv/bin/python bench/rotation.py --tiny
 
 Each layer is rounded as it is and with its inputs turned by a random orthogonal matrix, which does
 what a Hadamard rotation does without asking for powers of two: weights become Gaussian, pivots
@@ -12,7 +13,9 @@ import argparse
 import json
 import statistics
 from pathlib import Path
+from typing import Any
 
+import tiny
 import torch
 
 import nearplane as npl
@@ -25,14 +28,14 @@ from nearplane.walk.source import open_source
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", required=True)
-    parser.add_argument("--calibration", required=True)
+    parser.add_argument("--model", required=not tiny.ASKED)
+    parser.add_argument("--calibration", required=not tiny.ASKED)
     parser.add_argument("--sequences", type=int, default=8)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--blocks", type=int, default=3)
     parser.add_argument("--bpw", type=float, nargs="+", default=[2.125, 3.125])
     parser.add_argument("--json")
-    return parser.parse_args()
+    return tiny.parse(parser, sequences=2, length=32, blocks=1, bpw=[3.125])
 
 
 def layers(wanted: argparse.Namespace):
@@ -63,8 +66,8 @@ def rotation(n: int) -> torch.Tensor:
     return torch.linalg.qr(torch.randn(n, n, generator=random, dtype=torch.float64)).Q
 
 
-def main() -> None:
-    wanted = arguments()
+def measure(wanted: argparse.Namespace) -> list[dict[str, Any]]:
+    """Print what the rotation is worth in every layer; return these rows."""
     rows = []
     for name, weight, hessian in layers(wanted):
         turn = rotation(len(hessian))
@@ -76,6 +79,13 @@ def main() -> None:
                 bits = float(torch.log2(torch.tensor(ratio))) / 2
                 rows.append({"layer": name, "method": method.name, "bpw": bpw, "bits": bits})
                 print(f"{name:40} {method.name:6} {bpw:6.3f} {bits:+.3f}", flush=True)
+    return rows
+
+
+def main() -> None:
+    wanted = arguments()
+    with tiny.supplied(wanted, model="model", calibration="text.txt"):
+        rows = measure(wanted)
     for method in ("hptq", "eclq"):
         for bpw in wanted.bpw:
             found = [r["bits"] for r in rows if (r["method"], r["bpw"]) == (method, bpw)]
@@ -84,7 +94,8 @@ def main() -> None:
                 f"{min(found):+.3f} .. {max(found):+.3f} of {len(found)} layers"
             )
     if wanted.json:
-        Path(wanted.json).write_text(json.dumps({"settings": vars(wanted), "rows": rows}, indent=2))
+        report = {"settings": vars(wanted), "rows": rows}
+        Path(wanted.json).write_text(json.dumps(report, indent=2, default=str))
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
 """Machine instructions of kernels compiled without a GPU: which stand in loops, how many a weight.
 
     python bench/sass.py        # needs triton; instructions a weight of its kernels
+    python bench/sass.py --tiny
 
 `inner_loop(cubin)` returns the instructions of a kernel's main loop, `loops(cubin)` all loops, from
 nvdisasm, which is part of Triton's wheel.
 """
 
+import argparse
 import re
 import subprocess
 import tempfile
@@ -163,9 +165,15 @@ def per_weight(bits: int, capability: int, group_size: int = 128, batch: int = 1
 
 
 def main() -> None:
+    import tiny
+
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--capabilities", type=int, nargs="+", default=[80, 86, 89, 90, 100])
+    parser.add_argument("--bits", type=int, nargs="+", default=[2, 3, 4])
+    args = tiny.parse(parser, capabilities=[80], bits=[3])
     print("instructions a weight of the Triton product, main loop, 4096 x 4096, groups of 128")
-    for capability in (80, 86, 89, 90, 100):
-        counts = {bits: per_weight(bits, capability) for bits in (2, 3, 4)}
+    for capability in args.capabilities:
+        counts = {bits: per_weight(bits, capability) for bits in args.bits}
         row = ", ".join(f"{bits} bits {count:.2f}" for bits, count in counts.items())
         print(f"sm_{capability}: {row}")
 
