@@ -69,7 +69,7 @@ def quantize(
 
     - `model`: a directory, a hub name or a .gguf file.
     - `calibration`: a .txt, .jsonl or .parquet file, strings, token tensors or a data set's name.
-    - `sequences`, `length`: at most so many of so many tokens; 2048, or the model's limit if less.
+    - `sequences`, `length`: at most so many, of so many tokens; 2048 or the model's limit if None.
     - `rules`: what to skip and what to put up with.
     - `resume`: go on with what an earlier run to `out` finished before it was ended, if anything.
     - `memory`: bytes that a process keeps within, at the price of time; what there is if None.

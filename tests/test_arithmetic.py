@@ -9,6 +9,7 @@ from nearplane import arithmetic
 from nearplane.arithmetic import arithmetic_for
 from nearplane.evaluate.verify import verify_against
 from nearplane.types import NearplaneError
+from nearplane.walk.blocks import find_blocks
 from nearplane.walk.weights import Weights
 from tests.cli import tiny
 
@@ -105,3 +106,13 @@ def test_what_is_changed_while_converted_stays_changed():
     with weights.outside():
         assert model.get_input_embeddings().weight.dtype == torch.float32
     assert model.get_input_embeddings().weight.dtype == torch.bfloat16
+
+
+def test_what_is_wider_than_the_model_stays_wide():
+    """A parameter of float32 in a model of bfloat16 is so on purpose, whatever is computed in."""
+    model = tiny.model().to(torch.bfloat16)
+    norm = find_blocks(model)[1][0].input_layernorm
+    norm.weight.data = norm.weight.data.float()
+    for dtype in (torch.bfloat16, torch.float16):
+        with Weights(model, dtype=dtype).block(0):
+            assert norm.weight.dtype == torch.float32

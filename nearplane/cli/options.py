@@ -1,9 +1,19 @@
-"""Command options made from a dataclass's fields, so that commands can share them."""
+"""Command options that several commands share, one by one or as a dataclass's fields."""
 
 import dataclasses
 import inspect
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Annotated, Any, TypeVar
+
+import typer
+
+Arithmetic = Annotated[
+    str,
+    typer.Option(
+        help="The type that products run in: float32, bfloat16 or float16; auto is the model's "
+        "own, or float32 where this processor is slow at that"
+    ),
+]
 
 Command = TypeVar("Command", bound=Callable[..., None])
 

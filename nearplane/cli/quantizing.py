@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nearplane.cli.method_options import chosen, method_help, method_parameters
-from nearplane.cli.options import parameters_of, parsed, taking
+from nearplane.cli.options import Arithmetic, parameters_of, parsed, taking
 from nearplane.types import NearplaneError
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A directory, a hub name or a .gguf")]
@@ -45,13 +45,7 @@ class Settings:
             help="Keep within so much memory, as 6GiB, or refuse; what there is if not said"
         ),
     ] = None
-    arithmetic: Annotated[
-        str,
-        typer.Option(
-            help="The type that products run in: float32, bfloat16 or float16; auto is the model's "
-            "own, or float32 where this processor is slow at that"
-        ),
-    ] = "auto"
+    arithmetic: Arithmetic = "auto"
     skip: Annotated[
         list[str] | None,
         typer.Option(help="Leave layers alone whose names match this expression; repeatable"),

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nearplane.cli.options import Arithmetic
 from nearplane.types import NearplaneError
 
 Dequantize = Annotated[
@@ -11,14 +12,6 @@ Dequantize = Annotated[
     typer.Option(
         help="Decode every layer once, into as much memory as the original took, or multiply by "
         "the compressed weights; the results differ by roundings"
-    ),
-]
-
-Arithmetic = Annotated[
-    str,
-    typer.Option(
-        help="Type that products run in: float32, bfloat16 or float16; auto is the model's own, "
-        "or float32 where this processor is slow at that"
     ),
 ]
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
+from nearplane.arithmetic import name_of
 from nearplane.export import layout
 from nearplane.export.remaining import remaining_tensors
 
@@ -32,5 +33,5 @@ def save_dense(model: "PreTrainedModel", tokenizer: Any, out: str | Path) -> Non
 def dense_config(model: "PreTrainedModel") -> dict[str, Any]:
     """Return the model's configuration without what is true of its source only."""
     config = {key: part for key, part in model.config.to_dict().items() if key not in FOREIGN}
-    dtype = str(model.dtype).removeprefix("torch.")
+    dtype = name_of(model.dtype)
     return config | {"architectures": [type(model).__name__], "dtype": dtype}

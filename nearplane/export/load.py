@@ -40,13 +40,15 @@ def load(
     check_arithmetic(arithmetic)
     source = _checked(path)
     config = _config(source, trust_remote_code)
-    stored = _stored_dtype(source, config)
+    checkpoint = checkpoint_reader.open_checkpoint(source) if Path(source).is_dir() else None
+    stored = _stored_dtype(checkpoint, config)
     compute = dtype if dtype is not None else arithmetic_for(stored, arithmetic, device)
     settings = getattr(config, "quantization_config", None)
     if isinstance(settings, dict):
         settings["lay_out"] = not dequantize
-        settings["stored_dtype"] = name_of(stored) if dtype is None else None
-    model = _complete(source, config, compute, trust_remote_code)
+        settings["stored_dtype"] = name_of(stored) if dtype is None and compute != stored else None
+    tensors = None if checkpoint is None else len(checkpoint.file_of)
+    model = _complete(source, tensors, config, compute, trust_remote_code)
     if getattr(model, "hf_quantizer", None) is None:
         raise NearplaneError(f"{path} is not a nearplane checkpoint")
     if dequantize:
@@ -98,25 +100,25 @@ def _config(source: str, trusted: bool) -> Any:
     return config
 
 
-def _stored_dtype(source: str, config: Any) -> torch.dtype:
-    """Return the type of what is not compressed, as the files have it."""
-    found = None
-    if Path(source).is_dir():
-        found = checkpoint_reader.open_checkpoint(source).stored_dtype()
+def _stored_dtype(checkpoint: checkpoint_reader.Checkpoint | None, config: Any) -> torch.dtype:
+    """Return the type of what is not compressed: of the files, or what the configuration says."""
+    found = None if checkpoint is None else checkpoint.stored_dtype()
     named = getattr(config, "dtype", None)
     return found or (named if isinstance(named, torch.dtype) else torch.float32)
 
 
 def _complete(
-    source: str, config: Any, dtype: torch.dtype | str, trusted: bool
+    source: str, tensors: int | None, config: Any, dtype: torch.dtype | str, trusted: bool
 ) -> "PreTrainedModel":
-    """Return the model of `source`; NearplaneError if a tensor is missing or of another shape."""
+    """Return the model of `source`; NearplaneError if a tensor is missing or of another shape.
+
+    - `tensors`: how many its files hold; None where that is not known before they are fetched.
+    """
     from transformers import AutoModelForCausalLM
 
     try:
-        if Path(source).is_dir():
-            tensors = checkpoint_reader.open_checkpoint(source).file_of
-            check_blocks(config, len(tensors))
+        if tensors is not None:
+            check_blocks(config, tensors)
         loaded: Any = AutoModelForCausalLM.from_pretrained(
             source,
             config=config,

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 
+from nearplane.arithmetic import name_of
 from nearplane.types import NearplaneError
 from nearplane.walk.rates import Bench, Rates, Trial
 from nearplane.walk.survey import Survey
@@ -112,7 +113,7 @@ def measured(found: Survey, length: int, trial: Trial) -> Rates:
 
 def measured_lines(rates: Rates, trial: Trial, dtype: torch.dtype, ranks: int) -> list[str]:
     """Return what was measured and what was not, for people."""
-    kind = str(dtype).removeprefix("torch.")
+    kind = name_of(dtype)
     link = f"; between processes {rates.link_bytes / 1e9:g} and {MESSAGE}" if ranks > 1 else ""
     return [
         f"measured just now, on {threads()}, in GFLOP/s: calibration "

@@ -7,6 +7,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from nearplane.arithmetic import name_of
+
 WORD = 8  # every part begins at a multiple of it, so that it can be read in place
 NARROW = (torch.int8, torch.int16, torch.int32)
 
@@ -54,7 +56,7 @@ def unwrapped(parcel: UInt8[Tensor, " bytes"]) -> tuple[Tensor, ...]:
 
 
 def name(tensor: Tensor) -> str:
-    return str(tensor.dtype).removeprefix("torch.")
+    return name_of(tensor.dtype)
 
 
 def padded(size: int) -> int:

@@ -46,8 +46,8 @@ class Weights:
     """The weights of a model that runs, or whose blocks run one by one.
 
     - `shelf`: where those of its blocks are.
-    - `dtype`: of the products; None is as stored. Numbers that it can hold exactly, or that the
-      model's class does not want in float32 whatever it is loaded in, are converted to it.
+    - `dtype`: of the products; None is as stored. Tensors that it holds exactly are converted, and
+      parameters of the model's own type, but for those that its class wants in float32.
     """
 
     model: nn.Module
@@ -111,9 +111,15 @@ class Weights:
             return False
         if torch.promote_types(tensor.dtype, self.dtype) == self.dtype:
             return True
-        # buffers of float32 are so on purpose: frequencies, scales
-        kept = any(pattern.search(name) for pattern in self.kept_wide)
-        return isinstance(tensor, nn.Parameter) and not kept
+        # what is wider than the model is so on purpose, and so are buffers: frequencies, scales
+        if tensor.dtype != self.own_dtype or not isinstance(tensor, nn.Parameter):
+            return False
+        return not any(pattern.search(name) for pattern in self.kept_wide)
+
+    @cached_property
+    def own_dtype(self) -> torch.dtype:
+        """The type that the model is loaded in: of its first parameter."""
+        return next(self.model.parameters()).dtype
 
     @cached_property
     def kept_wide(self) -> list[re.Pattern[str]]:

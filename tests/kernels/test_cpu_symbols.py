@@ -8,6 +8,7 @@ import json
 import shlex
 import shutil
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -19,8 +20,6 @@ PLANTED = "\n#include <string>\nstd::string made(3, 'x');\n"
 
 
 def tool(name):
-    import sys
-
     beside = Path(sys.executable).with_name(name)
     return str(beside) if beside.exists() else shutil.which(name)
 
