@@ -14,6 +14,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.torch import load_file
 
 import nearplane as npl
 from nearplane.methods import METHODS
@@ -52,6 +53,13 @@ def well(run: subprocess.CompletedProcess) -> None:
 def losses(out: Path) -> torch.Tensor:
     layers = json.loads((out / "config.json").read_text())["quantization_config"]["layers"]
     return torch.tensor([layer["loss"] for layer in layers.values()])
+
+
+def stored(path: Path) -> list[bytes]:
+    """Return the records in a file."""
+    return [
+        tensor.numpy().tobytes() for name, tensor in load_file(path).items() if "record" in name
+    ]
 
 
 @pytest.mark.parametrize("count", [2, 3])
@@ -102,9 +110,18 @@ def test_a_process_that_dies_ends_all_and_loses_nothing(source, tmp_path):
     kept = sorted(path.name for path in (tmp_path / ".out.unfinished").glob("0*.safetensors"))
     # q, k and v, then o; the sixth layer is one of gate and up
     assert kept[:2] == ["00000.safetensors", "00001.safetensors"]
+    finished = [part for name in kept for part in stored(tmp_path / ".out.unfinished" / name)]
     well(together(3, "quantize", source, out, "hptq", 0))
+    # what was finished is there as it was, and not rounded again
+    records = stored(out / "model.safetensors")
+    assert len(finished) >= 4 and all(part in records for part in finished)
     well(together(1, "quantize", source, tmp_path / "whole", "hptq", 0))
-    assert ((losses(out) - losses(tmp_path / "whole")).abs() <= 0.01 * losses(out)).all()
+    resumed, whole = losses(out).sum(), losses(tmp_path / "whole").sum()
+    # Sums of another order let integers flip that are as near, and those after them are drawn
+    # again. A squared error u² of u uniform in a box differs from its mean by 0.9 of it; were all
+    # N > 28,000 integers drawn again and a fifth of them to make up the loss, it would move by
+    # 0.9 √(2 / 5600) = 1.7 %, of which this is the triple.
+    assert (resumed - whole).abs() <= 0.05 * whole
     assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
