@@ -24,7 +24,8 @@ from nearplane.export.partial import check_space
 from nearplane.export.remaining import remaining_tensors
 from nearplane.methods import Method
 from nearplane.types import LayerReport, NearplaneError
-from nearplane.walk.calibration import DEFAULT_LENGTH, Account, Text, Wanted, calibrate
+from nearplane.walk.amount import Amount
+from nearplane.walk.calibration import Account, Text, Wanted, calibrate
 from nearplane.walk.means import Means, means_of
 from nearplane.walk.memory import available_bytes, forget_file_pages
 from nearplane.walk.ranks import Ranks
@@ -52,8 +53,9 @@ def quantize(
     method: Method,
     calibration: Text,
     *,
-    sequences: int = 128,
+    sequences: int | None = None,
     length: int | None = None,
+    seconds: float | None = None,
     chat_template: bool = False,
     rules: Rules | None = None,
     trust_remote_code: bool = False,
@@ -69,35 +71,34 @@ def quantize(
 
     - `model`: a directory, a hub name or a .gguf file.
     - `calibration`: a .txt, .jsonl or .parquet file, strings, token tensors or a data set's name.
-    - `sequences`, `length`: at most so many, of so many tokens; 2048 or the model's limit if None.
+    - `sequences`, `length`: at most so many, of so many tokens; see `walk.calibration` if None.
+    - `seconds`: in place of `sequences`, about how long the run may take; picks as many as fit.
     - `rules`: what to skip and what to put up with.
     - `resume`: go on with what an earlier run to `out` finished before it was ended, if anything.
     - `memory`: bytes that a process keeps within, at the price of time; what there is if None.
     - `arithmetic`: the type of products, by name; "auto": see `nearplane.arithmetic`.
 
-    Every finished layer is kept on disk beside `out` until `out` appears (`export.ledger`). Started
-    by torchrun, processes share the calibration and the rows of every layer; the first one writes.
-    Raises NearplaneError for anything that a better input would mend; what was finished is kept.
+    Finished layers are kept on disk beside `out` until it appears (`export.ledger`). Processes of
+    torchrun share calibration and rows. NearplaneError for what a better input would mend.
     """
     ranks = Ranks.joined()
     watcher = watcher if watcher and ranks.first else Watcher()
     check_arithmetic(arithmetic)
+    amount = Amount(calibration, sequences, length, seconds)
     started, rules = time.perf_counter(), rules or Rules()
     kept = Ledger(out, ranks.first, ranks.bytes_of_first)
-    # a process that is not the first one writes nothing
     made = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
     with made as writer, keeping(kept, watcher) as ledger:
-        asked = arithmetic_of_run(ledger) if resume and arithmetic == AUTO else arithmetic
-        found = same_for_all(survey(model, method, rules, trust_remote_code, False, asked), ranks)
-        wanted = Wanted(sequences, length or default_length(found.model), chat_template)
-        means = means_for(found, sizes_of(calibration, wanted), ranks, memory)
+        earlier = earlier_recipe(ledger) if resume else {}
+        kind = earlier.get("arithmetic", AUTO) if arithmetic == AUTO else arithmetic
+        found = same_for_all(survey(model, method, rules, trust_remote_code, False, kind), ranks)
+        size = amount.size(found, ranks, memory, earlier.get("calibration"), watcher.says)
+        means = means_for(found, size, ranks, memory)
         source = open_source(model, trust_remote_code, means.by_blocks)
-        tokens, account = calibrate(calibration, source.tokenizer, wanted)
-        tell_calibration(source, account, wanted, watcher)
+        tokens, account = calibrated(source, calibration, Wanted(*size, chat_template), watcher)
         check_space(out, stored_bytes(source))
-        places = {"shelf": source.shelf, "room": means.room(room_for_states(out))}
-        places |= {"keeper": ledger, "ranks": ranks, "dtype": found.compute}
-        walk = Walk(source.model, method, tokens, rules, **places)
+        told = {"keeper": ledger, "ranks": ranks, "shelf": source.shelf, "room": means.room(out)}
+        walk = Walk(source.model, method, tokens, rules, dtype=found.compute, **told)
         recipe = method.recipe() | recipe_of_run(account, found)
         differing = ledger.begin(dependencies(source, recipe, walk), resume)
         tell_oddities([arithmetic_sentence(found), *walk.left_out], differing, watcher)
@@ -105,7 +106,7 @@ def quantize(
         finish = Finish(source, walk, written(walk, writer, watcher), recipe)
         report = finish.store(writer, time.perf_counter() - started)
         ledger.remove()
-    return report
+        return report
 
 
 @contextmanager
@@ -133,11 +134,11 @@ def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
     return reports
 
 
-def arithmetic_of_run(ledger: Ledger) -> str:
-    """Return the arithmetic of the run that is gone on with; "auto" if there is none."""
+def earlier_recipe(ledger: Ledger) -> dict[str, Any]:
+    """Return the recipe of the run that is gone on with; nothing if there is none."""
     run = ledger.recall("run")
-    known = run.get("recipe", {}).get("arithmetic") if isinstance(run, dict) else None
-    return known if known in TYPES else AUTO
+    found = run.get("recipe") if isinstance(run, dict) else None
+    return found if isinstance(found, dict) and found.get("arithmetic") in TYPES else {}
 
 
 def recipe_of_run(account: Account, found: Survey) -> dict[str, Any]:
@@ -287,13 +288,6 @@ def experts_with(layers: set[str], model: Any) -> set[str]:
     }
 
 
-def sizes_of(calibration: Text, wanted: Wanted) -> tuple[int, int]:
-    """Return how many sequences there will be at most, and their length."""
-    if isinstance(calibration, torch.Tensor) and calibration.ndim == 2 and calibration.numel():
-        return min(len(calibration), wanted.sequences), calibration.shape[1]
-    return wanted.sequences, wanted.length
-
-
 def means_for(found: Survey, sizes: tuple[int, int], ranks: Ranks, memory: int | None) -> Means:
     """Return how a process keeps within its memory; NearplaneError if it cannot keep a promise."""
     sequences, length = sizes
@@ -303,25 +297,16 @@ def means_for(found: Survey, sizes: tuple[int, int], ranks: Ranks, memory: int |
     return means_of(found, run, memory, promised=True)
 
 
-def room_for_states(out: str | Path) -> Path:
-    """Return the directory of files that no memory is needed for: of OUT, or of temporary files."""
-    beside = Path(out).expanduser().resolve().parent
-    return beside if beside.is_dir() else Path(tempfile.gettempdir())
-
-
-def default_length(model: Any) -> int:
-    """Return 2048, or the longest sequence that the model takes."""
-    config: Any = model.config
-    return min(DEFAULT_LENGTH, getattr(config, "max_position_embeddings", None) or DEFAULT_LENGTH)
-
-
-def tell_calibration(source: Source, account: Account, wanted: Wanted, watcher: Watcher) -> None:
-    """Say what became of the calibration text, and what is odd about it."""
+def calibrated(
+    source: Source, text: Text, wanted: Wanted, watcher: Watcher
+) -> tuple[torch.Tensor, Account]:
+    """Return a text as tokens and their account; say what became of it and what is odd about it."""
+    tokens, account = calibrate(text, source.tokenizer, wanted)
     watcher.says(f"calibration: {account.sentence()}")
     if account.sequences < wanted.sequences:
         watcher.says(
             f"warning: the text fills {account.sequences} of the {wanted.sequences} sequences "
-            "asked for"
+            "to be used"
         )
     config: Any = source.model.config
     bos = getattr(config, "bos_token_id", None)
@@ -330,6 +315,7 @@ def tell_calibration(source: Source, account: Account, wanted: Wanted, watcher: 
             f"note: the model's configuration names a beginning-of-sequence token ({bos}), but its "
             "tokenizer opens no text with it; neither does the calibration"
         )
+    return tokens, account
 
 
 def allocation_sentence(bits: dict[str, float]) -> str:

@@ -120,7 +120,7 @@ def test_what_is_odd_about_the_calibration_is_said(tmp_path, place):
     npl.quantize(
         quiet, place, METHOD, [tiny.TEXT], sequences=999, length=64, watcher=Watcher(said.append)
     )
-    assert any("fills" in line and "of the 999 sequences" in line for line in said)
+    assert any("fills" in line and "of the 999 sequences to be used" in line for line in said)
     assert any("beginning-of-sequence token (0)" in line for line in said)
 
 

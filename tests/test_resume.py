@@ -17,6 +17,7 @@ from nearplane.export.ledger import Ledger, differences
 from nearplane.methods import METHODS
 from nearplane.quantize import Watcher
 from nearplane.types import NearplaneError
+from nearplane.walk.amount import Amount
 from nearplane.walk.walk import Rules
 from tests.cli import tiny
 from tests.contracts.test_methods import small
@@ -167,6 +168,22 @@ def test_another_number_of_threads_is_told_and_not_refused(source, tmp_path):
     torch.set_num_threads(2)
     npl.quantize(source, out, METHOD, TOKENS, resume=True, watcher=Watcher(said.append))
     assert any("threads was 1 and is 2" in sentence for sentence in said)
+
+
+def test_what_a_time_bought_is_not_bought_again(tmp_path, monkeypatch):
+    """Another measurement would give other tokens, and all layers would be done again."""
+    source = tiny.write_model(tmp_path / "source")
+    out, told = tmp_path / "out", {"seconds": 60.0, "length": 32}
+    monkeypatch.setattr(Amount, "fitting", lambda *_: 4)
+    monkeypatch.setattr("tests.test_resume.TOKENS", [tiny.TEXT])
+    ended_after(source, out, METHOD, 5, **told)
+    monkeypatch.setattr(Amount, "fitting", lambda *_: 7)
+    report = npl.quantize(source, out, METHOD, [tiny.TEXT], resume=True, **told)
+    assert report["recipe"]["calibration"]["sequences"] == 4
+    with pytest.raises(NearplaneError, match="--time or --sequences, not both"):
+        npl.quantize(source, tmp_path / "both", METHOD, [tiny.TEXT], sequences=4, **told)
+    with pytest.raises(NearplaneError, match="at least 1 sequence of at least 2 tokens"):
+        npl.quantize(source, tmp_path / "none", METHOD, [tiny.TEXT], length=0)
 
 
 def test_other_weights_are_refused(source, tmp_path):

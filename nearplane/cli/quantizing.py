@@ -32,7 +32,13 @@ class Settings:
             "or a data set as NAME[:CONFIG][:SPLIT]"
         ),
     ] = None
-    sequences: Annotated[int, typer.Option(help="At most so many sequences")] = 128
+    sequences: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many sequences; 10 tokens for every column of the widest layer, from "
+            "16,384 to 262,144, if not said"
+        ),
+    ] = None
     length: Annotated[
         int | None, typer.Option(help="Tokens of a sequence; 2048, or the model's limit if less")
     ] = None
@@ -43,6 +49,13 @@ class Settings:
         str | None,
         typer.Option(
             help="Keep within so much memory, as 6GiB, or refuse; what there is if not said"
+        ),
+    ] = None
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="Pick the sequences by how long a run may take, as 10min or 1.5h, in place of "
+            "--sequences"
         ),
     ] = None
     arithmetic: Arithmetic = "auto"
@@ -80,6 +93,7 @@ def quantize(
     check_one_size(settings.size, options)
     if dry_run:
         return plan(model, **options)
+    seconds = allowed_seconds(settings)
     if settings.calibration is None:
         raise NearplaneError("say what to calibrate on: --calibration FILE_OR_DATASET")
     prepare(settings)
@@ -105,6 +119,7 @@ def quantize(
             settings.calibration,
             sequences=settings.sequences,
             length=settings.length,
+            seconds=seconds,
             chat_template=settings.chat_template,
             rules=rules,
             trust_remote_code=settings.trust_remote_code,
@@ -133,6 +148,7 @@ def plan(
     settings: Settings = parsed(Settings, options)
     method = chosen(settings.method, options)
     check_one_size(settings.size, options)
+    seconds = allowed_seconds(settings)
     prepare(settings)
     from nearplane.walk.devices import known
     from nearplane.walk.plan import estimate
@@ -140,13 +156,17 @@ def plan(
     from nearplane.walk.work import Run
 
     known(device)
-    Run(settings.sequences, 1, ranks)
+    Run(ranks if settings.sequences is None else settings.sequences, 2, ranks)
     rules = rules_of(settings)
     told = {"bare": True, "arithmetic": settings.arithmetic}
     found = survey(model, method, rules, settings.trust_remote_code, **told)
     found = fitting(found, settings.size)
     asked = (settings.sequences, settings.length, ranks, device, allowed(settings))
-    for line in estimate(found, *asked).lines():
+    expected = estimate(found, *asked)
+    if seconds is not None:
+        expected = expected.within(seconds)
+        typer.echo(expected.bought(seconds))
+    for line in expected.lines():
         typer.echo(line)
 
 
@@ -177,6 +197,18 @@ def bytes_of(option: str, size: str) -> int:
         raise NearplaneError(f"{option} {size!r} is no size: write 100MB or 1.5GiB")
     power = " kMGT".index(parts[2] or " ")
     return int(float(parts[1]) * (1024 if parts[3] else 1000) ** power)
+
+
+def allowed_seconds(settings: Settings) -> float | None:
+    """Return the seconds that the run may take, or None."""
+    if settings.time is None:
+        return None
+    if settings.sequences is not None:
+        raise NearplaneError("give --time or --sequences, not both: each sets the calibration")
+    parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|min|h)\s*", settings.time)
+    if parts is None:
+        raise NearplaneError(f"--time {settings.time!r} is no time: write 90s, 10min or 1.5h")
+    return float(parts[1]) * {"s": 1, "min": 60, "h": 3600}[parts[2]]
 
 
 def rules_of(settings: Settings) -> Any:

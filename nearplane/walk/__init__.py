@@ -31,5 +31,6 @@
 | footprint | the bytes of a run, in memory and on the disk |
 | rates | what this machine does in a second, measured |
 | devices | the devices that a plan can speak of, by stated rates |
+| amount | how much calibration a run takes: as asked for, by default, or as fits a time |
 | plan | what a run would take: hours and gigabytes, with all that they rest on |
 """

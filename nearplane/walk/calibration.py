@@ -3,6 +3,7 @@
 import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from math import ceil
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,9 @@ from nearplane.types import NearplaneError
 from nearplane.walk.documents import read_documents
 
 DEFAULT_LENGTH = 2048  # tokens of a sequence, in a model that takes as many
+# What a Hessian of n columns misses falls as n / tokens; docs/CALIBRATION.md has what it costs
+TOKENS_A_COLUMN = 10  # of the widest layer, if no more is asked for
+FEWEST_TOKENS, MOST_TOKENS = 16 * 1024, 128 * 2048
 
 Text = str | Path | list[str] | Tensor | list[Tensor]
 
@@ -26,8 +30,8 @@ class Wanted:
     - `chat_template`: whether every document goes through the tokenizer's chat template.
     """
 
-    sequences: int = 128
-    length: int = DEFAULT_LENGTH
+    sequences: int
+    length: int
     chat_template: bool = False
 
 
@@ -57,6 +61,21 @@ class Account:
 
     def for_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def default_length(model: Any) -> int:
+    """Return DEFAULT_LENGTH, or the longest sequence that the model takes."""
+    limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
+    return min(DEFAULT_LENGTH, limit or DEFAULT_LENGTH)
+
+
+def default_sequences(columns: int, length: int, processes: int = 1) -> int:
+    """Return how many sequences have TOKENS_A_COLUMN tokens for each of so many columns.
+
+    Not less than FEWEST_TOKENS, not more than MOST_TOKENS, and one for every process.
+    """
+    tokens = min(max(TOKENS_A_COLUMN * columns, FEWEST_TOKENS), MOST_TOKENS)
+    return max(ceil(tokens / length), processes)
 
 
 def calibrate(

@@ -1,5 +1,6 @@
 """How a run keeps within its memory: what stays on disk, what waits, what is computed again."""
 
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,8 +35,10 @@ class Means:
     memory: Memory
     columns: int
 
-    def room(self, directory: Path) -> Room:
-        """Return the room of a walk whose files go to `directory`."""
+    def room(self, out: str | Path) -> Room:
+        """Return the room of a walk whose files go beside OUT, or where temporary files go."""
+        beside = Path(out).expanduser().resolve().parent
+        directory = beside if beside.is_dir() else Path(tempfile.gettempdir())
         return Room(self.paused, directory if self.spilled else None)
 
     def sentence(self) -> str:

@@ -4,7 +4,8 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from nearplane.lattice.threads import one_thread
-from nearplane.walk.calibration import DEFAULT_LENGTH
+from nearplane.types import NearplaneError
+from nearplane.walk.calibration import MOST_TOKENS, default_length, default_sequences
 from nearplane.walk.devices import (
     CPU,
     DEVICES,
@@ -19,7 +20,7 @@ from nearplane.walk.footprint import Memory, unfinished_bytes
 from nearplane.walk.means import Means, means_of
 from nearplane.walk.memory import available_bytes
 from nearplane.walk.rates import SMALLEST, Rates, Trial, tried
-from nearplane.walk.survey import Survey, bits_of, text_config
+from nearplane.walk.survey import Survey, bits_of, shape_of
 from nearplane.walk.work import Kept, Part, Run, Sizes, network_bytes, parts_of
 
 START_S = 6  # Python's and its libraries' start, opening the model, reading the text
@@ -113,6 +114,37 @@ class Estimate:
             return DEVICES[self.device].memory_bytes
         return available_bytes() / self.run.ranks
 
+    def of(self, sequences: int) -> "Estimate":
+        """The same run on so many sequences."""
+        return replace(self, run=replace(self.run, sequences=sequences))
+
+    def within(self, seconds: float) -> "Estimate":
+        """Return the same run on the most sequences that take no longer than `seconds`.
+
+        Not more than MOST_TOKENS. Raises NearplaneError if one for each process takes longer.
+        """
+        fewest, length = self.run.ranks, self.run.length
+        most = max(MOST_TOKENS // length, fewest)
+        least = self.of(fewest)
+        if least.seconds > seconds:
+            raise NearplaneError(
+                f"{duration(seconds)} are too little for {self.survey.name}: with {fewest} x "
+                f"{length} tokens this run takes about {duration(least.seconds)}; give more --time "
+                "or a smaller --length"
+            )
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            fits = self.of(middle).seconds <= seconds
+            fewest, most = (middle, most) if fits else (fewest, middle - 1)
+        return self.of(fewest)
+
+    def bought(self, seconds: float) -> str:
+        """Say what a stated time buys."""
+        run = self.run
+        said = f"{run.sequences} x {run.length} tokens, in about {duration(self.seconds)}"
+        more = "; more tokens help little" if run.tokens + run.length > MOST_TOKENS else ""
+        return f"{duration(seconds)} are enough for a calibration on {said}{more}"
+
     def lines(self) -> list[str]:
         """Return the estimate for people, with what it assumes."""
         lines = [*self.size_lines(), *self.time_lines(), *self.assumptions()]
@@ -200,7 +232,7 @@ def expected(ranks: int) -> str:
 
 def estimate(
     found: Survey,
-    sequences: int = 128,
+    sequences: int | None = None,
     length: int | None = None,
     ranks: int = 1,
     device: str = CPU,
@@ -208,14 +240,17 @@ def estimate(
 ) -> Estimate:
     """Return what a run would take; measures this machine for two seconds.
 
+    - `sequences`, `length`: the defaults of `walk.calibration` if None.
     - `device`: "cpu" is this machine; any other goes by stated rates.
     - `allowed`: bytes of memory that a process must keep within; what there is if None.
 
     Raises NearplaneError for an unknown device, no process, or more processes than sequences.
     """
     known(device)
-    limit = getattr(text_config(found.model), "max_position_embeddings", None) or DEFAULT_LENGTH
-    run = Run(sequences, length or min(DEFAULT_LENGTH, limit), ranks)
+    length = default_length(found.model) if length is None else length
+    if sequences is None:
+        sequences = default_sequences(widest(found), max(length, 1), ranks)
+    run = Run(sequences, length, ranks)
     if device != CPU:
         # what this machine is slow at says nothing of another one
         found = replace(found, compute=found.dtype)
@@ -224,6 +259,11 @@ def estimate(
         return Estimate(found, run, rates, trial, device, allowed)
     trial = tried(found.method, tried_columns(found))
     return Estimate(found, run, measured(found, run.length, trial), trial, device, allowed)
+
+
+def widest(found: Survey) -> int:
+    """Return the columns of the widest layer."""
+    return max(columns for _, columns in map(shape_of, found.layers))
 
 
 def tried_on_one_core(found: Survey) -> Trial:

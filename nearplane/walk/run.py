@@ -10,7 +10,7 @@ from nearplane.types import NearplaneError
 class Run:
     """What is asked of a run: the calibration, and by how many processes.
 
-    NearplaneError if there are fewer sequences than processes, or no process.
+    NearplaneError if there are fewer sequences than processes, or nothing of one of them.
     """
 
     sequences: int
@@ -20,6 +20,8 @@ class Run:
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise NearplaneError(f"--ranks must be at least 1, not {self.ranks}")
+        if self.sequences < 1 or self.length < 2:
+            raise NearplaneError("calibration needs at least 1 sequence of at least 2 tokens")
         if self.sequences < self.ranks:
             raise NearplaneError(
                 f"{self.sequences} sequences cannot be shared by {self.ranks} processes: give more "

@@ -114,11 +114,28 @@ def test_a_plan_for_several_processes_on_a_device(nearplane, model_dir, tmp_path
     assert "measured just now" in here and "a projection" not in here
 
 
+def test_a_time_picks_the_calibration(nearplane, model_dir, text, tmp_path):
+    asked = ("--bpw", "5", "--time", "3h", "--length", "32")
+    # so many help little, however little they cost
+    said = "3.0 h are enough for a calibration on 8192 x 32 tokens"
+    plan = nearplane("plan", model_dir, *asked)
+    assert plan.exit_code == 0, plan.output
+    assert plan.stdout.startswith(said)
+    assert "assumed: 8192 sequences of 32 tokens" in plan.stdout
+    out = tmp_path / "out"
+    ran = nearplane("quantize", model_dir, out, "--calibration", text, *asked)
+    assert ran.exit_code == 0, ran.output
+    assert said in ran.stderr and "of the 8192 sequences to be used" in ran.stderr
+
+
 @pytest.mark.parametrize(
     "options, said",
     [
         (("--ranks", "0"), "--ranks must be at least 1, not 0"),
-        (("--ranks", "200"), "128 sequences cannot be shared by 200 processes"),
+        (
+            ("--ranks", "200", "--sequences", "128"),
+            "128 sequences cannot be shared by 200 processes",
+        ),
         (("--device", "h9000"), "no device is called 'h9000'; there are cpu, a100, b200, h100"),
     ],
 )
@@ -137,6 +154,9 @@ def test_plans_that_cannot_be_made(nearplane, model_dir, options, said):
         (("--length", "5000", "--bpw", "5"), "tokens, and one sequence needs 4999"),
         (("--skip", ".", "--bpw", "5"), "every layer is skipped"),
         (("--skip", "(", "--bpw", "5"), "regular expression"),
+        (("--time", "soon", "--bpw", "5"), "--time 'soon' is no time: write 90s, 10min or 1.5h"),
+        (("--time", "1h", "--sequences", "8", "--bpw", "5"), "--time or --sequences, not both"),
+        (("--time", "0.01s", "--bpw", "5"), "0 s are too little for"),
         (("--threads", "0"), "--threads must be at least 1"),
     ],
 )

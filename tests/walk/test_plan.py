@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from nearplane.methods import ECLQ, HPTQ, METHODS
 from nearplane.types import NearplaneError
 from nearplane.walk import plan, walk
+from nearplane.walk.calibration import MOST_TOKENS, default_sequences
 from nearplane.walk.devices import DECIDES, DEVICES, known, rates_of
 from nearplane.walk.footprint import BASE_BYTES, Memory
 from nearplane.walk.plan import Estimate, estimate
@@ -386,3 +387,28 @@ def test_the_machine_is_measured(wide):
 
 def test_times_can_be_read():
     assert [plan.duration(s) for s in (30.0, 600.0, 36000.0)] == ["30 s", "10 min", "10.0 h"]
+
+
+@pytest.mark.parametrize("ranks", [1, 3])
+def test_a_time_buys_the_most_sequences_that_fit(wide, ranks):
+    run, length = made(wide, ranks), 512
+    most = MOST_TOKENS // length
+    # processes wait for the busiest, so that each gets as many
+    for sequences in (ranks, 42):
+        seconds = run.of(sequences).seconds
+        assert run.within(seconds).run.sequences == sequences
+    assert run.within(seconds * (1 - 1e-9)).run.sequences == 42 - ranks
+    plenty = run.within(1e9)
+    assert plenty.run.sequences == most and "more tokens help little" in plenty.bought(1e9)
+    assert f"on 40 x {length} tokens" in run.of(40).bought(600.0)
+    with pytest.raises(NearplaneError, match=r"too little for .*with . x 512 tokens .*--time"):
+        run.within(run.of(ranks).seconds / 2)
+
+
+@pytest.mark.parametrize(
+    "widest, length, sequences",
+    [(64, 2048, 8), (64, 128, 128), (4096, 2048, 20), (4096, 512, 80), (10**6, 2048, 128)],
+)
+def test_default_calibration_grows_with_the_widest_layer(widest, length, sequences):
+    assert default_sequences(widest, length) == sequences
+    assert default_sequences(widest, length, 1000) == 1000

@@ -1,0 +1,74 @@
+"""How much calibration a run takes: as asked for, by default, or as fits a stated time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nearplane.types import NearplaneError
+from nearplane.walk.calibration import Text, default_length, default_sequences
+from nearplane.walk.plan import estimate, widest
+from nearplane.walk.ranks import Ranks
+from nearplane.walk.survey import Survey
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much calibration is asked for: sequences of a length, or as many as fit a time.
+
+    NearplaneError for both a number of sequences and a time, or for none of something.
+    """
+
+    calibration: Text
+    sequences: int | None
+    length: int | None
+    seconds: float | None
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and self.sequences is not None:
+            raise NearplaneError("give --time or --sequences, not both: each sets the calibration")
+
+    def size(
+        self,
+        found: Survey,
+        ranks: Ranks,
+        memory: int | None,
+        earlier: dict[str, Any] | None,
+        says: Callable[[str], None],
+    ) -> tuple[int, int]:
+        """Return how many sequences there are to be at most, and their length.
+
+        - `earlier`: the account of the run that is gone on with, which a time was given to.
+        """
+        length = default_length(found.model) if self.length is None else self.length
+        most = None
+        given = self.calibration
+        if isinstance(given, torch.Tensor) and given.ndim == 2 and given.numel():
+            most, length = given.shape
+        if length < 2 or self.sequences is not None and self.sequences < 1:
+            raise NearplaneError("calibration needs at least 1 sequence of at least 2 tokens")
+        if self.seconds is not None and earlier:
+            sequences, length = earlier["sequences"], earlier["length"]
+        elif self.seconds is not None:
+            sequences = self.fitting(found, length, ranks, memory, says)
+        elif self.sequences is None:
+            sequences = most or default_sequences(widest(found), length, ranks.size)
+        else:
+            sequences = self.sequences
+        return sequences if most is None else min(sequences, most), length
+
+    def fitting(
+        self,
+        found: Survey,
+        length: int,
+        ranks: Ranks,
+        memory: int | None,
+        says: Callable[[str], None],
+    ) -> int:
+        """Return as many sequences as the first process finds to fit in the time."""
+        assert self.seconds is not None
+        run = estimate(found, ranks.size, length, ranks.size, allowed=memory).within(self.seconds)
+        says(run.bought(self.seconds))
+        first = ranks.bytes_of_first(str(run.run.sequences).encode())
+        return run.run.sequences if first is None else int(first)
