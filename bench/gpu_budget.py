@@ -1,6 +1,7 @@
 """What a product by compressed weights costs on a GPU, counted in machine code: no GPU is needed.
 
     .venv/bin/python bench/gpu_budget.py [--json FILE] [--listing FOLDER]
+    .venv/bin/python bench/gpu_budget.py --tiny        two kernels for one GPU
 
 Each row is the kernel that a layer of 4096 x 4096 gets at batch 1 (bf16 activations), compiled for
 each GPU, with the layout that such a layer has:
@@ -33,6 +34,7 @@ from functools import cache
 from pathlib import Path
 
 import numpy as np
+import tiny
 import torch
 from records import Kind, record_of
 from sass import Loop, loops, resources
@@ -240,10 +242,11 @@ def main() -> None:
     )
     parser.add_argument("--json", type=Path, help="write the rows there")
     parser.add_argument("--listing", type=Path, help="write the counted loops into this folder")
-    options = parser.parse_args()
+    options = tiny.parse(parser)
+    kernels, gpus = (KERNELS[::3], GPUS[:1]) if options.tiny else (KERNELS, GPUS)
     if options.listing:
         options.listing.mkdir(parents=True, exist_ok=True)
-    rows = [row(kernel, gpu, options.listing) for kernel in KERNELS for gpu in GPUS]
+    rows = [row(kernel, gpu, options.listing) for kernel in kernels for gpu in gpus]
     print(table(rows))
     if options.json:
         options.json.write_text(json.dumps([asdict(r) for r in rows], indent=1) + "\n")

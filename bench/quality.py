@@ -1,6 +1,7 @@
 """Every method and every peer on one model and two texts: bits, perplexity, KL, time, memory.
 
     .venv/bin/python bench/quality.py --model DIR --calibration FILE --text FILE [--json FILE]
+    .venv/bin/python bench/quality.py --tiny
 
 All see the same calibration tokens (bench/peers/tokens.py), and each quantizes in a process of its
 own, whose wall time and peak memory are the row's. Each saved checkpoint is decoded by one decoder
@@ -29,6 +30,7 @@ from pathlib import Path
 from typing import Any
 
 import quality_rows
+import tiny
 from peers.environment import FOLDER, InstallError, install, peer_python
 from quality_report import Store, heading, line, plot
 from quality_rows import Row, Wanted
@@ -37,6 +39,14 @@ from speed import HERE, ROOT, Run, environment, machine, measure
 
 def main() -> int:
     args = parse()
+    with tiny.supplied(args, model="model", calibration="text.txt", text="text.txt", work="work"):
+        for name in ("model", "calibration", "text", "work"):
+            setattr(args, name, getattr(args, name).resolve())
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure all rows that are asked for."""
     wanted = wanted_of(args)
     rows = quality_rows.chosen(quality_rows.all_rows(wanted), args.only, args.skip)
     store = Store(args.json, settings_of(args, wanted), args.append)
@@ -188,9 +198,15 @@ def settings_of(args: argparse.Namespace, wanted: Wanted) -> dict[str, Any]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="dense Hugging Face folder")
-    parser.add_argument("--calibration", type=Path, required=True, help="the text to round on")
-    parser.add_argument("--text", type=Path, required=True, help="the text to evaluate on")
+    parser.add_argument(
+        "--model", type=Path, required=not tiny.ASKED, help="dense Hugging Face folder"
+    )
+    parser.add_argument(
+        "--calibration", type=Path, required=not tiny.ASKED, help="the text to round on"
+    )
+    parser.add_argument(
+        "--text", type=Path, required=not tiny.ASKED, help="the text to evaluate on"
+    )
     parser.add_argument("--sequences", type=int, default=16)
     parser.add_argument("--length", type=int, default=1024)
     parser.add_argument("--context", type=int, default=1024)
@@ -216,10 +232,10 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=FOLDER, help="the peers' environments")
     parser.add_argument("--work", type=Path, default=ROOT / "bench-out" / "quality")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints in --work")
-    args = parser.parse_args()
+    small = {"sequences": 4, "length": 32, "context": 32, "windows": 2, "rates": [5.0]}
+    small |= {"only": ["eclq"], "work": None, "threads": 1}
+    args = tiny.parse(parser, **small)
     args.append = args.append or args.missing
-    for name in ("model", "calibration", "text", "work"):
-        setattr(args, name, getattr(args, name).resolve())
     return args
 
 

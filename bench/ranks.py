@@ -1,6 +1,7 @@
 """Several processes of one thread each: how much faster are rounding and calibration?
 
     .venv/bin/python bench/ranks.py [--rows 4096] [--columns 2048] [--ranks 1 2 4] [--rounds 3]
+    .venv/bin/python bench/ranks.py --tiny
 
 Each number of processes is started by torchrun, each process on a core of its own where there are
 enough. Timed are
@@ -25,11 +26,13 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+import tiny
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
 REPEATS = 2
 BPW = 3.125
+HIDDEN = 768  # of the model that is walked through, at most
 PARTS = ("solve", "hptq", "eclq", "calibration")
 
 Found = dict[str, tuple[float, float]]  # wall and CPU seconds of every part
@@ -57,10 +60,10 @@ def works(rows: int, columns: int, ranks: Any) -> Iterator[tuple[str, Callable[[
     yield "solve", solve
     yield "hptq", lambda: method(weight, basis)
     yield "eclq", lambda: ECLQ(bpw=BPW)(weight, basis)
-    yield "calibration", calibration(ranks)
+    yield "calibration", calibration(ranks, min(columns, HIDDEN))
 
 
-def calibration(ranks: Any) -> Callable[[], Any]:
+def calibration(ranks: Any, hidden: int) -> Callable[[], Any]:
     """Return a walk that rounds nothing."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -71,8 +74,8 @@ def calibration(ranks: Any) -> Callable[[], Any]:
         def round(self, layers, seen):
             yield from ()
 
-    sizes = {"hidden_size": 768, "intermediate_size": 2048, "num_hidden_layers": 2}
-    heads = {"num_attention_heads": 12, "num_key_value_heads": 12}
+    sizes = {"hidden_size": hidden, "intermediate_size": 8 * hidden // 3, "num_hidden_layers": 2}
+    heads = dict.fromkeys(("num_attention_heads", "num_key_value_heads"), hidden // 64)
     torch.manual_seed(0)
     model = LlamaForCausalLM(LlamaConfig(vocab_size=512, **sizes, **heads)).eval()
     tokens = torch.randint(2, 500, (16, 512), generator=torch.Generator().manual_seed(1))
@@ -138,7 +141,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
-    options = parser.parse_args()
+    options = tiny.parse(parser, rows=192, columns=192, ranks=[1, 2], rounds=1)
     if options.once:
         once(options.rows, options.columns)
         return

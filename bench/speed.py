@@ -1,6 +1,7 @@
 """Time nearplane beside the peers: whole processes, same tokens, same threads, in turns.
 
     .venv/bin/python bench/speed.py --model DIR --text FILE [--repeats 3] [--json FILE]
+    .venv/bin/python bench/speed.py --tiny
 
 Each round runs nearplane (HPTQ at 3.125 bits per weight), GPTQModel and llm-compressor (GPTQ,
 3 bits in groups of 64: at least 3.25 stored) once, so that a busy minute of the machine hits all.
@@ -22,6 +23,7 @@ import sys
 import time
 from pathlib import Path
 
+import tiny
 from peers.environment import FOLDER, InstallError, install, peer_python
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -192,8 +194,10 @@ def machine() -> dict[str, object]:
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", type=Path, required=True, help="dense Hugging Face folder")
-    parser.add_argument("--text", type=Path, required=True, help="calibration text")
+    parser.add_argument(
+        "--model", type=Path, required=not tiny.ASKED, help="dense Hugging Face folder"
+    )
+    parser.add_argument("--text", type=Path, required=not tiny.ASKED, help="calibration text")
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--json", type=Path, help="write every run here")
     parser.add_argument("--sequences", type=int, default=32)
@@ -205,11 +209,18 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "bench-out" / "speed")
     tools = ["nearplane", "gptqmodel", "llmcompressor"]
     parser.add_argument("--only", nargs="+", choices=tools, default=tools)
-    return parser.parse_args()
+    small = {"only": ["nearplane"], "repeats": 1, "sequences": 4, "length": 32, "bpw": 5.0}
+    return tiny.parse(parser, **small, work=None, threads=1)
 
 
 def main() -> int:
     args = parse()
+    with tiny.supplied(args, model="model", text="text.txt", work="work"):
+        return run(args)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Let all tools run in turns."""
     args.model, args.work = args.model.resolve(), args.work.resolve()
     args.work.mkdir(parents=True, exist_ok=True)
     tokens, text = args.work / "tokens.safetensors", args.work / "calibration.txt"

@@ -23,7 +23,7 @@ from nearplane.export.ledger import Ledger, digest
 from nearplane.export.partial import check_space
 from nearplane.export.remaining import remaining_tensors
 from nearplane.methods import Method
-from nearplane.types import LayerReport, NearplaneError
+from nearplane.types import LayerReport, NearplaneError, Step, silent
 from nearplane.walk.amount import Amount
 from nearplane.walk.calibration import Account, Text, Wanted, calibrate
 from nearplane.walk.means import Means, means_of
@@ -41,10 +41,15 @@ MANY_BYTES = 1 << 24  # of a mapped tensor, after which its pages are let go
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who is told of a run's progress: `says` gets sentences, `done` every layer and how many."""
+    """Who is told of a run's progress.
+
+    - `says` gets sentences; `done` every layer as it is done, and how many there are.
+    - `step` gets the name of what is done before, and the share of it that has been.
+    """
 
     says: Callable[[str], None] = lambda sentence: None
     done: Callable[[LayerReport, int], None] = lambda report, layers: None
+    step: Step = silent
 
 
 def quantize(
@@ -174,7 +179,7 @@ def allocated(walk: Walk, ledger: Ledger, watcher: Watcher) -> dict[str, Any]:
         return {}
     known = ledger.recall("allocation")
     if known is None:
-        ledger.remember("allocation", walk.allocate())
+        ledger.remember("allocation", walk.allocate(watcher.step))
     else:
         walk.bits = known
     watcher.says(allocation_sentence(walk.bits))

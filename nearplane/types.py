@@ -1,5 +1,6 @@
 """The nouns every room shares: data only, no algorithm and no file."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -7,6 +8,14 @@ from jaxtyping import Float, Float16, Float64, Int32, UInt8
 from torch import Tensor
 
 LONGEST_REMARK = 300  # characters of what a library says
+
+
+# is told what is being done, and what share of it has been
+Step = Callable[[str, float], None]
+
+
+def silent(name: str, share: float) -> None:
+    """Tell nobody of a step."""
 
 
 class NearplaneError(Exception):

@@ -1,5 +1,13 @@
-"""Settings of all tests."""
+"""Settings of all tests, and what CPU time they may take together."""
 
+import os
+import statistics
+import time
+import zlib
+from collections import Counter
+
+import jaxtyping
+import pytest
 import torch
 from hypothesis import settings
 
@@ -13,3 +21,91 @@ settings.load_profile("busy")
 # results must not depend on the processor that tests run on: all are taken to be fast at all types,
 # and tests/test_arithmetic.py takes them to be slow
 arithmetic.slowdown = lambda dtype: 1.0
+
+# Checks of the shapes and types of all arguments take longer than what is checked; every so many
+# tests, chosen by their names, have them. `--annotations all` is `make test-long`.
+CHECKED = 8
+
+# A suite grows until nobody runs it. Its CPU time is compared with that of a loop of a million
+# steps on the same machine, in the same minutes: `make test` says what it may come to.
+SPENT: Counter[str] = Counter()  # file -> CPU seconds of its tests, with their children
+LOOPS: list[float] = []  # seconds, of every process that runs tests
+
+
+def pytest_addoption(parser):
+    parser.addoption("--annotations", choices=["some", "all"], default="some")
+    parser.addoption("--most-loops", type=float, help="fail if tests take more CPU time")
+
+
+@pytest.fixture(autouse=True)
+def annotations(request):
+    """Check annotated shapes and types in this test, or not."""
+    everywhere = request.config.getoption("--annotations") == "all"
+    wanted = everywhere or zlib.crc32(request.node.nodeid.encode()) % CHECKED == 0
+    jaxtyping.config.update("jaxtyping_disable", not wanted)
+    yield
+    jaxtyping.config.update("jaxtyping_disable", False)
+
+
+def cpu_seconds() -> float:
+    """Return the CPU time of this process and of its children that have ended."""
+    return sum(os.times()[:4])
+
+
+def loop_seconds() -> float:
+    """Return the CPU time of a loop of a million steps."""
+    before, total = time.process_time(), 0
+    for step in range(1_000_000):
+        total += step * step
+    return time.process_time() - before
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item):
+    before = cpu_seconds()
+    try:
+        return (yield)
+    finally:
+        SPENT[item.location[0]] += cpu_seconds() - before
+
+
+def pytest_sessionfinish(session):
+    """Hand what was spent to the process that started this one, or judge the sum of all."""
+    if SPENT:
+        # at the end, when the other processes are still at work
+        LOOPS.append(statistics.median(loop_seconds() for _ in range(9)))
+    output = getattr(session.config, "workeroutput", None)
+    if output is not None:
+        output["spent"], output["loops"] = dict(SPENT), LOOPS
+    elif over(session.config) and session.exitstatus == 0:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node):
+    SPENT.update(node.workeroutput.get("spent", {}) if hasattr(node, "workeroutput") else {})
+    LOOPS.extend(node.workeroutput.get("loops", []) if hasattr(node, "workeroutput") else [])
+
+
+def over(config) -> bool:
+    """Whether the tests took more CPU time than they may."""
+    most = config.getoption("--most-loops")
+    return most is not None and bool(LOOPS) and loops() > most
+
+
+def loops() -> float:
+    return sum(SPENT.values()) / statistics.mean(LOOPS)
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    if not LOOPS:
+        return
+    said = f"{sum(SPENT.values()):.0f} s of CPU time, as much as {loops():,.0f} loops"
+    terminalreporter.write_line(f"{said} of {1000 * statistics.mean(LOOPS):.0f} ms; most by")
+    for name, seconds in SPENT.most_common(10):
+        terminalreporter.write_line(f"  {seconds:6.1f} s {name}")
+    if over(config):
+        most = config.getoption("--most-loops")
+        terminalreporter.write_line(
+            f"FAILED: that is more than {most:,.0f} loops: make them cheaper"
+        )

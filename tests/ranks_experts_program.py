@@ -13,6 +13,7 @@ from nearplane.walk import walk as walk_file
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.walk import Walk
+from tests.ranks_program import run
 from tests.walk import moe
 from tests.walk.tiny import TOKENS
 
@@ -109,4 +110,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     # several batches, so that some of them do not reach an expert
     with patch.object(walk_file, "BATCH_TOKENS", 48):
-        globals()[sys.argv[1]](*sys.argv[2:])
+        run(globals(), sys.argv[1:])

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -222,7 +223,16 @@ def quantize(model: str, out: str, name: str, dies_after: str) -> None:
     npl.quantize(model, out, METHODS[name](bpw=6.0), TOKENS, resume=True, watcher=watcher)
 
 
+def run(functions: dict[str, Any], words: list[str]) -> None:
+    """Call functions one after the other, or the one whose name ends in a colon with the rest."""
+    if words[0].endswith(":"):
+        functions[words[0][:-1]](*words[1:])
+        return
+    for name in words:
+        functions[name]()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
     exit_when_terminated()
-    globals()[sys.argv[1]](*sys.argv[2:])
+    run(globals(), sys.argv[1:])

@@ -21,6 +21,7 @@ from nearplane.methods import METHODS
 from nearplane.types import NearplaneError
 from nearplane.walk.parcel import narrowest, unwrapped, wrapped
 from nearplane.walk.ranks import ALONE, Ranks
+from tests import ranks_program
 from tests.cli import tiny
 from tests.test_resume import content
 
@@ -37,7 +38,10 @@ def source(tmp_path_factory) -> Path:
 def together(
     count: int, *words: object, program: str = "tests.ranks_program"
 ) -> subprocess.CompletedProcess:
-    """Run a program in so many processes."""
+    """Run a program in so many processes.
+
+    - `words`: names of functions, or that of one, a colon, and what it is given.
+    """
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
     command += ["--nproc-per-node", str(count), "-m", program, *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
@@ -62,31 +66,29 @@ def stored(path: Path) -> list[bytes]:
     ]
 
 
+# several in one run: most of a process's time is its start
 @pytest.mark.parametrize("count", [2, 3])
-@pytest.mark.parametrize(
-    "work",
-    [
-        "rows_are_rounded_as_alone",
-        "parts_come_as_they_are",
-        "every_method_as_alone",
-        "errors_are_everybodys",
-    ],
-)
-def test_in_several_processes(work, count):
-    well(together(count, work))
+def test_in_several_processes(count):
+    well(
+        together(
+            count,
+            "rows_are_rounded_as_alone",
+            "parts_come_as_they_are",
+            "every_method_as_alone",
+            "errors_are_everybodys",
+        )
+    )
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.long)])
-@pytest.mark.parametrize(
-    "work", ["hessians_are_as_alone", "everybody_has_the_same", "some_processes_see_nothing"]
-)
-def test_experts_are_shared(work, count):
-    well(together(count, work, program="tests.ranks_experts_program"))
+def test_experts_are_shared(count):
+    works = "hessians_are_as_alone", "everybody_has_the_same", "some_processes_see_nothing"
+    well(together(count, *works, program="tests.ranks_experts_program"))
 
 
 def test_the_same_hessians_give_the_same_bits(source, tmp_path):
-    for count in (1, 2):
-        well(together(count, "quantize_on_the_same_hessians", source, tmp_path / f"out{count}"))
+    ranks_program.quantize_on_the_same_hessians(str(source), str(tmp_path / "out1"))
+    well(together(2, "quantize_on_the_same_hessians:", source, tmp_path / "out2"))
     for name in METHODS:
         one, two = (tmp_path / f"out{count}-{name}" for count in (1, 2))
         assert content(one) == content(two)
@@ -94,8 +96,8 @@ def test_the_same_hessians_give_the_same_bits(source, tmp_path):
 
 def test_shared_calibration_gives_nearly_the_same(source, tmp_path):
     """Sums of another order: integers may differ where two are as near."""
-    for count in (1, 3):
-        well(together(count, "quantize", source, tmp_path / str(count), "eclq", 0))
+    ranks_program.quantize(str(source), str(tmp_path / "1"), "eclq", "0")
+    well(together(3, "quantize:", source, tmp_path / "3", "eclq", 0))
     alone, shared = (losses(tmp_path / name).sum() for name in "13")
     # tokens are held out by process, so that targets differ a little
     assert (shared - alone).abs() <= 0.05 * alone
@@ -104,18 +106,18 @@ def test_shared_calibration_gives_nearly_the_same(source, tmp_path):
 
 def test_a_process_that_dies_ends_all_and_loses_nothing(source, tmp_path):
     out = tmp_path / "out"
-    run = together(2, "quantize", source, out, "hptq", 6)
+    run = together(2, "quantize:", source, out, "hptq", 6)
     assert run.returncode != 0 and not out.exists()
     assert "finished layers are kept" in run.stderr and "go on with --resume" in run.stderr
     kept = sorted(path.name for path in (tmp_path / ".out.unfinished").glob("0*.safetensors"))
     # q, k and v, then o; the sixth layer is one of gate and up
     assert kept[:2] == ["00000.safetensors", "00001.safetensors"]
     finished = [part for name in kept for part in stored(tmp_path / ".out.unfinished" / name)]
-    well(together(3, "quantize", source, out, "hptq", 0))
+    well(together(3, "quantize:", source, out, "hptq", 0))
     # what was finished is there as it was, and not rounded again
     records = stored(out / "model.safetensors")
     assert len(finished) >= 4 and all(part in records for part in finished)
-    well(together(1, "quantize", source, tmp_path / "whole", "hptq", 0))
+    ranks_program.quantize(str(source), str(tmp_path / "whole"), "hptq", "0")
     resumed, whole = losses(out).sum(), losses(tmp_path / "whole").sum()
     # Sums of another order let integers flip that are as near, and those after them are drawn
     # again. A squared error u² of u uniform in a box differs from its mean by 0.9 of it; were all

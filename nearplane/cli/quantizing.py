@@ -40,7 +40,7 @@ class Settings:
         ),
     ] = None
     length: Annotated[
-        int | None, typer.Option(help="Tokens of a sequence; 2048, or the model's limit if less")
+        int | None, typer.Option(help="Tokens of a sequence; 512, or the model's limit if less")
     ] = None
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Put documents in the tokenizer's template")

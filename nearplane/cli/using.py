@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from nearplane.cli.options import Arithmetic
-from nearplane.types import NearplaneError
+from nearplane.types import NearplaneError, Step
 
 Dequantize = Annotated[
     bool,
@@ -33,6 +33,7 @@ def evaluate(
 ) -> None:
     """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
     from nearplane.arithmetic import check_arithmetic, name_of
+    from nearplane.cli.progress import watching
     from nearplane.cli.quiet import quiet
     from nearplane.evaluate.perplexity import Cut, cut_text
     from nearplane.export.linear import is_compressed, resident_bpw
@@ -43,7 +44,10 @@ def evaluate(
     opened, tokenizer = open_model(model, dequantize, arithmetic)
     if tokenizer is None:
         raise NearplaneError(f"{model} has no tokenizer that can be read")
-    for sentence in judged(opened, cut_text(text, tokenizer, cut), cut, against, arithmetic):
+    with watching() as watcher:
+        told = (against, arithmetic, watcher.step)
+        sentences = judged(opened, cut_text(text, tokenizer, cut), cut, *told)
+    for sentence in sentences:
         typer.echo(sentence)
     typer.echo(f"computed in {name_of(opened.dtype)}")
     typer.echo(bits_sentence(model))
@@ -51,15 +55,17 @@ def evaluate(
         typer.echo(f"{resident_bpw(opened):.3f} bits per weight of the compressed layers in memory")
 
 
-def judged(model: Any, windows: Any, cut: Any, against: str | None, arithmetic: str) -> list[str]:
+def judged(
+    model: Any, windows: Any, cut: Any, against: str | None, arithmetic: str, step: Step
+) -> list[str]:
     """Return the perplexity in a sentence and, with a model to compare with, the divergence."""
     from nearplane.evaluate.divergence import divergence
     from nearplane.evaluate.perplexity import perplexity
 
     if against is None:
-        return [perplexity(model, windows, cut).sentence()]
+        return [perplexity(model, windows, cut, step).sentence()]
     reference, _ = open_model(against, dequantize=True, arithmetic=arithmetic)
-    found = divergence(model, reference, windows, cut)
+    found = divergence(model, reference, windows, cut, step)
     return [found.model.sentence(), found.sentence()]
 
 

@@ -15,8 +15,9 @@ from nearplane.evaluate.perplexity import (
     batches,
     perplexity_of,
     scored_logits,
+    told,
 )
-from nearplane.types import NearplaneError
+from nearplane.types import NearplaneError, Step, silent
 
 MODELS = 2  # whose logits are in memory at once
 
@@ -57,17 +58,21 @@ class Sums:
     reference_loss: float = 0.0
 
 
-def divergence(model: nn.Module, reference: nn.Module, windows: Windows, cut: Cut) -> Divergence:
+def divergence(
+    model: nn.Module, reference: nn.Module, windows: Windows, cut: Cut, step: Step = silent
+) -> Divergence:
     """Return how far `model` is from `reference` on windows that `cut` made.
 
     Both run over the same windows, and only slices of their logits are ever in memory.
+
+    - `step`: is told what share of the windows has been done.
 
     Raises NearplaneError when their vocabularies differ, or a loss is not a finite number.
     """
     check_vocabularies(model, reference)
     started = time.perf_counter()
     sums = Sums()
-    for tokens in batches(windows):
+    for tokens in told(batches(windows), step):
         both = (scored_logits(m, tokens, windows.scored, MODELS) for m in (model, reference))
         for (ours, target), (theirs, _) in zip(*both, strict=True):
             add_slice(sums, ours, theirs.to(ours.device), target)

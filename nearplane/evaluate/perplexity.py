@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from nearplane.types import NearplaneError
+from nearplane.types import NearplaneError, Step, silent
 from nearplane.walk.calibration import opening_token
 from nearplane.walk.documents import read_text
 
@@ -116,14 +116,26 @@ def cut_tokens(
     return Windows(windows, min(stride, cut.context - 1), bos)
 
 
-def perplexity(model: nn.Module, windows: Windows, cut: Cut) -> Perplexity:
+def perplexity(model: nn.Module, windows: Windows, cut: Cut, step: Step = silent) -> Perplexity:
     """Return the perplexity of `model` on windows that `cut` made.
+
+    - `step`: is told what share of the windows has been done.
 
     Raises NearplaneError when the model's loss is not a finite number.
     """
     started = time.perf_counter()
-    total = sum(float(losses(model, batch, windows.scored).sum()) for batch in batches(windows))
+    total = 0.0
+    for batch in told(batches(windows), step):
+        total += float(losses(model, batch, windows.scored).sum())
     return perplexity_of(total, windows, cut, time.perf_counter() - started)
+
+
+def told(parts: Sequence[Tensor], step: Step) -> Iterator[Tensor]:
+    """Yield all parts, and tell what share of them has been done."""
+    for number, part in enumerate(parts):
+        step("evaluating", number / len(parts))
+        yield part
+    step("evaluating", 1.0)
 
 
 def batches(windows: Windows) -> tuple[Tensor, ...]:

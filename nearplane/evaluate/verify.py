@@ -157,9 +157,8 @@ def tokens_of(
 ) -> tuple[Tensor | None, str]:
     """Return the calibration's tokens if they can be had again, or None and why not."""
     account = recipe_of(checkpoint).get("calibration") or {}
-    wanted = Wanted(
-        account.get("sequences", 0), account.get("length", 0), account.get("chat_template", False)
-    )
+    sizes = account.get("sequences", 0), account.get("length", 0)
+    wanted = Wanted(*sizes, account.get("chat_template", False), account.get("spread", False))
     text = calibration if calibration is not None else account.get("source", "")
     try:
         tokens, again = calibrate(text, source.tokenizer, wanted)

@@ -2,7 +2,7 @@
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -14,10 +14,11 @@ from torch import Tensor
 from nearplane.types import NearplaneError
 from nearplane.walk.documents import read_documents
 
-DEFAULT_LENGTH = 2048  # tokens of a sequence, in a model that takes as many
+DEFAULT_LENGTH = 512  # tokens of a sequence, in a model that takes as many
 # What a Hessian of n columns misses falls as n / tokens; docs/CALIBRATION.md has what it costs
 TOKENS_A_COLUMN = 10  # of the widest layer, if no more is asked for
 FEWEST_TOKENS, MOST_TOKENS = 16 * 1024, 128 * 2048
+READ = 16  # times as many tokens as are used are read at most, for sequences from all over a text
 
 Text = str | Path | list[str] | Tensor | list[Tensor]
 
@@ -28,11 +29,13 @@ class Wanted:
 
     - `sequences`, `length`: at most so many sequences of exactly so many tokens.
     - `chat_template`: whether every document goes through the tokenizer's chat template.
+    - `spread`: whether sequences are taken evenly from the whole text, or from its beginning.
     """
 
     sequences: int
     length: int
     chat_template: bool = False
+    spread: bool = True
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Account:
     opened_by: int | None
     fingerprint: str
     chat_template: bool = False
+    spread: bool = False
 
     def sentence(self) -> str:
         """Return the account as one line for people."""
@@ -84,9 +88,10 @@ def calibrate(
     """Return packed sequences of tokens and their account.
 
     Documents are joined by the tokenizer's end-of-sequence token and cut; what does not fill a
-    last sequence is dropped, nothing is padded. Every sequence is opened by the
-    beginning-of-sequence token where the tokenizer puts one before a text. A two-dimensional
-    tensor is taken as it is.
+    last sequence is dropped, nothing is padded. READ times as many sequences as are wanted are
+    read, if there are as many, and taken evenly from these: one part of a text is too much like
+    itself. Every sequence is opened by the beginning-of-sequence token where the tokenizer puts one
+    before a text. A two-dimensional tensor is taken as it is.
 
     Raises NearplaneError for text that is missing, unreadable or too short for one sequence.
     """
@@ -106,16 +111,16 @@ def calibrate(
         # a template may have written the opening token itself
         documents = (document[document[:1] == [bos] :] for document in documents)
     body = wanted.length - (bos is not None)
-    stream, count = join(
-        documents, getattr(tokenizer, "eos_token_id", None), wanted.sequences * body
-    )
+    enough = wanted.sequences * body * (READ if wanted.spread else 1)
+    stream, count = join(documents, getattr(tokenizer, "eos_token_id", None), enough)
     if len(stream) < body:
         raise NearplaneError(
             f"the calibration text {name} has {len(stream)} tokens, and one sequence needs "
             f"{body}: give a longer text or a smaller length"
         )
-    packed = pack(stream, body, wanted.sequences, bos)
-    return packed, account_of(packed, name, count, len(stream), bos, wanted.chat_template)
+    packed = pack(stream[:enough], body, wanted.sequences, bos)
+    account = account_of(packed, name, count, len(stream), bos)
+    return packed, replace(account, chat_template=wanted.chat_template, spread=wanted.spread)
 
 
 def opening_token(tokenizer: Any) -> int | None:
@@ -156,17 +161,19 @@ def join(
 
 
 def pack(stream: Int64[Tensor, " tokens"], body: int, sequences: int, bos: int | None) -> Tensor:
-    """Return (n, length) sequences cut from the stream, each opened by `bos` if there is one."""
-    n = min(sequences, len(stream) // body)
-    packed = stream[: n * body].view(n, body)
+    """Return (n, length) sequences cut from the stream, each opened by `bos` if there is one.
+
+    The stream fills m of them; of these, it is the ⌊i m / n⌋-th ones.
+    """
+    count = len(stream) // body
+    n = min(sequences, count)
+    packed = stream[: count * body].view(count, body)[torch.arange(n) * count // max(n, 1)]
     if bos is None:
         return packed
     return torch.cat([torch.full((n, 1), bos), packed], dim=1)
 
 
-def account_of(
-    packed: Tensor, name: str, documents: int, read: int, bos: int | None, chat: bool = False
-) -> Account:
+def account_of(packed: Tensor, name: str, documents: int, read: int, bos: int | None) -> Account:
     """Return the account of packed sequences out of `read` tokens."""
     opened = len(packed) if bos is not None else 0
     used = packed.numel()
@@ -180,7 +187,6 @@ def account_of(
         padded=0,
         opened_by=bos,
         fingerprint=hashlib.sha256(packed.contiguous().numpy().tobytes()).hexdigest(),
-        chat_template=chat,
     )
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.methods import Method
 from nearplane.methods.allocation import Cause
+from nearplane.types import Step, silent
 from nearplane.walk.blocks import Layer
 from nearplane.walk.borrow import Entering
 from nearplane.walk.capture import Call, calls_of_blocks
@@ -48,6 +49,7 @@ class Probe:
     tokens: Int64[Tensor, "n length"]
     wanted: set[str]
     room: Room = field(default_factory=Room)
+    step: Step = silent
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     calls: dict[int, list[Call]] = field(default_factory=dict)
 
@@ -87,6 +89,8 @@ class Probe:
                     units.append([layers for layers, _ in disturbed])
                     states.append(torch.cat([output for _, output in disturbed]))
                 hidden, state = call.run(block), self.copies(1)[index].on(state).run(block)
+            # every block adds copies that the later ones run on
+            self.step("probing the layers", ((index + 1) / len(self.plan.blocks)) ** 2)
         reference = self.predictions(self.asked, state)
         for number, layers in enumerate(units):
             yield from self.compared(layers, states[number], reference)

@@ -17,7 +17,7 @@ from nearplane.lattice.basis import Basis
 from nearplane.lattice.cross_target import choose_drifts, moved
 from nearplane.methods import Aim, Method
 from nearplane.methods.allocation import allocate
-from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
+from nearplane.types import LayerReport, NearplaneError, QuantizedWeight, Step, silent
 from nearplane.walk.blocks import Layer, check_finite, kept_router, routers, unquantizable
 from nearplane.walk.borrow import Entering
 from nearplane.walk.calibration import check_tokens
@@ -140,13 +140,13 @@ class Walk:
         if self.rules.lm_head:
             check_finite(self.wanted[-1])
 
-    def allocate(self) -> dict[str, float]:
+    def allocate(self, step: Step = silent) -> dict[str, float]:
         """Give every layer of a block its own rate, by what it does to the model; returns them.
 
         The experts of a layer share one for their gates, one for their up projections and so on.
         """
         wanted = {layer.name for layer in self.wanted}
-        probe = Probe(self.weights, self.plan, self.method, self.tokens, wanted, self.room)
+        probe = Probe(self.weights, self.plan, self.method, self.tokens, wanted, self.room, step)
         causes = probe.causes()
         if causes:
             bits = allocate(causes, self.method.bpw)

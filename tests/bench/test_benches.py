@@ -1,5 +1,6 @@
-"""Benches that have a tiny form run to their end in it, and what README cites explains itself."""
+"""Every bench runs to its end in its tiny form; workers of peers start and answer without them."""
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -7,21 +8,79 @@ from pathlib import Path
 import pytest
 
 BENCH = Path(__file__).parents[2] / "bench"
-ASKED = "bench/{} --tiny"
-NAMES = sorted(p.name for p in BENCH.glob("*.py") if ASKED.format(p.name) in p.read_text())
+SERVED = {"generate_worker.py"}  # what other benches start
+BENCHES = [
+    path.name
+    for path in sorted(BENCH.glob("*.py"))
+    if "__main__" in path.read_text() and path.name not in SERVED
+]
+PEERS = sorted(path.name for path in (BENCH / "peers").glob("*.py"))
+RUNS = [name for name in PEERS if name.endswith("_run.py")]
+WORKERS = [name for name in PEERS if name.endswith("_worker.py")]
+# what is imported of the peers, which are not installed here
+LIBRARIES = [
+    "auto_round",
+    "compressed_tensors.quantization",
+    "datasets",
+    "gguf",
+    "gptqmodel",
+    "llama_cpp",
+    "llmcompressor.modifiers.gptq",
+    "onnx",
+    "onnxruntime",
+]
+ANYTHING = """from unittest.mock import MagicMock
+__path__ = [{path!r}]
+def __getattr__(name):
+    if name.startswith("__"):
+        raise AttributeError(name)
+    return MagicMock()
+"""
 
 
-@pytest.mark.parametrize("bench", [name for name in NAMES if name != "gpu.py"])
-def test_a_bench_runs_to_its_end(bench):
-    run([str(BENCH / bench), "--tiny"])
-
-
-@pytest.mark.parametrize("module", ["cpu", "generate", "quality", "speed"])
-def test_what_readme_cites_loads_and_explains_itself(module):
-    run([str(BENCH / f"{module}.py"), "--help"])
-
-
-def run(arguments):
-    done = subprocess.run([sys.executable, *arguments], capture_output=True, text=True, cwd=BENCH)
+def run(*arguments: str | Path, **environment: str) -> str:
+    """Run a Python program; return what it said."""
+    command = [sys.executable, *map(str, arguments)]
+    told = os.environ | environment
+    done = subprocess.run(command, capture_output=True, text=True, cwd=BENCH, env=told)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "Traceback" not in done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def libraries(tmp_path_factory) -> str:
+    """Return a folder of modules that stand for the peers and have whatever is asked of them."""
+    folder = tmp_path_factory.mktemp("libraries")
+    for library in LIBRARIES:
+        place = folder
+        for part in library.split("."):
+            place = place / part
+            place.mkdir(exist_ok=True)
+            (place / "__init__.py").write_text(ANYTHING.format(path=str(place)))
+    return str(folder)
+
+
+@pytest.mark.parametrize("bench", BENCHES)
+def test_a_bench_runs_to_its_end(bench):
+    assert run(BENCH / bench, "--tiny")
+
+
+@pytest.mark.parametrize("program", RUNS)
+def test_what_runs_a_peer_starts(program, libraries):
+    assert "usage: " in run(BENCH / "peers" / program, "--help", PYTHONPATH=libraries)
+
+
+@pytest.mark.parametrize("program", WORKERS)
+def test_a_worker_of_a_peer_answers(program, libraries, tmp_path, monkeypatch):
+    monkeypatch.syspath_prepend(str(BENCH / "peers"))
+    monkeypatch.setenv("PYTHONPATH", libraries)
+    from pipe import Worker, WorkerError
+
+    worker = Worker(sys.executable, BENCH / "peers" / program, tmp_path / "log")
+    try:
+        with pytest.raises(WorkerError, match="KeyError: 'nothing'"):
+            worker("nothing")
+    finally:
+        worker.close()
+    assert worker.process.returncode == 0

@@ -3,13 +3,14 @@
 import functools
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
 from nearplane.types import NearplaneError
-from nearplane.walk.calibration import Account, Wanted, calibrate
+from nearplane.walk.calibration import READ, Account, Wanted, calibrate
 from tests.cli import tiny
 from tests.cli.tiny import TEXT
 
@@ -70,10 +71,24 @@ def test_documents_are_joined_by_the_end_token():
 @pytest.mark.parametrize("bos", [False, True])
 def test_no_more_documents_are_read_than_are_needed(bos):
     length = len(ids(TEXT))
-    tokens, account = calibrate([TEXT] * 5, tokenizer(bos), Wanted(2, length + bos))
-    assert tuple(tokens.shape) == (2, length + bos)
-    assert account.documents == 2
-    assert_adds_up(tokens, account, 2 * length + 1)
+    texts = [TEXT] * (2 * READ + 3)
+    for spread, documents in ((True, 2 * READ), (False, 2)):
+        wanted = Wanted(2, length + bos, spread=spread)
+        tokens, account = calibrate(texts, tokenizer(bos), wanted)
+        assert tuple(tokens.shape) == (2, length + bos)
+        assert (account.documents, account.spread) == (documents, spread)
+        # each but the first has a token in front of it
+        assert_adds_up(tokens, account, documents * length + documents - 1)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 8])
+def test_sequences_come_evenly_from_the_whole_text(count):
+    stream = torch.arange(8 * 16 + 5)
+    tokens, _ = calibrate(stream, None, Wanted(count, 16))
+    rows = stream[: 8 * 16].view(8, 16)
+    assert torch.equal(tokens, rows[[index * 8 // count for index in range(count)]])
+    tokens, _ = calibrate(stream, None, Wanted(count, 16, spread=False))
+    assert torch.equal(tokens, rows[:count])
 
 
 @pytest.mark.parametrize("short", [0, 1])
@@ -157,7 +172,7 @@ def test_the_chat_template_is_used_when_asked_for(tmp_path):
     made = tiny.tokenizer(bos=False)
     made.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     talk = [{"role": "user", "content": TEXTS[0]}, {"role": "assistant", "content": TEXTS[1]}]
-    wanted = Wanted(4, 16, chat_template=True)
+    wanted = Wanted(4, 16, chat_template=True, spread=False)
     path = tmp_path / "a.jsonl"
     path.write_text(lines([{"messages": talk}]))
     tokens, account = calibrate(path, made, wanted)
@@ -165,7 +180,7 @@ def test_the_chat_template_is_used_when_asked_for(tmp_path):
     assert account.chat_template and account.for_json()["chat_template"]
     tokens, _ = calibrate([TEXTS[0]], made, wanted)
     assert tokens.flatten().tolist() == ids(f"[user]{TEXTS[0]}")[:64]
-    plain, account = calibrate(path, made, FEW)
+    plain, account = calibrate(path, made, replace(wanted, chat_template=False))
     assert plain.flatten().tolist() == ids("\n".join(TEXTS))[:64]
     assert not account.chat_template
 
