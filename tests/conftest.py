@@ -15,15 +15,16 @@ from nearplane import arithmetic
 
 # tests run beside each other, and threads of small matrices wait for each other more than they work
 torch.set_num_threads(1)
-# a busy machine is not a fault
-settings.register_profile("busy", deadline=None)
-settings.load_profile("busy")
+# a busy machine is not a fault; laws that do not say how often they are tried are tried so often
+settings.register_profile("some", deadline=None, max_examples=40)
+settings.register_profile("all", deadline=None, max_examples=100)
+settings.load_profile("some")
 # results must not depend on the processor that tests run on: all are taken to be fast at all types,
 # and tests/test_arithmetic.py takes them to be slow
 arithmetic.slowdown = lambda dtype: 1.0
 
 # Checks of the shapes and types of all arguments take longer than what is checked; every so many
-# tests, chosen by their names, have them. `--annotations all` is `make test-long`.
+# tests, chosen by their names, have them. `--thorough` is `make test-long`.
 CHECKED = 8
 
 # A suite grows until nobody runs it. Its CPU time is compared with that of a loop of a million
@@ -33,14 +34,19 @@ LOOPS: list[float] = []  # seconds, of every process that runs tests
 
 
 def pytest_addoption(parser):
-    parser.addoption("--annotations", choices=["some", "all"], default="some")
+    parser.addoption("--thorough", action="store_true", help="all annotations, more examples")
     parser.addoption("--most-loops", type=float, help="fail if tests take more CPU time")
+
+
+def pytest_configure(config):
+    if config.getoption("--thorough"):
+        settings.load_profile("all")
 
 
 @pytest.fixture(autouse=True)
 def annotations(request):
     """Check annotated shapes and types in this test, or not."""
-    everywhere = request.config.getoption("--annotations") == "all"
+    everywhere = request.config.getoption("--thorough")
     wanted = everywhere or zlib.crc32(request.node.nodeid.encode()) % CHECKED == 0
     jaxtyping.config.update("jaxtyping_disable", not wanted)
     yield

@@ -52,7 +52,7 @@ class ECLQ(Method):
 
     bpw: float = 3.125
     order: str = "activation"
-    damping: float = 0.01
+    damping: float = 0.1
     paths: int = 1
     slope: float = HIGH_RATE_SLOPE
     unequal: bool = True
