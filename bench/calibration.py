@@ -4,10 +4,10 @@
         [--sizes 8x512 32x512 16x1024 8x2048 ...] [--work DIR] [--json FILE]
     .venv/bin/python bench/calibration.py --tiny
 
-MODEL is quantized by the default method on the first SEQUENCES x LENGTH tokens of the calibration,
-and compared with MODEL on a text that is not calibrated on. "a column" is tokens for each column of
-the widest layer, "of most" the divergence over that of the size with most tokens; the times are of
-one run each, on this machine as it was. Checkpoints stay in WORK, and one that is there is not made
+MODEL is quantized by the default method on SEQUENCES x LENGTH tokens of the calibration, and
+compared with MODEL on a text that is not calibrated on. "a column" is tokens for each column of the
+widest layer, "of most" the divergence over that of the size with most tokens; the times are of one
+run each, on this machine as it was. Checkpoints stay in WORK, and one that is there is not made
 again.
 """
 
@@ -38,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--text", type=Path, required=not tiny.ASKED)
     parser.add_argument("--sizes", nargs="+", default=SIZES, metavar="SEQUENCESxLENGTH")
     parser.add_argument("--bpw", type=float, default=3.125)
+    parser.add_argument("--damping", type=float, default=npl.ECLQ().damping)
     parser.add_argument("--context", type=int, default=1024)
     parser.add_argument("--windows", type=int, default=24)
     parser.add_argument("--work", type=Path, help="where checkpoints stay")
@@ -54,7 +55,7 @@ def quantized(args: argparse.Namespace, size: str, work: Path) -> tuple[Path, di
         npl.quantize(
             args.model,
             out,
-            npl.ECLQ(bpw=args.bpw),
+            npl.ECLQ(bpw=args.bpw, damping=args.damping),
             args.calibration,
             sequences=sequences,
             length=length,

