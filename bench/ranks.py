@@ -112,7 +112,9 @@ def started(count: int, options: argparse.Namespace) -> Found:
     command += ["--nproc-per-node", str(count), __file__, "--once", "--rows", str(options.rows)]
     command += ["--columns", str(options.columns)]
     environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
-    run = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    run = subprocess.run(command, env=environment, capture_output=True, text=True)
+    if run.returncode:
+        raise SystemExit(f"{count} processes: exit status {run.returncode}:\n{run.stderr[-3000:]}")
     return json.loads(run.stdout.split("MEASURED", 1)[1].splitlines()[0])
 
 

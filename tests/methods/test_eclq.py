@@ -43,7 +43,7 @@ def test_under_an_aim_the_bound_is_of_the_weight():
     basis = lattice.basis(p.hessian, "activation", 0.01)
     aside = 0.05 * torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
     w = ECLQ(3.0).aimed(p.weight, basis, Aim(p.weight + aside, {"strength": 0.5}))
-    damped = lattice.damp(p.hessian, 0.01)
+    damped = lattice.damp(p.hessian, basis.damping)
     error = (p.weight - w.value()).double()
     assert torch.allclose(w.damped_loss, ((error @ damped) * error).sum(1), rtol=1e-9)
     assert (w.damped_loss <= w.bound).all() and not w.void
@@ -103,6 +103,6 @@ def test_drawn_errors_have_the_power_of_real_ones():
     method = ECLQ(3.0, slope=0.0)
     basis = method.basis(p.hessian)
     drawn = method.drawn_error(p.weight, basis, 3.0, torch.Generator().manual_seed(0)).double()
-    damped = lattice.damp(p.hessian, 0.01)
+    damped = lattice.damp(p.hessian, basis.damping)
     power = ((drawn @ damped) * drawn).sum()
     assert 1 / 1.5 < float(power / method(p.weight, basis).damped_loss.sum()) < 1.5
