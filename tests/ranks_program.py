@@ -1,11 +1,13 @@
 """A program that torchrun starts several of: what they do together is what one does alone."""
 
+import atexit
 import dataclasses
 import os
 import signal
 import sys
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -223,8 +225,18 @@ def quantize(model: str, out: str, name: str, dies_after: str) -> None:
     npl.quantize(model, out, METHODS[name](bpw=6.0), TOKENS, resume=True, watcher=watcher)
 
 
+def nothing_outlives_the_group() -> None:
+    """A thread of the group that meets the end of Python aborts the process, now and then."""
+    tasks = Path("/proc/self/task")
+    names = {(task / "comm").read_text().strip() for task in tasks.iterdir()}
+    if names & {"pt_gloo_runloop", "gloo_tcp_loop"}:
+        print(f"after the group was left its threads run: {names}", file=sys.stderr, flush=True)
+        os._exit(1)
+
+
 def run(functions: dict[str, Any], words: list[str]) -> None:
     """Call functions one after the other, or the one whose name ends in a colon with the rest."""
+    atexit.register(nothing_outlives_the_group)  # the last that is done: before the group is joined
     if words[0].endswith(":"):
         functions[words[0][:-1]](*words[1:])
         return

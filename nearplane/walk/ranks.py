@@ -7,6 +7,7 @@ is sent around: integers in the fewest bytes that hold them, histograms, a loss 
 """
 
 import atexit
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -37,6 +38,9 @@ class Ranks:
         if not dist.is_available() or not dist.is_torchelastic_launched():
             return cls()
         if not dist.is_initialized():
+            # its functions take the group for default values where it is imported later, as
+            # transformers does, and a group that is kept has threads when Python is gone: abort
+            importlib.import_module("torch.distributed.nn")
             # tensors of a GPU have not been sent yet: gloo alone was run
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
             atexit.register(dist.destroy_process_group)
