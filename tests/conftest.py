@@ -12,6 +12,7 @@ import torch
 from hypothesis import settings
 
 from nearplane import arithmetic
+from tests import forked
 
 # tests run beside each other, and threads of small matrices wait for each other more than they work
 torch.set_num_threads(1)
@@ -54,8 +55,8 @@ def annotations(request):
 
 
 def cpu_seconds() -> float:
-    """Return the CPU time of this process and of its children that have ended."""
-    return sum(os.times()[:4])
+    """Return the CPU time of this process and of all that it started and that have ended."""
+    return sum(os.times()[:4]) + forked.spent
 
 
 def loop_seconds() -> float:

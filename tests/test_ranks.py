@@ -21,7 +21,7 @@ from nearplane.methods import METHODS
 from nearplane.types import NearplaneError
 from nearplane.walk.parcel import narrowest, unwrapped, wrapped
 from nearplane.walk.ranks import ALONE, Ranks
-from tests import ranks_program
+from tests import forked, ranks_program
 from tests.cli import tiny
 from tests.test_resume import content
 
@@ -35,23 +35,23 @@ def source(tmp_path_factory) -> Path:
     return directory
 
 
-def together(
-    count: int, *words: object, program: str = "tests.ranks_program"
-) -> subprocess.CompletedProcess:
-    """Run a program in so many processes.
+def together(count: int, *words: object, program: str = "tests.ranks_program") -> None:
+    """Run a program in so many processes, well.
 
     - `words`: names of functions, or that of one, a colon, and what it is given.
     """
+    for run in forked.run_together(count, program, *words):
+        assert run.returncode == 0, run.stderr[-3000:]
+
+
+def by_torchrun(count: int, *words: object) -> subprocess.CompletedProcess:
+    """Run the program as users do."""
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(count), "-m", program, *map(str, words)]
+    command += ["--nproc-per-node", str(count), "-m", "tests.ranks_program", *map(str, words)]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     return subprocess.run(
         command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
     )
-
-
-def well(run: subprocess.CompletedProcess) -> None:
-    assert run.returncode == 0, run.stderr[-3000:]
 
 
 def losses(out: Path) -> torch.Tensor:
@@ -66,29 +66,26 @@ def stored(path: Path) -> list[bytes]:
     ]
 
 
-# several in one run: most of a process's time is its start
-@pytest.mark.parametrize("count", [2, 3])
+@pytest.mark.parametrize("count", [pytest.param(2, marks=pytest.mark.long), 3])
 def test_in_several_processes(count):
-    well(
-        together(
-            count,
-            "rows_are_rounded_as_alone",
-            "parts_come_as_they_are",
-            "every_method_as_alone",
-            "errors_are_everybodys",
-        )
+    together(
+        count,
+        "rows_are_rounded_as_alone",
+        "parts_come_as_they_are",
+        "every_method_as_alone",
+        "errors_are_everybodys",
     )
 
 
 @pytest.mark.parametrize("count", [2, pytest.param(3, marks=pytest.mark.long)])
 def test_experts_are_shared(count):
     works = "hessians_are_as_alone", "everybody_has_the_same", "some_processes_see_nothing"
-    well(together(count, *works, program="tests.ranks_experts_program"))
+    together(count, *works, program="tests.ranks_experts_program")
 
 
 def test_the_same_hessians_give_the_same_bits(source, tmp_path):
     ranks_program.quantize_on_the_same_hessians(str(source), str(tmp_path / "out1"))
-    well(together(2, "quantize_on_the_same_hessians:", source, tmp_path / "out2"))
+    together(2, "quantize_on_the_same_hessians:", source, tmp_path / "out2")
     for name in METHODS:
         one, two = (tmp_path / f"out{count}-{name}" for count in (1, 2))
         assert content(one) == content(two)
@@ -97,7 +94,7 @@ def test_the_same_hessians_give_the_same_bits(source, tmp_path):
 def test_shared_calibration_gives_nearly_the_same(source, tmp_path):
     """Sums of another order: integers may differ where two are as near."""
     ranks_program.quantize(str(source), str(tmp_path / "1"), "eclq", "0")
-    well(together(3, "quantize:", source, tmp_path / "3", "eclq", 0))
+    together(3, "quantize:", source, tmp_path / "3", "eclq", 0)
     alone, shared = (losses(tmp_path / name).sum() for name in "13")
     # tokens are held out by process, so that targets differ a little
     assert (shared - alone).abs() <= 0.05 * alone
@@ -106,14 +103,14 @@ def test_shared_calibration_gives_nearly_the_same(source, tmp_path):
 
 def test_a_process_that_dies_ends_all_and_loses_nothing(source, tmp_path):
     out = tmp_path / "out"
-    run = together(2, "quantize:", source, out, "hptq", 6)
+    run = by_torchrun(2, "quantize:", source, out, "hptq", 6)
     assert run.returncode != 0 and not out.exists()
     assert "finished layers are kept" in run.stderr and "go on with --resume" in run.stderr
     kept = sorted(path.name for path in (tmp_path / ".out.unfinished").glob("0*.safetensors"))
     # q, k and v, then o; the sixth layer is one of gate and up
     assert kept[:2] == ["00000.safetensors", "00001.safetensors"]
     finished = [part for name in kept for part in stored(tmp_path / ".out.unfinished" / name)]
-    well(together(3, "quantize:", source, out, "hptq", 0))
+    together(3, "quantize:", source, out, "hptq", 0)
     # what was finished is there as it was, and not rounded again
     records = stored(out / "model.safetensors")
     assert len(finished) >= 4 and all(part in records for part in finished)
