@@ -1,5 +1,6 @@
 """Settings of all tests, and what CPU time they may take together."""
 
+import functools
 import os
 import statistics
 import time
@@ -11,8 +12,24 @@ import pytest
 import torch
 from hypothesis import settings
 
-from nearplane import arithmetic
-from tests import forked
+
+def checked(function=None, **options):
+    """Add jaxtyping's checks, but not to a function inside another one while there are none.
+
+    It is made anew, with its checks, whenever the other one is called: half of the tests' time.
+    """
+    if function is None:
+        return functools.partial(checked, **options)
+    inside = "<locals>" in getattr(function, "__qualname__", "")
+    left_out = inside and jaxtyping.config.jaxtyping_disable
+    return function if left_out else CHECKED_BY(function, **options)
+
+
+# before the first module of nearplane is imported
+CHECKED_BY, jaxtyping.jaxtyped = jaxtyping.jaxtyped, checked
+
+from nearplane import arithmetic  # noqa: E402
+from tests import forked  # noqa: E402
 
 # tests run beside each other, and threads of small matrices wait for each other more than they work
 torch.set_num_threads(1)
