@@ -143,7 +143,7 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, nargs="+", default=[1, 2, 4])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--once", action="store_true", help=argparse.SUPPRESS)
-    options = tiny.parse(parser, rows=192, columns=192, ranks=[1, 2], rounds=1)
+    options = tiny.parse(parser, rows=192, columns=192, ranks=[2], rounds=1)
     if options.once:
         once(options.rows, options.columns)
         return

@@ -6,7 +6,8 @@ import re
 from pathlib import Path
 
 MADV_DONTNEED = 4
-MAPS = Path("/proc/self/smaps")
+MAPS = Path("/proc/self/maps")
+PAGES = Path("/proc/self/smaps")  # the same, with what was written to: takes long
 HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)$")
 
 
@@ -23,11 +24,11 @@ def forget_file_pages(suffix: str = ".safetensors") -> None:
     Only mappings that nobody has written to: their pages are the file's own. Does nothing where
     the system has no /proc.
     """
-    if not MAPS.exists():
+    if not MAPS.exists() or f"{suffix}\n" not in MAPS.read_text(errors="replace"):
         return
     advise = ctypes.CDLL(None, use_errno=True).madvise
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
-    for start, end in clean_mappings(MAPS.read_text(errors="replace"), suffix):
+    for start, end in clean_mappings(PAGES.read_text(errors="replace"), suffix):
         advise(start, end - start, MADV_DONTNEED)
 
 
@@ -35,7 +36,7 @@ def clean_mappings(smaps: str, suffix: str) -> list[tuple[int, int]]:
     """Return start and end of the mappings of files named *suffix that hold no written page."""
     clean, current = [], None
     for line in smaps.splitlines():
-        header = HEADER.match(line)
+        header = HEADER.match(line) if line[0] in "0123456789abcdef" else None
         if header:
             named = header[3].endswith(suffix)
             current = (int(header[1], 16), int(header[2], 16)) if named else None
