@@ -34,7 +34,7 @@ ALLOWED = {
         "rows",
     },
     "export": {"arithmetic", "trust", "codes", "experts", "types", "op"},
-    "kernels": {"lattice", "codes", "types", "op"},
+    "kernels": {"rows", "lattice", "codes", "types", "op"},
     "evaluate": {
         "arithmetic",
         "trust",

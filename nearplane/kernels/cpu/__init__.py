@@ -17,4 +17,5 @@ if library() is None:
         stacklevel=2,
     )
 else:
+    from nearplane.kernels.cpu import nearest_plane as nearest_plane
     from nearplane.kernels.cpu import versions as versions

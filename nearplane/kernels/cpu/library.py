@@ -39,6 +39,18 @@ class RansBands(ctypes.Structure):
     ]
 
 
+class Leaf(ctypes.Structure):
+    """Columns of a sweep that are rounded one after the other, as the library takes them."""
+
+    _fields_ = [
+        *((name, _u32) for name in ("rows", "columns", "first", "end", "wide")),
+        ("span", ctypes.c_int32),
+        *((name, ctypes.c_double) for name in ("low", "high")),
+        *((name, _ptr) for name in ("target", "unit", "best", "step", "error", "code")),
+        *((name, _ptr) for name in ("threshold", "at_row", "at_column")),
+    ]
+
+
 SIGNATURES = {
     "np_set_fork": (None, [_ptr]),
     "np_available": (ctypes.c_int, [ctypes.c_char_p]),
@@ -50,6 +62,7 @@ SIGNATURES = {
     "np_product": (ctypes.c_int, [_ptr, _ptr, _u32, _u32, _ptr, _ptr, _unsigned]),
     "np_weight": (ctypes.c_int, [_ptr, _u32, _ptr, _unsigned]),
     "np_codes": (ctypes.c_int, [_ptr, _ptr, _unsigned]),
+    "np_leaf": (None, [ctypes.POINTER(Leaf)]),
     "np_steps": (None, [_ptr, _ptr]),
     "np_rans": (ctypes.c_int, [ctypes.POINTER(RansBands), _ptr, _unsigned]),
     "np_outliers": (_u64, [_ptr, _ptr, _ptr, _ptr]),

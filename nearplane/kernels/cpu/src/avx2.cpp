@@ -393,8 +393,11 @@ void sparse(const Sparse& s, const uint8_t* entries, uint32_t steps, float scale
   }
 }
 
+#define NEARPLANE_FMA 1
+#include "leaf.inc"
+
 }  // namespace
 
-constexpr Kernels avx2_kernels{"avx2", false, arrange_plain, split_plain, decode_lanes, decode_plane, multiply, transpose, sparse, lanes_product, plane_product};
+constexpr Kernels avx2_kernels{"avx2", false, arrange_plain, split_plain, decode_lanes, decode_plane, multiply, transpose, sparse, round_leaf, lanes_product, plane_product};
 
 }  // namespace nearplane

@@ -38,6 +38,23 @@ struct LaneState {
 
 using Tile = uint16_t[kLanes];  // a pair of columns of 16 rows, as bf16
 
+constexpr uint32_t kLeaf = 32;  // columns at most
+
+// Columns first .. end - 1 of `rows` rows of a sweep under way (nearplane/lattice/nearest_plane.py), all of them float, or double
+// where `wide`; [columns][rows] where not said. Rounded to the nearest integer from low to high; or, where there are thresholds, to
+// one of two neighbours: the upper one if the best value is further above the lower one than threshold[at_row + at_column + the
+// lower one], which counts no further than span and -span - 1.
+struct Leaf {
+  uint32_t rows, columns, first, end, wide;
+  int32_t span;
+  double low, high;
+  const void *target, *unit, *best, *step;  // unit is [columns][columns]; without step all steps are 1
+  void* error;
+  int32_t* code;
+  const void* threshold;
+  const int32_t *at_row, *at_column;  // [rows], [columns]
+};
+
 struct Kernels {
   const char* name;
   bool bf16;  // multiplies by bf16 activations too
@@ -56,6 +73,8 @@ struct Kernels {
   void (*transpose)(const Tile* tile, int pairs, uint32_t* out, size_t stride);
   // acc[16] += scale * (steps of entries . x)
   void (*sparse)(const Sparse& s, const uint8_t* entries, uint32_t steps, float scale, const float* x, float* acc);
+  // Round `count` rows from `first_row` on.
+  void (*round_leaf)(const Leaf& leaf, uint32_t first_row, uint32_t count);
   // For one row of activations, without a tile between; null where there is no such thing.
   void (*lanes_product)(const View& view, uint32_t block, const Activations& x, float* acc);
   void (*plane_product)(const View& view, const Plane& plane, uint32_t group, const Activations& x, float* acc);

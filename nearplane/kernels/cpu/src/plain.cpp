@@ -137,8 +137,11 @@ void sparse(const Sparse& s, const uint8_t* entries, uint32_t steps, float scale
 
 void transpose(const Tile* tile, int pairs, uint32_t* out, size_t stride) { transpose_pairs(tile, pairs, out, stride); }
 
+#define NEARPLANE_FMA 0
+#include "leaf.inc"
+
 }  // namespace
 
-constexpr Kernels plain_kernels{"plain", false, arrange_plain, split_plain, decode_lanes, decode_plane, multiply, transpose, sparse, nullptr, nullptr};
+constexpr Kernels plain_kernels{"plain", false, arrange_plain, split_plain, decode_lanes, decode_plane, multiply, transpose, sparse, round_leaf, nullptr, nullptr};
 
 }  // namespace nearplane
