@@ -225,6 +225,17 @@ def quantize(model: str, out: str, name: str, dies_after: str) -> None:
     npl.quantize(model, out, METHODS[name](bpw=6.0), TOKENS, resume=True, watcher=watcher)
 
 
+def too_little_time_is_said_by_all(model: str, out: str) -> None:
+    """The first process measures, and the others say what it says."""
+    try:
+        npl.quantize(model, out, HPTQ(bpw=6.0), ["a text"] * 99, seconds=1e-3)
+    except npl.NearplaneError as error:
+        assert "0 s are too little" in str(error), error
+    else:
+        raise AssertionError("a millisecond was enough")
+    assert Ranks.joined().total(1) == Ranks.joined().size  # nobody is left waiting
+
+
 def nothing_outlives_the_group() -> None:
     """A thread of the group that meets the end of Python aborts the process, now and then."""
     tasks = Path("/proc/self/task")

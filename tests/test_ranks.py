@@ -101,6 +101,11 @@ def test_shared_calibration_gives_nearly_the_same(source, tmp_path):
     npl.load(tmp_path / "3")
 
 
+def test_too_little_time_is_said_by_all(source, tmp_path):
+    together(2, "too_little_time_is_said_by_all:", source, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
 def test_a_process_that_dies_ends_all_and_loses_nothing(source, tmp_path):
     out = tmp_path / "out"
     run = by_torchrun(2, "quantize:", source, out, "hptq", 6)

@@ -66,9 +66,32 @@ class Amount:
         memory: int | None,
         says: Callable[[str], None],
     ) -> int:
-        """Return as many sequences as the first process finds to fit in the time."""
+        """Return as many sequences as the first process finds to fit in the time.
+
+        NearplaneError in all of them where it finds none.
+        """
+        answer = ranks.bytes_of_first(
+            self.answer(found, length, ranks, memory, says).encode() if ranks.first else None
+        )
+        text = (answer or b"").decode()
+        if not text.isdecimal():
+            raise NearplaneError(text)
+        return int(text)
+
+    def answer(
+        self,
+        found: Survey,
+        length: int,
+        ranks: Ranks,
+        memory: int | None,
+        says: Callable[[str], None],
+    ) -> str:
+        """Return how many sequences fit in the time, or why none do."""
         assert self.seconds is not None
-        run = estimate(found, ranks.size, length, ranks.size, allowed=memory).within(self.seconds)
+        try:
+            whole = estimate(found, ranks.size, length, ranks.size, allowed=memory)
+            run = whole.within(self.seconds)
+        except NearplaneError as refusal:
+            return str(refusal)
         says(run.bought(self.seconds))
-        first = ranks.bytes_of_first(str(run.run.sequences).encode())
-        return run.run.sequences if first is None else int(first)
+        return str(run.run.sequences)
