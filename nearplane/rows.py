@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,11 +60,11 @@ def starts_of_parts(count: int, grain: int, parts: int) -> list[int]:
     return [grains * part // parts * grain for part in range(parts)] + [count]
 
 
-def kept(of: RowsOf) -> RowsOf:
+def kept(of: Callable[[slice], Any]) -> Callable[[slice], Any]:
     """Return the same function, which makes the rows of each slice once."""
-    made: dict[tuple[int, int, int], Tensor] = {}
+    made: dict[tuple[int, int, int], Any] = {}
 
-    def rows_of(rows: slice) -> Tensor:
+    def rows_of(rows: slice) -> Any:
         key = rows.start, rows.stop, rows.step or 1
         if key not in made:
             made[key] = of(rows)

@@ -1,6 +1,6 @@
 """Classes of rows and columns: integers whose spread is alike share a table of probabilities."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float64, Int32, Int64, UInt8
 
 from nearplane.codes.dense import width_of
-from nearplane.rows import by_rows, in_parts
+from nearplane.rows import by_rows, in_parts, kept
 
 CLASSES = 32  # at most, of rows and of columns
 FINEST = 4  # classes in an octave of spread; coarser ones join 2 or 4 of them, or all
@@ -16,6 +16,7 @@ ROUNDING = 0.08  # added to squares: about the variance that rounding to integer
 PASSES = 3
 WIDEST = 2**15 - 1  # of a span: 2 span + 1 symbols and the escape symbol are at most 2^16
 PIECE = 2**18  # integers counted at once
+FEW = 2**20  # integers whose squares are kept, in 8 MB
 CELLS = 2**20  # of a histogram over row class, column class and symbol
 MOST_LENGTHS = 2**18  # of integers −span .. span in all contexts
 ESCAPE_BITS = 12  # about what an escape symbol costs, beside the escaped integer
@@ -58,13 +59,16 @@ def choose_span(code: Int32[np.ndarray, "rows columns"]) -> int:
 
 def _sizes(flat: Int32[np.ndarray, " count"]) -> tuple[torch.Tensor, torch.Tensor]:
     """Return how often each |z| occurs, and the least and the largest z."""
-    sizes = np.zeros(WIDEST + 2, np.int64)
+    ends = [int(flat.min()), int(flat.max())]
+    low, high = (max(-WIDEST - 1, min(end, WIDEST + 1)) for end in ends)
+    counts = np.zeros(high - low + 1, np.int64)
     for at in range(0, len(flat), PIECE):
-        clipped = np.clip(flat[at : at + PIECE], -WIDEST - 1, WIDEST + 1)
-        piece = np.bincount(np.abs(clipped))
-        sizes[: len(piece)] += piece
-    used = int(np.flatnonzero(sizes)[-1]) + 1
-    return torch.from_numpy(sizes[:used]), torch.tensor([int(flat.min()), int(flat.max())])
+        piece = flat[at : at + PIECE]
+        clipped = piece if [low, high] == ends else np.clip(piece, low, high)
+        counts += np.bincount(clipped - low, minlength=len(counts))
+    sizes = np.zeros(max(-low, high) + 1, np.int64)
+    np.add.at(sizes, np.abs(np.arange(low, high + 1)), counts)
+    return torch.from_numpy(sizes), torch.tensor(ends)
 
 
 def spreads(
@@ -77,8 +81,14 @@ def spreads(
     Integers beyond ±span count as ±(span + 1).
     """
     row, column = np.zeros(code.shape[0]), np.zeros(code.shape[1])
+    pieces = row_pieces(*code.shape)
+
+    def squares(rows: slice) -> Float64[np.ndarray, "some columns"]:
+        return _squares(_clipped(code[rows], span))
+
+    squares_of = kept(squares) if code.size <= FEW else squares
     for _ in range(PASSES):
-        row, totals = _rows_spreads(code, span, column)
+        row, totals = _rows_spreads(squares_of, pieces, column)
         total = np.zeros(code.shape[1])
         for each in totals:
             total += each
@@ -87,15 +97,17 @@ def spreads(
 
 
 def _rows_spreads(
-    code: Int32[np.ndarray, "rows columns"], span: int, column: Float64[np.ndarray, " columns"]
+    squares: Callable[[slice], np.ndarray],
+    pieces: list[slice],
+    column: Float64[np.ndarray, " columns"],
 ) -> tuple[Float64[np.ndarray, " rows"], Float64[np.ndarray, "pieces columns"]]:
     """Return a(i), and of every piece of rows the sum over i of z(i, j)² 4^(−a(i))."""
-    pieces, unit = row_pieces(*code.shape), np.exp2(-2 * column)
+    unit = np.exp2(-2 * column)
 
     def found(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
         row, total = [], []
         for piece in pieces[some]:
-            square = _squares(_clipped(code[piece], span))
+            square = squares(piece)
             row.append(_half_log(square @ unit / len(column)))
             total.append(np.exp2(-2 * row[-1]) @ square)
         return torch.from_numpy(np.concatenate(row)), torch.from_numpy(np.stack(total))
@@ -114,6 +126,8 @@ def _clipped(
     code: Int32[np.ndarray, "rows columns"], span: int
 ) -> Int32[np.ndarray, "rows columns"]:
     """Return the integers with −span − 1 and span + 1 for everything beyond."""
+    if code.size and -span - 1 <= code.min() and code.max() <= span + 1:
+        return code
     return np.clip(code, -span - 1, span + 1)
 
 

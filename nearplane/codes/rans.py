@@ -31,6 +31,7 @@ class Rans:
     """Integers in about −log₂ p bits, where p depends on the spread of the row and the column.
 
     - `contexts`: False codes all integers with one table.
+    - `tables`: those that were fitted to the integers before; fitted now if None.
     """
 
     name: ClassVar[str] = "rans"
@@ -38,12 +39,13 @@ class Rans:
     most_per_byte: ClassVar[int] = 512
 
     contexts: bool = True
+    tables: Tables | None = None
 
     def encode(self, integers: Int32[np.ndarray, "rows columns"]) -> bytes:
         """Return header, tables, escaped integers and the bands' streams."""
         if not integers.size:
             return b""
-        tables = fit(integers, contexts=self.contexts)
+        tables = self.tables or fit(integers, contexts=self.contexts)
         contexts, stored, span = tables.contexts, tables.stored, tables.span
         row, column = class_lengths(contexts.row), class_lengths(contexts.column)
         given = _frequencies(row, column, stored.table, tables.frequency)

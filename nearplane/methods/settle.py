@@ -1,7 +1,7 @@
 """Rounding, prices and steps brought to agree: rate-aware integers that just meet their rate."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log2
 
@@ -69,11 +69,12 @@ class Terms:
     def fit(self, code: Int32[Tensor, "rows n"]) -> codes.Tables:
         return codes.fit(code.numpy(), contexts=self.coder.contexts)
 
-    def prices(self, tables: codes.Tables) -> Prices:
-        """Return what integers cost under fitted tables."""
+    def prices(self, tables: codes.Tables, columns: Int64[Tensor, " n"] | None = None) -> Prices:
+        """Return what integers cost under fitted tables; `columns` are those wanted, in order."""
         classes = (tables.contexts.row, tables.contexts.column)
-        places = (torch.from_numpy(part.astype("int64")) for part in classes)
-        return Prices(torch.from_numpy(tables.lengths), *places, self.slope)
+        row, column = (torch.from_numpy(part.astype("int64")) for part in classes)
+        column = column if columns is None else column[columns]
+        return Prices(torch.from_numpy(tables.lengths), row, column, self.slope)
 
     def surplus(self, tables: codes.Tables, step: Float32[Tensor, "1 n"], rows: int) -> float:
         """Return the bits a weight by which a record of such integers exceeds the rate."""
@@ -115,36 +116,31 @@ def settle(lattice: Lattice, terms: Terms, rounding: Rounding) -> Settled:
     """
     rows = len(lattice.target)
     scale, tables = foretell(lattice, terms)
-    prices = terms.prices(tables)
+    prices, columns = terms.prices(tables), lattice.back.argsort()
     seen: list[tuple[float, float]] = []
     best: Settled | None = None
     least = -torch.inf
     for passes in range(1, MOST_PASSES + 1):
         step = lattice.step(scale)
-        code = rounding(step, prices)
+        # tables are fitted to the columns as they are stored, so that packing can take them
+        code = Coded(rounding(step, prices), step).on(lattice.back).code
         tables = terms.fit(code)
         surplus = terms.surplus(tables, step, rows)
         if least < surplus <= TOLERANCE:
             # near enough to be worth packing, which alone decides
-            original = Coded(code, step).on(lattice.back).code
-            stored = packed(lattice, original, step, terms)
+            coder = replace(terms.coder, tables=tables)
+            stored = codes.pack(code, step[:, lattice.back], len(columns), None, coder)
             surplus = excess(len(stored[0]), code.numel(), terms.bpw)
             if surplus <= 0:
-                best, least = Settled(original, step, prices, stored), surplus
+                best, least = Settled(code, step, prices, stored), surplus
         if best is not None and (least >= -TOLERANCE or passes >= PASSES):
             return best
         if passes == 1:
-            prices = terms.prices(tables)
+            prices = terms.prices(tables, columns)
             surplus -= DRIFT * 3**-terms.bpw if terms.slope else 0.0
         seen.append((log2(scale), surplus))
         scale = max(2 ** next_scale(seen), lattice.finest)
     raise RateError(f"no step was found that stores {terms.bpw:g} bits per weight or fewer")
-
-
-def packed(lattice: Lattice, code: Tensor, step: Tensor, terms: Terms) -> tuple[Tensor, int]:
-    """Return the record of integers on the original columns; how many of its bytes are codes."""
-    back = lattice.back
-    return codes.pack(code, step[:, back], len(back), None, terms.coder)
 
 
 def next_scale(seen: list[tuple[float, float]]) -> float:
