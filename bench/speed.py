@@ -3,7 +3,7 @@
     .venv/bin/python bench/speed.py --model DIR --text FILE [--repeats 3] [--json FILE]
     .venv/bin/python bench/speed.py --tiny
 
-Each round runs nearplane (HPTQ at 3.125 bits per weight), GPTQModel and llm-compressor (GPTQ,
+Each round runs nearplane (its default method at 3.125 bits per weight), GPTQModel and llm-compressor (GPTQ,
 3 bits in groups of 64: at least 3.25 stored) once, so that a busy minute of the machine hits all.
 Read the ratios, which compare within a round. "Other" is the CPU time that the rest of the machine
 used meanwhile. Wall, CPU and peak memory are those of a whole process with its children.
@@ -52,7 +52,7 @@ def commands(args: argparse.Namespace, tokens: Path, text: Path) -> dict[str, li
         if args.nearplane.exists():
             # OUT stands third, so that all three tools take it there: MODEL OUT or TOKENS OUT
             found["nearplane"] = [str(args.nearplane), "quantize", model, "{out}"]
-            found["nearplane"] += ["--method", "hptq", "--bpw", str(args.bpw)]
+            found["nearplane"] += ["--method", args.method, "--bpw", str(args.bpw)]
             found["nearplane"] += ["--calibration", str(text)]
             found["nearplane"] += ["--sequences", str(args.sequences), "--length", str(args.length)]
         else:
@@ -203,7 +203,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--sequences", type=int, default=32)
     parser.add_argument("--length", type=int, default=512)
     parser.add_argument("--threads", type=int, default=os.cpu_count() or 1)
-    parser.add_argument("--bpw", type=float, default=3.125, help="of nearplane's HPTQ")
+    parser.add_argument("--method", default="eclq", help="of nearplane")
+    parser.add_argument("--bpw", type=float, default=3.125, help="of nearplane's method")
     parser.add_argument("--nearplane", type=Path, default=ROOT / ".venv" / "bin" / "nearplane")
     parser.add_argument("--peers", type=Path, default=FOLDER, help="the peers' environments")
     parser.add_argument("--work", type=Path, default=ROOT / "bench-out" / "speed")

@@ -32,7 +32,7 @@ from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import count_bits, run_report
 from nearplane.walk.run import Run
 from nearplane.walk.shelf import InMemory
-from nearplane.walk.source import Source, open_source
+from nearplane.walk.source import Source, location, open_source, open_tokenizer
 from nearplane.walk.survey import Survey, survey
 from nearplane.walk.walk import Rules, Walk
 
@@ -93,15 +93,17 @@ def quantize(
     started, rules = time.perf_counter(), rules or Rules()
     kept = Ledger(out, ranks.first, ranks.bytes_of_first)
     made = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
-    with made as writer, keeping(kept, watcher) as ledger:
+    with made as writer, keeping(kept, watcher, resume) as ledger:
         earlier = earlier_recipe(ledger) if resume else {}
         kind = earlier.get("arithmetic", AUTO) if arithmetic == AUTO else arithmetic
         found = same_for_all(survey(model, method, rules, trust_remote_code, False, kind), ranks)
         size = amount.size(found, ranks, memory, earlier.get("calibration"), watcher.says)
         means = means_for(found, size, ranks, memory)
-        source = open_source(model, trust_remote_code, means.by_blocks)
-        tokens, account = calibrated(source, calibration, Wanted(*size, chat_template), watcher)
-        check_space(out, stored_bytes(source))
+        check_space(out, found.model_bytes)
+        reader = open_tokenizer(location(model, trust_remote_code))
+        wanted = Wanted(*size, chat_template)
+        tokens, account = calibrated(found, reader, calibration, wanted, watcher)
+        source = open_source(model, trust_remote_code, means.by_blocks, tokenizer=reader)
         told = {"keeper": ledger, "ranks": ranks, "shelf": source.shelf, "room": means.room(out)}
         walk = Walk(source.model, method, tokens, rules, dtype=found.compute, **told)
         recipe = method.recipe() | recipe_of_run(account, found)
@@ -109,14 +111,13 @@ def quantize(
         tell_oddities([arithmetic_sentence(found), *walk.left_out], differing, watcher)
         recipe |= allocated(walk, ledger, watcher)
         finish = Finish(source, walk, written(walk, writer, watcher), recipe)
-        report = finish.store(writer, time.perf_counter() - started)
-        ledger.remove()
-        return report
+        return finish.store(writer, time.perf_counter() - started)
 
 
 @contextmanager
-def keeping(ledger: Ledger, watcher: Watcher) -> Iterator[Ledger]:
-    """Say what is kept when a run ends before its time; keep nothing if nothing is finished."""
+def keeping(ledger: Ledger, watcher: Watcher, resume: bool) -> Iterator[Ledger]:
+    """Say what is kept when a run ends before its time; keep nothing of one that is finished."""
+    ledger.refuse_unasked(resume)
     try:
         yield ledger
     except BaseException:
@@ -127,6 +128,7 @@ def keeping(ledger: Ledger, watcher: Watcher) -> Iterator[Ledger]:
         else:
             ledger.remove_if_empty()
         raise
+    ledger.remove()
 
 
 def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
@@ -303,17 +305,17 @@ def means_for(found: Survey, sizes: tuple[int, int], ranks: Ranks, memory: int |
 
 
 def calibrated(
-    source: Source, text: Text, wanted: Wanted, watcher: Watcher
+    found: Survey, tokenizer: Any, text: Text, wanted: Wanted, watcher: Watcher
 ) -> tuple[torch.Tensor, Account]:
     """Return a text as tokens and their account; say what became of it and what is odd about it."""
-    tokens, account = calibrate(text, source.tokenizer, wanted)
+    tokens, account = calibrate(text, tokenizer, wanted)
     watcher.says(f"calibration: {account.sentence()}")
     if account.sequences < wanted.sequences:
         watcher.says(
             f"warning: the text fills {account.sequences} of the {wanted.sequences} sequences "
             "to be used"
         )
-    config: Any = source.model.config
+    config: Any = found.model.config
     bos = getattr(config, "bos_token_id", None)
     if bos is not None and account.opened_by is None and account.source != "token tensors":
         watcher.says(
@@ -330,11 +332,6 @@ def allocation_sentence(bits: dict[str, float]) -> str:
         kinds.setdefault(name.rsplit(".", 1)[-1], []).append(rate)
     ranges = (f"{kind} {min(r):.2f} .. {max(r):.2f}" for kind, r in kinds.items())
     return f"bits per weight by equal slope: {', '.join(ranges) or 'no layer could be probed'}"
-
-
-def stored_bytes(source: Source) -> int:
-    """Return the size of the model as it is: no checkpoint of it is larger."""
-    return sum(parameter.nbytes for parameter in source.model.parameters())
 
 
 def stored_companions(source: Source, made: Path) -> dict[str, Path]:

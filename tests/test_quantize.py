@@ -1,11 +1,13 @@
 """From a model to a checkpoint: what lies in it, what is said, and what is left when it fails."""
 
+import importlib
 import json
 import os
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
 
 import math
+import shutil
 from pathlib import Path
 
 import pytest
@@ -20,6 +22,7 @@ from nearplane.types import NearplaneError
 from nearplane.walk.walk import Rules
 from tests.cli import tiny
 
+PIPELINE = importlib.import_module("nearplane.quantize")  # npl.quantize is its function
 METHOD = GPTQ(bits=3, group_size=32)
 TOKENS = torch.randint(2, 300, (4, 24), generator=torch.Generator().manual_seed(0))
 
@@ -236,3 +239,32 @@ def test_tokens_that_the_model_does_not_know_are_refused(bare, place, wrong):
     with pytest.raises(NearplaneError, match=f"token {wrong}, but the model knows 0 .. 319"):
         npl.quantize(bare, place, METHOD, tokens)
     assert not list(place.parent.iterdir())
+
+
+@pytest.mark.parametrize(
+    "told, said",
+    [
+        ({"calibration": "nothing.txt"}, "nothing.txt does not exist"),
+        ({"calibration": ["short"]}, "give a longer text"),
+        ({"calibration": TOKENS.double()}, "must hold tokens"),
+        ({"calibration": TOKENS, "memory": 10**6}, "memory"),
+    ],
+)
+def test_what_can_be_refused_is_refused_before_weights_are_read(
+    source, tmp_path, monkeypatch, told, said
+):
+    def read(*_, **__):
+        raise AssertionError("weights were read")
+
+    monkeypatch.setattr(PIPELINE, "open_source", read)
+    with pytest.raises(NearplaneError, match=said):
+        npl.quantize(source, tmp_path / "out", METHOD, length=512, **told)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_is_found_before_weights_are_read(source, tmp_path, monkeypatch):
+    monkeypatch.setattr("shutil.disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 0))
+    monkeypatch.setattr(PIPELINE, "open_source", lambda *_, **__: 1 / 0)
+    with pytest.raises(NearplaneError, match="GB free"):
+        npl.quantize(source, tmp_path / "out", METHOD, TOKENS)
+    assert not list(tmp_path.iterdir())

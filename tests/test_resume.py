@@ -125,6 +125,13 @@ def test_an_unfinished_run_is_neither_forgotten_nor_repeated_unasked(source, tmp
     assert names(tmp_path) == [".out.unfinished"]
 
 
+def test_an_unfinished_run_is_refused_before_the_model_is_opened(source, tmp_path):
+    out = tmp_path / "out"
+    ended_after(source, out, METHOD, 5)
+    with pytest.raises(NearplaneError, match="go on with --resume, or delete that folder"):
+        npl.quantize("no such model", out, METHOD, TOKENS)
+
+
 def test_what_is_kept_is_told(source, tmp_path):
     said = []
 

@@ -35,7 +35,7 @@ class Settings:
     sequences: Annotated[
         int | None,
         typer.Option(
-            help="At most so many sequences; 16 tokens for every column of the widest layer, from "
+            help="At most so many sequences; 20 tokens for every column of the widest layer, from "
             "16,384 to 262,144, if not said"
         ),
     ] = None
@@ -98,12 +98,14 @@ def quantize(
         raise NearplaneError("say what to calibrate on: --calibration FILE_OR_DATASET")
     prepare(settings)
     from nearplane.cli.progress import watching
+    from nearplane.export.ledger import Ledger
     from nearplane.export.partial import resolved_output
     from nearplane.quantize import quantize as run
     from nearplane.walk.ranks import Ranks
     from nearplane.walk.survey import survey
 
     resolved_output(out)
+    Ledger(out).refuse_unasked(resume)
     rules = rules_of(settings)
     told = {"arithmetic": settings.arithmetic}
     found = survey(model, method, rules, settings.trust_remote_code, **told)

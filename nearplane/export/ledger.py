@@ -54,6 +54,14 @@ class Ledger:
         self.directory = target.parent / f".{target.name}{ENDING}"
         self.kept, self.writes, self.shared = 0, writes, shared
 
+    def refuse_unasked(self, resume: bool) -> None:
+        """Raise NearplaneError if layers of a run are here and `resume` is not asked."""
+        if self.writes and not resume and self._has_layers():
+            raise NearplaneError(
+                f"an unfinished run left {len(self._files())} finished groups of layers in "
+                f"{self.directory}: go on with --resume, or delete that folder to start anew"
+            )
+
     def begin(self, run: Mapping[str, Any], resume: bool) -> list[str]:
         """Start a run, or go on with the one that is here; returns what differs and may.
 
@@ -68,11 +76,7 @@ class Ledger:
             self._make()
             self.remember("run", run)
             return []
-        if not resume:
-            raise NearplaneError(
-                f"an unfinished run left {len(self._files())} finished groups of layers in "
-                f"{self.directory}: go on with --resume, or delete that folder to start anew"
-            )
+        self.refuse_unasked(resume)
         # of this process alone: the others do not begin
         earlier = self._parsed(self.directory / RUN, self._own(self.directory / RUN))
         changes = differences(earlier if isinstance(earlier, dict) else {}, run)

@@ -41,11 +41,13 @@ def open_source(
     trust_remote_code: bool = False,
     by_blocks: bool = False,
     dtype: torch.dtype | None = None,
+    tokenizer: Any = None,
 ) -> Source:
     """Load a causal language model and its tokenizer.
 
     - `by_blocks`: leave the blocks' weights on disk until they are needed.
     - `dtype`: that the weights are converted to, all at once; the types of the file if None.
+    - `tokenizer`: the one that lies beside the model, if it is open already.
 
     Raises NearplaneError when there is no such model, no weights, it is quantized already, or it
     cannot be read by blocks.
@@ -59,13 +61,15 @@ def open_source(
             f"{name} is quantized already, with {repr(method)}: give the original model"
         )
     if by_blocks:
-        return opened_by_blocks(name, where, config)
+        return opened_by_blocks(name, where, config, tokenizer)
     model = load(name, where, config, dtype=dtype)
     model.eval().requires_grad_(False)
-    return Source(str(name), model, open_tokenizer(where))
+    return Source(str(name), model, tokenizer or open_tokenizer(where))
 
 
-def opened_by_blocks(name: str | Path, where: dict[str, Any], config: Any) -> Source:
+def opened_by_blocks(
+    name: str | Path, where: dict[str, Any], config: Any, tokenizer: Any
+) -> Source:
     """Return a model whose blocks are on the meta device, and the shelf they are taken from."""
     empty: Any = empty_model(config, where["trust_remote_code"])
     prefix, blocks = find_blocks(empty)
@@ -84,7 +88,7 @@ def opened_by_blocks(name: str | Path, where: dict[str, Any], config: Any) -> So
 
     _, blocks = find_blocks(model)
     forget_file_pages()
-    return Source(str(name), model, open_tokenizer(where), OnDisk(blocks, block))
+    return Source(str(name), model, tokenizer or open_tokenizer(where), OnDisk(blocks, block))
 
 
 def location(name: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
