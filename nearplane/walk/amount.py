@@ -7,8 +7,8 @@ from typing import Any
 import torch
 
 from nearplane.types import NearplaneError
-from nearplane.walk.calibration import Text, default_length, default_sequences
-from nearplane.walk.plan import estimate, widest
+from nearplane.walk.calibration import Text, check_size, default_length, default_sequences
+from nearplane.walk.plan import estimate
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.survey import Survey
 
@@ -46,14 +46,13 @@ class Amount:
         given = self.calibration
         if isinstance(given, torch.Tensor) and given.ndim == 2 and given.numel():
             most, length = given.shape
-        if length < 2 or self.sequences is not None and self.sequences < 1:
-            raise NearplaneError("calibration needs at least 1 sequence of at least 2 tokens")
+        check_size(1 if self.sequences is None else self.sequences, length)
         if self.seconds is not None and earlier:
             sequences, length = earlier["sequences"], earlier["length"]
         elif self.seconds is not None:
             sequences = self.fitting(found, length, ranks, memory, says)
         elif self.sequences is None:
-            sequences = most or default_sequences(widest(found), length, ranks.size)
+            sequences = most or default_sequences(found.widest, length, ranks.size)
         else:
             sequences = self.sequences
         return sequences if most is None else min(sequences, most), length

@@ -82,6 +82,12 @@ def default_sequences(columns: int, length: int, processes: int = 1) -> int:
     return max(ceil(tokens / length), processes)
 
 
+def check_size(sequences: int, length: int) -> None:
+    """Raise NearplaneError for a calibration of nothing."""
+    if sequences < 1 or length < 2:
+        raise NearplaneError("calibration needs at least 1 sequence of at least 2 tokens")
+
+
 def calibrate(
     text: Text, tokenizer: Any, wanted: Wanted
 ) -> tuple[Int64[Tensor, "n length"], Account]:
@@ -95,8 +101,7 @@ def calibrate(
 
     Raises NearplaneError for text that is missing, unreadable or too short for one sequence.
     """
-    if wanted.sequences < 1 or wanted.length < 2:
-        raise NearplaneError("calibration needs at least 1 sequence of at least 2 tokens")
+    check_size(wanted.sequences, wanted.length)
     some = text[0] if isinstance(text, list) and text else text
     if isinstance(some, Tensor) and some.is_floating_point():
         raise NearplaneError("calibration tensors must hold tokens, which are integers")

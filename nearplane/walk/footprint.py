@@ -180,9 +180,9 @@ class Needs:
             for stage in self.found.stages
         }
 
-    @cached_property
+    @property
     def widest(self) -> int:
-        return max(layer.shape[1] for layer in self.found.layers)
+        return self.found.widest
 
     def rounded_weights(self, shapes: Shapes) -> int | float:
         """Return what is in memory of a block that is on disk while its widest layers are rounded.

@@ -20,7 +20,7 @@ from nearplane.walk.footprint import Memory, unfinished_bytes
 from nearplane.walk.means import Means, means_of
 from nearplane.walk.memory import available_bytes
 from nearplane.walk.rates import SMALLEST, Rates, Trial, tried
-from nearplane.walk.survey import Survey, bits_of, shape_of
+from nearplane.walk.survey import Survey, bits_of
 from nearplane.walk.work import Kept, Part, Run, Sizes, network_bytes, parts_of
 
 START_S = 6  # Python's and its libraries' start, opening the model, reading the text
@@ -249,7 +249,7 @@ def estimate(
     known(device)
     length = default_length(found.model) if length is None else length
     if sequences is None:
-        sequences = default_sequences(widest(found), max(length, 1), ranks)
+        sequences = default_sequences(found.widest, max(length, 1), ranks)
     run = Run(sequences, length, ranks)
     if device != CPU:
         # what this machine is slow at says nothing of another one
@@ -259,11 +259,6 @@ def estimate(
         return Estimate(found, run, rates, trial, device, allowed)
     trial = tried(found.method, tried_columns(found))
     return Estimate(found, run, measured(found, run.length, trial), trial, device, allowed)
-
-
-def widest(found: Survey) -> int:
-    """Return the columns of the widest layer."""
-    return max(columns for _, columns in map(shape_of, found.layers))
 
 
 def tried_on_one_core(found: Survey) -> Trial:

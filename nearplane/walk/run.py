@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from nearplane.rows import TILE, starts_of_parts
 from nearplane.types import NearplaneError
+from nearplane.walk.calibration import check_size
 
 
 @dataclass(frozen=True)
@@ -20,8 +21,7 @@ class Run:
     def __post_init__(self) -> None:
         if self.ranks < 1:
             raise NearplaneError(f"--ranks must be at least 1, not {self.ranks}")
-        if self.sequences < 1 or self.length < 2:
-            raise NearplaneError("calibration needs at least 1 sequence of at least 2 tokens")
+        check_size(self.sequences, self.length)
         if self.sequences < self.ranks:
             raise NearplaneError(
                 f"{self.sequences} sequences cannot be shared by {self.ranks} processes: give more "

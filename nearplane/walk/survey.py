@@ -64,6 +64,11 @@ class Survey:
         return sum(layer.weight().numel() * self.share(layer) for layer in self.layers)
 
     @cached_property
+    def widest(self) -> int:
+        """The columns of the widest layer."""
+        return max(columns for _, columns in map(shape_of, self.layers))
+
+    @cached_property
     def quantized(self) -> int:
         """How many weights are quantized."""
         return sum(rows * columns for rows, columns in map(shape_of, self.layers))
