@@ -35,7 +35,7 @@ class Settings:
     sequences: Annotated[
         int | None,
         typer.Option(
-            help="At most so many sequences; 20 tokens for every column of the widest layer, from "
+            help="At most so many sequences; 24 tokens for every column of the widest layer, from "
             "16,384 to 262,144, if not said"
         ),
     ] = None

@@ -16,7 +16,7 @@ from nearplane.walk.documents import read_documents
 
 DEFAULT_LENGTH = 512  # tokens of a sequence, in a model that takes as many
 # What a Hessian of n columns misses falls as n / tokens; docs/CALIBRATION.md has what it costs
-TOKENS_A_COLUMN = 20  # of the widest layer, if no more is asked for
+TOKENS_A_COLUMN = 24  # of the widest layer, if no more is asked for
 FEWEST_TOKENS, MOST_TOKENS = 16 * 1024, 128 * 2048
 READ = 16  # times as many tokens as are used are read at most, for sequences from all over a text
 

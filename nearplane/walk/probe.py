@@ -28,8 +28,8 @@ from nearplane.walk.weights import Weights
 Error = tuple[Layer, Tensor]  # as (out, in)
 
 HESSIAN_TOKENS = 2048  # that give the shape of a layer's error
-SEQUENCES, LENGTH = 2, 64  # whose predictions are compared
-STRIDE = 2  # every so many positions is compared
+SEQUENCES, LENGTH = 2, 128  # whose predictions are compared
+STRIDE = 4  # every so many positions is compared
 DRAWN_BPW = 3.0  # the rate at which errors are drawn; divergence is in proportion to their power
 
 

@@ -407,7 +407,7 @@ def test_a_time_buys_the_most_sequences_that_fit(wide, ranks):
 
 @pytest.mark.parametrize(
     "widest, length, sequences",
-    [(64, 2048, 8), (64, 128, 128), (4096, 2048, 40), (1536, 512, 60), (10**6, 2048, 128)],
+    [(64, 2048, 8), (64, 128, 128), (4096, 2048, 48), (1536, 512, 72), (10**6, 2048, 128)],
 )
 def test_default_calibration_grows_with_the_widest_layer(widest, length, sequences):
     assert default_sequences(widest, length) == sequences
