@@ -4,7 +4,8 @@
     .venv/bin/python bench/speed.py --tiny
 
 Each round runs nearplane (its default method at 3.125 bits per weight), GPTQModel and
-llm-compressor (GPTQ, 3 bits in groups of 64: at least 3.25 stored) once, so that a busy minute of the machine hits all.
+llm-compressor (GPTQ, 3 bits in groups of 64: at least 3.25 stored) once, so that a busy minute of
+the machine hits all.
 Read the ratios, which compare within a round. "Other" is the CPU time that the rest of the machine
 used meanwhile. Wall, CPU and peak memory are those of a whole process with its children.
 
