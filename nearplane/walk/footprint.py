@@ -7,7 +7,7 @@ from math import ceil
 from torch import nn
 
 from nearplane.walk.blocks import find_blocks
-from nearplane.walk.probe import LENGTH, SEQUENCES, STRIDE
+from nearplane.walk.probe import POSITIONS, SEQUENCES
 from nearplane.walk.run import Run
 from nearplane.walk.survey import Survey, record_bytes, text_config
 from nearplane.walk.walk import BATCH_TOKENS
@@ -226,7 +226,7 @@ class Needs:
         _, blocks = find_blocks(self.found.model)
         words = self.found.model.get_output_embeddings().weight.shape[0]
         copies = ceil(self.found.units / len(blocks)) + 1
-        return 2 * 4 * copies * SEQUENCES * LENGTH // STRIDE * words
+        return 2 * 4 * copies * SEQUENCES * POSITIONS * words
 
 
 def weights_of(shapes: Shapes) -> int:

@@ -29,7 +29,7 @@ Error = tuple[Layer, Tensor]  # as (out, in)
 
 HESSIAN_TOKENS = 2048  # that give the shape of a layer's error
 SEQUENCES, LENGTH = 2, 128  # whose predictions are compared
-STRIDE = 4  # every so many positions is compared
+POSITIONS = 32  # of each of them at most, evenly spaced
 DRAWN_BPW = 3.0  # the rate at which errors are drawn; divergence is in proportion to their power
 
 
@@ -183,8 +183,14 @@ class Probe:
         head = model.get_output_embeddings()
         return [
             torch.log_softmax(head(sequence.contiguous()).float(), -1)
-            for sequence in given[:, STRIDE - 1 :: STRIDE]
+            for sequence in given[:, compared_of(given.shape[1])]
         ]
+
+
+def compared_of(length: int) -> slice:
+    """Return the positions of a sequence that are compared."""
+    apart = -(-length // POSITIONS)
+    return slice(apart - 1, None, apart)
 
 
 def kind_of(layer: Layer) -> str:

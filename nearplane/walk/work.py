@@ -13,7 +13,7 @@ from nearplane.methods.rate import SAMPLE_WEIGHTS
 from nearplane.rows import TILE
 from nearplane.walk.blocks import Layer, find_blocks
 from nearplane.walk.borrow import ENOUGH, borrowed
-from nearplane.walk.probe import HESSIAN_TOKENS, SEQUENCES, STRIDE
+from nearplane.walk.probe import HESSIAN_TOKENS, POSITIONS, SEQUENCES
 from nearplane.walk.probe import LENGTH as PROBED_LENGTH
 from nearplane.walk.rates import BLOCK_PASSES, MOVED, Rates, Trial, attended
 from nearplane.walk.run import Run
@@ -297,7 +297,7 @@ def probing(sizes: Sizes, trial: Trial) -> list[Part]:
     tokens = found.units * SEQUENCES * PROBED_LENGTH
     # the head stays as it is, so its size is not in the survey
     vocabulary = found.model.get_output_embeddings().weight.shape[0]  # pyright: ignore
-    head = 2 * tokens / STRIDE * vocabulary * sizes.hidden
+    head = 2 * found.units * SEQUENCES * POSITIONS * vocabulary * sizes.hidden
     moved = MOVED * sizes.hidden * found.compute.itemsize * sizes.blocks * tokens / 2
     attention = attended(PROBED_LENGTH, sizes.hidden) * sizes.blocks * tokens / 2
     few = min(HESSIAN_TOKENS, sizes.run.tokens) / sizes.run.tokens

@@ -72,7 +72,10 @@ def divergence_of(result):
 def test_a_checkpoint_is_compared_with_its_model(nearplane, model_dir, checkpoint, text):
     alone = nearplane("eval", checkpoint, "--text", text, *CUT)
     beside = nearplane("eval", checkpoint, "--text", text, *CUT, "--against", model_dir)
-    assert perplexity_of(beside) == perplexity_of(alone)
+    # where memory begins decides how float32 sums are grouped, as above
+    assert float(perplexity_of(beside)) == pytest.approx(
+        float(perplexity_of(alone)), rel=10 * 2**-24 * 4
+    )
     assert len(beside.stdout.splitlines()) == len(alone.stdout.splitlines()) + 1
     kl, top1 = divergence_of(beside)
     assert 0 < kl < 1 and 10 < top1 < 100
