@@ -9,7 +9,7 @@ FUZZ_SECONDS ?= 10
 FUZZ_SEED ?= 1
 
 # CPU time of all tests, over that of a loop of a million steps in Python (tests/conftest.py)
-MOST_LOOPS ?= 17000
+MOST_LOOPS ?= 20000
 
 .PHONY: demo test pytest test-long test-durations test-vllm fuzz fuzz-kernels fuzz-files lint clean
 
