@@ -1,5 +1,6 @@
 """Rate-aware nearest plane: integers of least squared distance plus code length."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 import torch
@@ -77,13 +78,18 @@ def rate_aware_plane(
     """
 
     def rounded(rows: slice) -> tuple[Tensor]:
-        parts, own_prices = [], prices.of(rows)
-        for number, (some, own) in enumerate(tiles(target[rows], some_rows(step, rows))):
-            tile = slice(number * TILE, (number + 1) * TILE)
-            parts.append(one_tile(some, factor, own, own_prices.of(tile)))
-        return (torch.cat(parts),)
+        some = priced_tiles(target[rows], some_rows(step, rows), prices.of(rows))
+        return (torch.cat([one_tile(t, factor, s, own) for t, s, own in some]),)
 
     return by_rows(rounded, len(target))[0]
+
+
+def priced_tiles(
+    target: Float[Tensor, "rows n"], step: Float[Tensor, "#rows n"], prices: Prices
+) -> Iterator[tuple[Tensor, Tensor, Prices]]:
+    """Yield TILE rows of the target after the other, with the steps and prices of them."""
+    for number, (some, own) in enumerate(tiles(target, step)):
+        yield some, own, prices.of(slice(number * TILE, (number + 1) * TILE))
 
 
 def one_tile(

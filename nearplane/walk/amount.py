@@ -69,28 +69,17 @@ class Amount:
 
         NearplaneError in all of them where it finds none.
         """
-        answer = ranks.bytes_of_first(
-            self.answer(found, length, ranks, memory, says).encode() if ranks.first else None
-        )
-        text = (answer or b"").decode()
-        if not text.isdecimal():
-            raise NearplaneError(text)
-        return int(text)
-
-    def answer(
-        self,
-        found: Survey,
-        length: int,
-        ranks: Ranks,
-        memory: int | None,
-        says: Callable[[str], None],
-    ) -> str:
-        """Return how many sequences fit in the time, or why none do."""
         assert self.seconds is not None
-        try:
-            whole = estimate(found, ranks.size, length, ranks.size, allowed=memory)
-            run = whole.within(self.seconds)
-        except NearplaneError as refusal:
-            return str(refusal)
-        says(run.bought(self.seconds))
-        return str(run.run.sequences)
+        answer = ""
+        if ranks.first:
+            try:
+                whole = estimate(found, ranks.size, length, ranks.size, allowed=memory)
+                run = whole.within(self.seconds)
+                says(run.bought(self.seconds))
+                answer = str(run.run.sequences)
+            except NearplaneError as refusal:
+                answer = str(refusal)
+        answer = (ranks.bytes_of_first(answer.encode()) or b"").decode()
+        if not answer.isdecimal():
+            raise NearplaneError(answer)
+        return int(answer)

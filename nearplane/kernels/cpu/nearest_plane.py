@@ -12,8 +12,8 @@ from torch import Tensor
 from nearplane import lattice
 from nearplane.kernels.cpu.library import Leaf, library
 from nearplane.lattice.nearest_plane import Walk, begun, scaled_factor, tiles
-from nearplane.lattice.rate_aware import Prices
-from nearplane.rows import TILE, by_rows, some_rows
+from nearplane.lattice.rate_aware import Prices, priced_tiles
+from nearplane.rows import by_rows, some_rows
 
 
 @dataclass(frozen=True)
@@ -86,14 +86,13 @@ def rate_aware_plane(
     scaled = scaled_factor(factor, step[:1], target.dtype)
     threshold = prices.thresholds().to(target.dtype).contiguous()
     width = threshold.shape[1]
-    at_row = (prices.row * width + prices.span + 1).int()
     same = {"threshold": threshold, "span": prices.span, "at_column": (prices.column * width).int()}
 
     def rounded(rows: slice) -> tuple[Tensor]:
-        parts, at = [], at_row[rows]
-        for number, (some, own) in enumerate(tiles(target[rows], some_rows(step, rows))):
-            tile = at[number * TILE : (number + 1) * TILE].contiguous()
-            parts.append(walked(some / own, scaled, same | {"at_row": tile}))
+        parts = []
+        for some, own, priced in priced_tiles(target[rows], some_rows(step, rows), prices.of(rows)):
+            at_row = (priced.row * width + prices.span + 1).int()
+            parts.append(walked(some / own, scaled, same | {"at_row": at_row}))
         return (torch.cat(parts),)
 
     return by_rows(rounded, len(target))[0]
