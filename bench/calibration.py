@@ -22,11 +22,11 @@ from typing import Any
 import tiny
 
 import nearplane as npl
+from nearplane.cli.evaluate import open_model
 from nearplane.cli.quiet import quiet
-from nearplane.cli.using import open_model
 from nearplane.evaluate.divergence import divergence
 from nearplane.evaluate.perplexity import Cut, cut_text
-from nearplane.quantize import Watcher
+from nearplane.pipeline import Watcher
 
 SIZES = ["4x512", "8x512", "16x512", "32x512", "16x1024", "8x2048", "32x2048", "128x2048"]
 

@@ -71,7 +71,7 @@ def child(options: argparse.Namespace) -> None:
     """Quantize; in a process of its own."""
     from nearplane.cli.quiet import quiet
     from nearplane.methods.method import from_recipe
-    from nearplane.quantize import Watcher, quantize
+    from nearplane.pipeline import Watcher, quantize
 
     quiet()
     torch.set_num_threads(options.threads)
@@ -116,7 +116,7 @@ def records(out: Path) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    from nearplane.cli.quantizing import bytes_of
+    from nearplane.cli.quantize import bytes_of
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

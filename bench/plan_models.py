@@ -23,9 +23,9 @@ from typing import Any
 import torch
 
 from nearplane.methods import METHODS
-from nearplane.walk.devices import rates_of
-from nearplane.walk.plan import Estimate, estimate
-from nearplane.walk.survey import survey
+from nearplane.plan.devices import rates_of
+from nearplane.plan.estimate import Estimate, estimate
+from nearplane.plan.survey import survey
 
 COMMON = {"dtype": "bfloat16", "tie_word_embeddings": False}
 

@@ -22,8 +22,8 @@ import tiny
 import torch
 
 from nearplane.methods import METHODS
-from nearplane.walk.plan import Estimate, estimate
-from nearplane.walk.survey import survey
+from nearplane.plan.estimate import Estimate, estimate
+from nearplane.plan.survey import survey
 
 ROOT = Path(__file__).resolve().parents[1]
 

@@ -19,11 +19,11 @@ import tiny
 import torch
 
 import nearplane as npl
+from nearplane.model.open_model import open_source
 from nearplane.walk.calibration import Wanted, calibrate
 from nearplane.walk.capture import PausedRun, calls_of_blocks
 from nearplane.walk.hessian import HessianSum
-from nearplane.walk.observe import observe
-from nearplane.walk.source import open_source
+from nearplane.walk.trace import observe
 
 
 def arguments() -> argparse.Namespace:

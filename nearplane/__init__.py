@@ -2,25 +2,22 @@
 
 import importlib
 import importlib.util
-import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 # before anything that imports torch
-from nearplane import waiting  # noqa: F401
+from nearplane import openmp  # noqa: F401
 
 # isort: split
 from nearplane import lattice
 from nearplane.export.registration import register_when_imported
 from nearplane.methods import ECLQ, GPTQ, HPTQ, HRTN, RTN, SSQR, WaterSIC
 from nearplane.types import NearplaneError, QuantizedWeight
+from nearplane.version import __version__
 
 if TYPE_CHECKING:
-    from nearplane.export.linear import resident_bpw
+    from nearplane.export.compressed_linear import resident_bpw
     from nearplane.export.load import load, load_tokenizer
-    from nearplane.quantize import quantize
-
-__version__ = "0.1.0"
+    from nearplane.pipeline import quantize
 
 __all__ = [
     "ECLQ",
@@ -32,6 +29,7 @@ __all__ = [
     "NearplaneError",
     "QuantizedWeight",
     "WaterSIC",
+    "__version__",
     "lattice",
     "load",
     "load_tokenizer",
@@ -43,8 +41,8 @@ __all__ = [
 _LATER = {
     "load": "nearplane.export.load",
     "load_tokenizer": "nearplane.export.load",
-    "resident_bpw": "nearplane.export.linear",
-    "quantize": "nearplane.quantize",
+    "resident_bpw": "nearplane.export.compressed_linear",
+    "quantize": "nearplane.pipeline",
 }
 
 
@@ -58,16 +56,6 @@ def __dir__() -> list[str]:
     return sorted([*globals(), *_LATER])
 
 
-class _Package(ModuleType):
-    """Keeps `nearplane.quantize` a function after nearplane/quantize.py was imported."""
-
-    def __setattr__(self, name: str, value: object) -> None:
-        if name in _LATER and isinstance(value, ModuleType):
-            value = getattr(value, name)
-        super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package
 register_when_imported()
 
 # faster versions of the functions above register themselves; everything works without the folder

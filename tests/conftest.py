@@ -28,7 +28,7 @@ def checked(function=None, **options):
 # before the first module of nearplane is imported
 CHECKED_BY, jaxtyping.jaxtyped = jaxtyping.jaxtyped, checked
 
-from nearplane import arithmetic  # noqa: E402
+from nearplane.model import compute_dtype  # noqa: E402
 from tests import forked  # noqa: E402
 
 # tests run beside each other, and threads of small matrices wait for each other more than they work
@@ -38,8 +38,8 @@ settings.register_profile("some", deadline=None, max_examples=40)
 settings.register_profile("all", deadline=None, max_examples=100)
 settings.load_profile("some")
 # results must not depend on the processor that tests run on: all are taken to be fast at all types,
-# and tests/test_arithmetic.py takes them to be slow
-arithmetic.slowdown = lambda dtype: 1.0
+# and tests/model/test_compute_dtype.py takes them to be slow
+compute_dtype.slowdown = lambda dtype: 1.0
 
 # Checks of the shapes and types of all arguments take longer than what is checked; every so many
 # tests, chosen by their names, have them. `--thorough` is `make test-long`.

@@ -9,6 +9,6 @@ import torch.distributed.nn
 from transformers import LlamaForCausalLM  # noqa: F401
 
 import nearplane.cli  # noqa: F401
-import nearplane.quantize  # noqa: F401
+import nearplane.pipeline  # noqa: F401
 
 torch.set_num_threads(1)

@@ -22,10 +22,10 @@ from nearplane.lattice.cross_target import Moments, choose_drifts, moved
 from nearplane.lattice.rate_aware import Prices
 from nearplane.methods import ECLQ, HPTQ, METHODS, SSQR, Aim, Method, RateError
 from nearplane.methods.certificate import Losses, measure
-from nearplane.quantize import Watcher
+from nearplane.model.blocks import Layer
+from nearplane.pipeline import Watcher
 from nearplane.rows import by_rows, in_parts
 from nearplane.types import QuantizedWeight
-from nearplane.walk.blocks import Layer
 from nearplane.walk.ranks import Ranks
 
 TOKENS = torch.randint(2, 300, (8, 32), generator=torch.Generator().manual_seed(0))

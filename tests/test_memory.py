@@ -18,16 +18,16 @@ from hypothesis import strategies as st
 
 import nearplane as npl
 from nearplane.methods import ECLQ, HPTQ, METHODS
+from nearplane.plan.footprint import BASE_BYTES, Memory, Needs
+from nearplane.plan.offload import Means, can_be_read_by_blocks, means_of, ways
+from nearplane.plan.survey import survey
+from nearplane.plan.work import Run
 from nearplane.types import NearplaneError
-from nearplane.walk.footprint import BASE_BYTES, Memory, Needs
-from nearplane.walk.means import Means, can_be_read_by_blocks, means_of, ways
-from nearplane.walk.survey import survey
 from nearplane.walk.walk import Rules
-from nearplane.walk.work import Run
 from tests.cli import tiny
 from tests.walk import moe
 
-quantize_module = import_module("nearplane.quantize")  # the package has a function of that name
+quantize_module = import_module("nearplane.pipeline")  # the package has a function of that name
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = torch.randint(2, 60, (4, 24), generator=torch.Generator().manual_seed(0))
 LEAST = Means(True, True, 0, 4, Memory(0, 0, 0), 0)

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import nearplane as npl
 from nearplane.methods import METHODS
 from nearplane.types import NearplaneError
-from nearplane.walk.parcel import narrowest, unwrapped, wrapped
+from nearplane.walk.messages import narrowest, unwrapped, wrapped
 from nearplane.walk.ranks import ALONE, Ranks
 from tests import forked, ranks_program
 from tests.cli import tiny

@@ -15,9 +15,9 @@ import torch
 import nearplane as npl
 from nearplane.export.ledger import Ledger, differences
 from nearplane.methods import METHODS
-from nearplane.quantize import Watcher
+from nearplane.pipeline import Watcher
+from nearplane.plan.calibration_size import Amount
 from nearplane.types import NearplaneError
-from nearplane.walk.amount import Amount
 from nearplane.walk.walk import Rules
 from tests.cli import tiny
 from tests.contracts.test_methods import small
@@ -218,12 +218,12 @@ def test_a_damaged_ledger_is_named(source, tmp_path):
 
 
 def test_a_file_has_its_name_when_it_is_whole_and_on_disk(tmp_path, monkeypatch):
-    from nearplane.export import partial
+    from nearplane.export import output_directory
 
     ledger = Ledger(tmp_path / "out")
     ledger.begin({}, False)
-    seen, real = [], partial.sync
-    monkeypatch.setattr(partial, "sync", lambda path: (seen.append(path), real(path)))
+    seen, real = [], output_directory.sync
+    monkeypatch.setattr(output_directory, "sync", lambda path: (seen.append(path), real(path)))
     ledger.remember("value", [1])
     folder = tmp_path / ".out.unfinished"
     assert seen == [folder / "value.part", folder]

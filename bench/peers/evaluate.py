@@ -24,7 +24,7 @@ import nearplane as npl
 from nearplane.evaluate.bits import account, is_checkpoint
 from nearplane.evaluate.divergence import divergence
 from nearplane.evaluate.perplexity import Cut, Windows, batches, cut_text
-from nearplane.walk.source import open_source
+from nearplane.model.open_model import open_source
 
 
 def remember_(model: Any, windows: Windows, file: Path | None) -> None:

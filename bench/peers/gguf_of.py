@@ -28,7 +28,7 @@ from decode import GGUF_LINEARS
 from safetensors.torch import load_file
 from torch import nn
 
-from nearplane.walk.source import open_source
+from nearplane.model.open_model import open_source
 
 BATCH_TOKENS = 2048
 BLOCK = 256  # columns of a block of llama.cpp's smaller types

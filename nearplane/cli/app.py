@@ -2,7 +2,7 @@
 
 import typer
 
-from nearplane.cli import checking, demo, quantizing, using
+from nearplane.cli import demo, evaluate, quantize, verify
 from nearplane.cli.failure import explained
 
 app = typer.Typer(
@@ -15,14 +15,14 @@ app = typer.Typer(
 COMMANDS = (
     (
         "quantize",
-        quantizing.quantize,
+        quantize.quantize,
         "nearplane quantize HuggingFaceTB/SmolLM2-135M out --bpw 3.125 --calibration notes.txt",
     ),
-    ("plan", quantizing.plan, "nearplane plan HuggingFaceTB/SmolLM2-135M --method gptq --bits 4"),
-    ("verify", checking.verify, "nearplane verify out --against HuggingFaceTB/SmolLM2-135M"),
-    ("inspect", checking.inspect, "nearplane inspect out"),
-    ("eval", using.evaluate, "nearplane eval out --text test.txt --context 1024"),
-    ("run", using.run, 'nearplane run out "The nearest plane is" --tokens 32'),
+    ("plan", quantize.plan, "nearplane plan HuggingFaceTB/SmolLM2-135M --method gptq --bits 4"),
+    ("verify", verify.verify, "nearplane verify out --against HuggingFaceTB/SmolLM2-135M"),
+    ("inspect", verify.inspect, "nearplane inspect out"),
+    ("eval", evaluate.evaluate, "nearplane eval out --text test.txt --context 1024"),
+    ("run", evaluate.run, 'nearplane run out "The nearest plane is" --tokens 32'),
     ("demo", demo.demo, "nearplane demo"),
 )
 

@@ -55,7 +55,7 @@ def demo(
     what only the others say. Methods that would take longer than six minutes in all are left out.
     The checkpoint is left in demo-out.
     """
-    from nearplane.arithmetic import check_arithmetic
+    from nearplane.model.compute_dtype import check_arithmetic
 
     check_arithmetic(arithmetic)
     began = time.perf_counter()
@@ -125,12 +125,12 @@ class Show:
 
     def opened(self, gguf: Path) -> Row:
         """Turn the GGUF file into a directory; return the row of the model as it is."""
-        from nearplane.arithmetic import arithmetic_for, name_of
         from nearplane.cli.quiet import quiet
         from nearplane.export.dense import save_dense
         from nearplane.methods import GPTQ
-        from nearplane.walk.plan import duration
-        from nearplane.walk.source import open_source
+        from nearplane.model.compute_dtype import arithmetic_for, name_of
+        from nearplane.model.open_model import open_source
+        from nearplane.plan.estimate import duration
 
         quiet()
         typer.echo(f"opening {gguf.name}: some seconds")
@@ -148,7 +148,7 @@ class Show:
     def compressed(self) -> list[Row]:
         """Quantize the model with ECLQ, and with as many other methods before as there is time."""
         from nearplane.methods import ECLQ, GPTQ, HPTQ
-        from nearplane.walk.plan import duration
+        from nearplane.plan.estimate import duration
 
         flagship = ECLQ(bpw=3.125)
         others = {
@@ -188,8 +188,8 @@ class Show:
         from nearplane.cli.progress import watching
         from nearplane.evaluate.bits import account
         from nearplane.export.load import load, load_tokenizer
-        from nearplane.quantize import quantize
-        from nearplane.walk.plan import duration
+        from nearplane.pipeline import quantize
+        from nearplane.plan.estimate import duration
 
         out = self.place / method.name
         expected = self.estimate(method).of(self.sequences).seconds
@@ -223,8 +223,8 @@ class Show:
 
     def estimate(self, method: Any) -> Any:
         """Return what quantizing with a method will take here; measured once."""
-        from nearplane.walk.plan import estimate
-        from nearplane.walk.survey import survey
+        from nearplane.plan.estimate import estimate
+        from nearplane.plan.survey import survey
 
         if method.name not in self.estimates:
             found = survey(self.dense, method, arithmetic=self.arithmetic)
@@ -276,7 +276,7 @@ def print_comparison(rows: list[Row]) -> None:
 
 def write_some(arithmetic: str) -> None:
     """Let the compressed model write a few lines."""
-    from nearplane.cli.using import encoded, open_model, write_on
+    from nearplane.cli.evaluate import encoded, open_model, write_on
 
     model, tokenizer = open_model(str(OUT), dequantize=True, arithmetic=arithmetic)
     typer.echo(f"\n{PROMPT} ...")

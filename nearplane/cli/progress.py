@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-from nearplane.quantize import Watcher
+from nearplane.pipeline import Watcher
 from nearplane.types import LayerReport
 
 SILENCE_S = 10.0  # between two plain lines of one step

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from nearplane.export import layout
+from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import Checkpoint, open_checkpoint
 from nearplane.export.record_check import checked_header
 from nearplane.types import NearplaneError
@@ -111,7 +111,7 @@ def is_checkpoint(name: str | Path) -> bool:
 
 def layer_bits(checkpoint: Checkpoint, name: str) -> LayerBits:
     """Return the bytes of one layer from its record's header."""
-    record = checkpoint.tensor(name + layout.RECORD)
+    record = checkpoint.tensor(name + fmt.RECORD)
     header = checked_header(record, checkpoint.layers[name], f"{checkpoint.directory}: {name}")
     return LayerBits(
         name=name,
@@ -128,7 +128,7 @@ def kept_tensors(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
     """Return the tensors that are no records, those of all blocks together, the largest first."""
     sums: dict[str, tuple[int, int]] = {}
     for name in checkpoint.file_of:
-        if not name.endswith(layout.RECORD):
+        if not name.endswith(fmt.RECORD):
             tensor = checkpoint.tensor(name)
             kind = re.sub(r"\b\d+\b", "*", name)
             numbers, size = sums.get(kind, (0, 0))

@@ -10,17 +10,17 @@ from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from nearplane import codes, types
-from nearplane.experts import Experts
 from nearplane.export.checkpoint_reader import Checkpoint
-from nearplane.walk.blocks import Layer
-from nearplane.walk.borrow import Entered
+from nearplane.model.blocks import Layer
+from nearplane.model.experts import Experts
+from nearplane.model.output_head import head_of, untie
 from nearplane.walk.capture import Call, calls_of_blocks
-from nearplane.walk.drift import Seen
-from nearplane.walk.head import head_inputs, head_of, untie
+from nearplane.walk.expert_hessians import Entered
 from nearplane.walk.hessian import HessianSum
-from nearplane.walk.observe import Stage, observe
+from nearplane.walk.input_statistics import Seen
+from nearplane.walk.placement import Weights
+from nearplane.walk.trace import Stage, head_inputs, observe
 from nearplane.walk.walk import BATCH_TOKENS
-from nearplane.walk.weights import Weights
 
 
 def replayed_losses(

@@ -8,15 +8,15 @@ from typing import Any
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nearplane.arithmetic import TYPES
 from nearplane.evaluate.replay import decoded, replayed_losses
-from nearplane.experts import split_experts_
 from nearplane.export.checkpoint_reader import Checkpoint, check_layers, open_checkpoint
-from nearplane.export.sums import verify_sums
+from nearplane.export.checksums import verify_sums
+from nearplane.model.blocks import Layer
+from nearplane.model.compute_dtype import TYPES
+from nearplane.model.experts import split_experts_
+from nearplane.model.open_model import Source, open_source
 from nearplane.types import NearplaneError
-from nearplane.walk.blocks import Layer
 from nearplane.walk.calibration import Text, Wanted, calibrate
-from nearplane.walk.source import Source, open_source
 
 # what rounding the stored certificate to 7 digits may do
 DIGITS_TOLERANCE = 1e-6

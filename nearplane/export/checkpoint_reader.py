@@ -19,7 +19,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.export import layout, partial
+from nearplane.export import checkpoint_format as fmt
+from nearplane.export import output_directory
 from nearplane.export.record_check import check_record
 from nearplane.types import NearplaneError, first_line
 
@@ -65,7 +66,7 @@ class Checkpoint:
 
     def record(self, layer: str) -> UInt8[Tensor, " bytes"]:
         """Return a layer's record, after checking its bytes and its shape."""
-        record = self.tensor(layer + layout.RECORD)
+        record = self.tensor(layer + fmt.RECORD)
         check_record(record, self.layers[layer], f"{self.directory}: {layer}")
         return record
 
@@ -87,20 +88,20 @@ def read_config(directory: Path) -> dict[str, Any]:
     """Return config.json of a checkpoint's directory."""
     if not directory.is_dir():
         raise NearplaneError(f"{directory} is no directory")
-    if partial.is_partial(directory):
+    if output_directory.is_partial(directory):
         raise NearplaneError(f"{directory} is what an interrupted run left, not a checkpoint")
-    if not (directory / layout.CONFIG).is_file():
-        raise NearplaneError(f"{directory} holds no {layout.CONFIG}: it is not a checkpoint")
-    config = read_json(directory / layout.CONFIG)
-    if config.get(layout.OTHER_WEIGHTS) is not None or (directory / layout.ADAPTER).exists():
+    if not (directory / fmt.CONFIG).is_file():
+        raise NearplaneError(f"{directory} holds no {fmt.CONFIG}: it is not a checkpoint")
+    config = read_json(directory / fmt.CONFIG)
+    if config.get(fmt.OTHER_WEIGHTS) is not None or (directory / fmt.ADAPTER).exists():
         raise NearplaneError(f"{directory} names weights that are not a checkpoint's own")
     return config
 
 
 def layers_of(config: dict[str, Any], directory: Path) -> dict[str, dict[str, Any]]:
     """Return what config.json says of the compressed layers."""
-    source = str(directory / layout.CONFIG)
-    return layout.check_quantization_config(config.get("quantization_config"), source)
+    source = str(directory / fmt.CONFIG)
+    return fmt.check_quantization_config(config.get("quantization_config"), source)
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -161,25 +162,25 @@ def _misplaced(checkpoint: Checkpoint, file: str) -> list[str]:
 
 
 def _unknown_records(checkpoint: Checkpoint) -> list[str]:
-    stored = {name for name in checkpoint.file_of if name.endswith(layout.RECORD)}
-    known = {layer + layout.RECORD for layer in checkpoint.layers}
-    return [f"{name} is in no layer of {layout.CONFIG}" for name in sorted(stored - known)]
+    stored = {name for name in checkpoint.file_of if name.endswith(fmt.RECORD)}
+    known = {layer + fmt.RECORD for layer in checkpoint.layers}
+    return [f"{name} is in no layer of {fmt.CONFIG}" for name in sorted(stored - known)]
 
 
 def _locate_tensors(directory: Path) -> dict[str, str]:
     """Return tensor -> file, from the index if there is one."""
-    index, single = directory / layout.INDEX, directory / layout.SINGLE
+    index, single = directory / fmt.INDEX, directory / fmt.SINGLE
     if not index.is_file():
-        return _named(dict.fromkeys(tensors_in(single), layout.SINGLE), single)
+        return _named(dict.fromkeys(tensors_in(single), fmt.SINGLE), single)
     if single.exists():
         # who reads which would depend on the reader
-        raise NearplaneError(f"{directory} holds both {layout.INDEX} and {layout.SINGLE}")
+        raise NearplaneError(f"{directory} holds both {fmt.INDEX} and {fmt.SINGLE}")
     weight_map = read_json(index).get("weight_map")
     if not isinstance(weight_map, dict):
         raise NearplaneError(f"{index} has no weight_map")
     for name, file in weight_map.items():
         # "each SHARD MUST be a plain file name"
-        plain = isinstance(file, str) and layout.is_safe_path(file) and "/" not in file
+        plain = isinstance(file, str) and fmt.is_safe_path(file) and "/" not in file
         if not plain or not file.endswith(".safetensors"):
             raise NearplaneError(
                 f"{index} puts {repr(name)} in {repr(file)}, which is no shard's name"
@@ -190,7 +191,7 @@ def _locate_tensors(directory: Path) -> dict[str, str]:
 def _named(file_of: dict[str, str], source: Path) -> dict[str, str]:
     """Return tensor -> file; NearplaneError if a tensor's name could not be printed."""
     for name in file_of:
-        if not layout.is_name(name):
+        if not fmt.is_name(name):
             raise NearplaneError(f"{source}: {repr(name)} is no tensor's name")
     return file_of
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from torch import Tensor
 
-from nearplane.export import layout, partial, sums
-from nearplane.export.shard import Shard
+from nearplane.export import checkpoint_format as fmt
+from nearplane.export import checksums, output_directory
+from nearplane.export.shard_file import Shard
 from nearplane.types import NearplaneError
 
 SHARD_BYTES = 1_000_000_000
@@ -28,9 +29,9 @@ class CheckpointWriter:
     """
 
     def __init__(self, out: str | Path, max_shard_bytes: int = SHARD_BYTES):
-        self.target = partial.resolved_output(out)
+        self.target = output_directory.resolved_output(out)
         self.max_shard_bytes = max_shard_bytes
-        self.directory, self.lock = partial.create(self.target)
+        self.directory, self.lock = output_directory.create(self.target)
         self.shard: Shard | None = None
         self.shard_of: dict[str, int] = {}
         self.record_bytes: dict[str, int] = {}
@@ -64,8 +65,8 @@ class CheckpointWriter:
         self.shard.add(name, tensor)
         self.shard_of[name] = self.shard_count
         self.total_bytes += tensor.nbytes
-        if name.endswith(layout.RECORD):
-            self.record_bytes[name.removesuffix(layout.RECORD)] = tensor.nbytes
+        if name.endswith(fmt.RECORD):
+            self.record_bytes[name.removesuffix(fmt.RECORD)] = tensor.nbytes
 
     def finish(self, config: dict[str, Any], files: dict[str, FileContent]) -> Path:
         """Write the remaining files, config.json last, and let OUT appear; return OUT.
@@ -74,7 +75,7 @@ class CheckpointWriter:
         - `files`: name -> bytes, a dictionary for JSON, or the path of a file to copy.
         """
         self._check_layers(config)
-        config_bytes = layout.json_bytes(config)
+        config_bytes = fmt.json_bytes(config)
         if not self.shard_count:
             self._open_shard()
         self._close_shard()
@@ -82,67 +83,67 @@ class CheckpointWriter:
         for name in sorted(files):
             self._write(name, files[name])
         self._write_sums(config_bytes)
-        self._write(layout.CONFIG, config_bytes)
-        partial.appear(self.directory, self.target)
+        self._write(fmt.CONFIG, config_bytes)
+        output_directory.appear(self.directory, self.target)
         self.finished = True
         self.lock.release()
         return self.target
 
     def _open_shard(self) -> None:
         self.shard_count += 1
-        with partial.explaining_full_disk(self.directory, 0):
+        with output_directory.explaining_full_disk(self.directory, 0):
             self.shard = Shard(self.directory / _unnumbered(self.shard_count))
 
     def _close_shard(self) -> None:
         if self.shard is not None:
-            self.shard.close(layout.METADATA)
+            self.shard.close(fmt.METADATA)
         self.shard = None
 
     def _name_shards(self) -> None:
         # how many shards there are is known only now
         for number in range(1, self.shard_count + 1):
-            final = layout.shard_name(number, self.shard_count)
+            final = fmt.shard_name(number, self.shard_count)
             (self.directory / _unnumbered(number)).rename(self.directory / final)
         if self.shard_count > 1:
-            self._write(layout.INDEX, self._index())
+            self._write(fmt.INDEX, self._index())
 
     def _index(self) -> dict[str, Any]:
         count = self.shard_count
-        weight_map = {n: layout.shard_name(number, count) for n, number in self.shard_of.items()}
+        weight_map = {n: fmt.shard_name(number, count) for n, number in self.shard_of.items()}
         return {"metadata": {"total_size": self.total_bytes}, "weight_map": weight_map}
 
     def _write(self, name: str, content: FileContent) -> None:
         path = self.directory / name
-        if not layout.is_safe_path(name) or name == sums.SUMS or path.exists():
+        if not fmt.is_safe_path(name) or name == checksums.SUMS or path.exists():
             raise NearplaneError(f"a checkpoint cannot have another file named {name!r}")
         path.parent.mkdir(parents=True, exist_ok=True)
         if isinstance(content, dict):
-            content = layout.json_bytes(content)
+            content = fmt.json_bytes(content)
         self._write_path(path, content)
 
     def _write_path(self, path: Path, content: bytes | Path) -> None:
         size = len(content) if isinstance(content, bytes) else content.stat().st_size
-        with partial.explaining_full_disk(self.directory, size):
+        with output_directory.explaining_full_disk(self.directory, size):
             if isinstance(content, bytes):
                 path.write_bytes(content)
             else:
                 shutil.copyfile(content, path)
-            partial.sync(path)
-            partial.sync(path.parent)
+            output_directory.sync(path)
+            output_directory.sync(path.parent)
 
     def _write_sums(self, config_bytes: bytes) -> None:
         # config.json, which makes the directory a checkpoint, is hashed before it exists
-        config_path = self.directory / layout.CONFIG
+        config_path = self.directory / fmt.CONFIG
         if config_path.exists():
-            raise NearplaneError(f"{layout.CONFIG} is made of the configuration, not copied")
-        names = sums.listed_files(self.directory)
-        hashes = {name: sums.file_hash(self.directory / name) for name in names}
-        hashes[layout.CONFIG] = sums.bytes_hash(config_bytes)
-        self._write_path(self.directory / sums.SUMS, sums.sums_text(hashes))
+            raise NearplaneError(f"{fmt.CONFIG} is made of the configuration, not copied")
+        names = checksums.listed_files(self.directory)
+        hashes = {name: checksums.file_hash(self.directory / name) for name in names}
+        hashes[fmt.CONFIG] = checksums.bytes_hash(config_bytes)
+        self._write_path(self.directory / checksums.SUMS, checksums.sums_text(hashes))
 
     def _check_layers(self, config: dict[str, Any]) -> None:
         quantization = config.get("quantization_config")
-        layers = layout.check_quantization_config(quantization, "the new config.json")
+        layers = fmt.check_quantization_config(quantization, "the new config.json")
         promised = {name: entry["bytes"] for name, entry in layers.items()}
         for name in sorted(promised.keys() | self.record_bytes.keys()):
             there, said = self.record_bytes.get(name), promised.get(name)

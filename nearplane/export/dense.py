@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors.torch import save_file
 
-from nearplane.arithmetic import name_of
-from nearplane.export import layout
-from nearplane.export.remaining import remaining_tensors
+from nearplane.export import checkpoint_format as fmt
+from nearplane.export.uncompressed import remaining_tensors
+from nearplane.model.compute_dtype import name_of
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -25,9 +25,9 @@ def save_dense(model: "PreTrainedModel", tokenizer: Any, out: str | Path) -> Non
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     tensors = {n: t.detach().contiguous() for n, t in remaining_tensors(model, ()).items()}
-    save_file(tensors, out / layout.SINGLE, metadata=layout.METADATA)
+    save_file(tensors, out / fmt.SINGLE, metadata=fmt.METADATA)
     tokenizer.save_pretrained(out)
-    (out / layout.CONFIG).write_bytes(layout.json_bytes(dense_config(model)))
+    (out / fmt.CONFIG).write_bytes(fmt.json_bytes(dense_config(model)))
 
 
 def dense_config(model: "PreTrainedModel") -> dict[str, Any]:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 
 from torch import nn
 
-from nearplane.experts import split_experts_
+from nearplane.model.experts import split_experts_
 
 
 def split_named_experts_(

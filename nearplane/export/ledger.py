@@ -22,7 +22,7 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.codes import CorruptError
-from nearplane.export import partial
+from nearplane.export import output_directory
 from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
 
 RUN = "run.json"
@@ -50,7 +50,7 @@ class Ledger:
     def __init__(
         self, out: str | Path, writes: bool = True, shared: Callable[[Content], Content] = same
     ):
-        target = partial.resolved_output(out)
+        target = output_directory.resolved_output(out)
         self.directory = target.parent / f".{target.name}{ENDING}"
         self.kept, self.writes, self.shared = 0, writes, shared
 
@@ -186,11 +186,11 @@ class Ledger:
             return
         path = self.directory / name
         unnamed = path.with_suffix(".part")
-        with partial.explaining_full_disk(self.directory, len(content)):
+        with output_directory.explaining_full_disk(self.directory, len(content)):
             unnamed.write_bytes(content)
-            partial.sync(unnamed)
+            output_directory.sync(unnamed)
             os.replace(unnamed, path)
-            partial.sync(self.directory)
+            output_directory.sync(self.directory)
 
 
 def metadata_of(content: bytes) -> dict[str, str]:

@@ -5,9 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from nearplane.arithmetic import AUTO, arithmetic_for, check_arithmetic, name_of
 from nearplane.export import checkpoint_reader
-from nearplane.trust import check_blocks, forget_fetched_code, panics_as_errors
+from nearplane.model.compute_dtype import AUTO, arithmetic_for, check_arithmetic, name_of
+from nearplane.model.untrusted_files import check_blocks, forget_fetched_code, panics_as_errors
 from nearplane.types import NearplaneError, first_line
 
 if TYPE_CHECKING:

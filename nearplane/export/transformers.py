@@ -23,13 +23,13 @@ from transformers.quantizers.base import HfQuantizer
 from transformers.utils.quantization_config import QuantizationConfigMixin
 
 from nearplane.codes import CorruptError
-from nearplane.experts import Experts, is_fused, join_experts_
-from nearplane.export import layout
+from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import tensors_in
+from nearplane.export.compressed_linear import CompressedLinear, empty_like
 from nearplane.export.experts import split_named_experts_
-from nearplane.export.linear import CompressedLinear, empty_like
 from nearplane.export.record_check import check_record
-from nearplane.trust import check_numbers
+from nearplane.model.experts import Experts, is_fused, join_experts_
+from nearplane.model.untrusted_files import check_numbers
 from nearplane.types import NearplaneError
 
 if TYPE_CHECKING:
@@ -41,9 +41,9 @@ class NearplaneConfig(QuantizationConfigMixin):
 
     def __init__(
         self,
-        format_version: int = layout.FORMAT_VERSION,
+        format_version: int = fmt.FORMAT_VERSION,
         layers: dict[str, Any] | None = None,
-        quant_method: str = layout.METHOD,
+        quant_method: str = fmt.METHOD,
         lay_out: bool = True,
         stored_dtype: str | None = None,
         **other: Any,
@@ -59,7 +59,7 @@ class NearplaneConfig(QuantizationConfigMixin):
     @classmethod
     def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **more: Any) -> Any:
         # before __init__ takes its parts, which may be of any type
-        layout.check_quantization_config(config_dict, "quantization_config")
+        fmt.check_quantization_config(config_dict, "quantization_config")
         return super().from_dict(config_dict, return_unused_kwargs, **more)
 
     def to_dict(self) -> dict[str, Any]:
@@ -131,7 +131,7 @@ class NearplaneQuantizer(HfQuantizer):
         self, model: "PreTrainedModel", **more: Any
     ) -> "PreTrainedModel":
         for name, entry in self.entries.items():
-            record = model.get_buffer(f"{name}{layout.RECORD}")
+            record = model.get_buffer(f"{name}{fmt.RECORD}")
             # a record that accelerate left on disk is on the meta device
             if record.is_meta:
                 continue
@@ -258,14 +258,12 @@ def _check_present(
         stored |= tensors_in(Path(file))
     check_numbers(model, stored.values())
     for name, entry in entries.items():
-        needed = (
-            [layout.RECORD] if model.get_submodule(name).bias is None else [layout.RECORD, ".bias"]
-        )
+        needed = [fmt.RECORD] if model.get_submodule(name).bias is None else [fmt.RECORD, ".bias"]
         for part in needed:
             found = [stored[n + part] for n in _aliases(model, name) if n + part in stored]
             if not found:
                 raise NearplaneError(f"the checkpoint's files lack the tensor {name + part!r}")
-            if part == layout.RECORD and found[0] != [entry["bytes"]]:
+            if part == fmt.RECORD and found[0] != [entry["bytes"]]:
                 raise NearplaneError(
                     f"{name}: the record has shape {found[0]}, "
                     f"where config.json says {entry['bytes']} bytes"
@@ -273,6 +271,6 @@ def _check_present(
 
 
 # importing twice, as importlib.reload does, is no error
-if layout.METHOD not in AUTO_QUANTIZER_MAPPING:
-    register_quantization_config(layout.METHOD)(NearplaneConfig)
-    register_quantizer(layout.METHOD)(NearplaneQuantizer)
+if fmt.METHOD not in AUTO_QUANTIZER_MAPPING:
+    register_quantization_config(fmt.METHOD)(NearplaneConfig)
+    register_quantizer(fmt.METHOD)(NearplaneQuantizer)

@@ -15,10 +15,10 @@ from nearplane.lattice.rate_aware import HIGH_RATE_SLOPE, Prices, cell_sides, ra
 from nearplane.lattice.search import k_best
 from nearplane.methods.certificate import around, certify_cells, measure
 from nearplane.methods.entropy_coded import check_bpw
+from nearplane.methods.meet_rate import Lattice, Settled, Terms, excess, foretell, settle
 from nearplane.methods.method import Aim, Method, check_order, check_range
 from nearplane.methods.rate import RateError, drawn_errors, histogram, sample_rows
-from nearplane.methods.search import Coded
-from nearplane.methods.settle import Lattice, Settled, Terms, excess, foretell, settle
+from nearplane.methods.scale_search import Coded
 from nearplane.types import QuantizedWeight
 
 LEAST_BYTES, LEAST_BPW = 64, 0.1  # that coding takes, whatever the integers

@@ -8,7 +8,7 @@ from nearplane.lattice import Basis, am_gm_bits
 from nearplane.methods.certificate import Losses
 from nearplane.methods.method import check_range
 from nearplane.methods.rate import histogram
-from nearplane.methods.search import Coded
+from nearplane.methods.scale_search import Coded
 from nearplane.types import QuantizedWeight
 
 

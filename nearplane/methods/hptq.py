@@ -11,7 +11,7 @@ from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
 from nearplane.methods.rate import Budget, expected_pull, first_scale, sample_rows
-from nearplane.methods.search import Coded, Search, Stored, Try, drive, meet
+from nearplane.methods.scale_search import Coded, Search, Stored, Try, drive, meet
 from nearplane.rows import RowsOf, by_rows, kept
 from nearplane.types import QuantizedWeight
 

@@ -11,7 +11,7 @@ from nearplane.methods.certificate import NO_LATTICE, measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method
 from nearplane.methods.rate import Budget, first_scale, sample_rows
-from nearplane.methods.search import Coded, Try, drive, meet
+from nearplane.methods.scale_search import Coded, Try, drive, meet
 from nearplane.types import QuantizedWeight
 
 

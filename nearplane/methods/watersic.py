@@ -12,7 +12,7 @@ from nearplane.methods.certificate import measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
 from nearplane.methods.rate import Budget, expected_pull, first_scale, sample_rows
-from nearplane.methods.search import Coded, Try, drive, meet
+from nearplane.methods.scale_search import Coded, Try, drive, meet
 from nearplane.types import QuantizedWeight
 
 

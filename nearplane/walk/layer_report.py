@@ -7,10 +7,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearplane.methods import Method
+from nearplane.model.blocks import Layer
 from nearplane.types import LayerReport, QuantizedWeight
-from nearplane.walk.blocks import Layer
-from nearplane.walk.borrow import ENOUGH
-from nearplane.walk.drift import Seen
+from nearplane.walk.expert_hessians import ENOUGH
+from nearplane.walk.input_statistics import Seen
 
 TO_NEAREST = "rounded to nearest"  # how a report begins to say that there was no lattice
 

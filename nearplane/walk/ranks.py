@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nearplane.rows import TILE, Work, in_parts, starts_of_parts
 from nearplane.types import NearplaneError, first_line
-from nearplane.walk.parcel import unwrapped, wrapped
+from nearplane.walk.messages import unwrapped, wrapped
 
 FAILED = -1  # in place of a size
 

@@ -8,13 +8,13 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nearplane.experts import Experts
-from nearplane.walk.blocks import Layer
+from nearplane.model.blocks import Layer
+from nearplane.model.experts import Experts
 from nearplane.walk.capture import Call, PausedRun, RepeatedRun, inputs_of
-from nearplane.walk.norm import before_norm
-from nearplane.walk.observe import Plan, Stage
-from nearplane.walk.routed import Routed
-from nearplane.walk.states import States
+from nearplane.walk.expert_inputs import Routed
+from nearplane.walk.hidden_states import States
+from nearplane.walk.rms_norm import before_norm
+from nearplane.walk.trace import Plan, Stage
 
 Run = PausedRun | RepeatedRun
 Calls = Sequence[Callable[[], Call]]  # one a batch, made when it is needed

@@ -17,23 +17,23 @@ from nearplane.lattice.basis import Basis
 from nearplane.lattice.cross_target import choose_drifts, moved
 from nearplane.methods import Aim, Method
 from nearplane.methods.allocation import allocate
+from nearplane.model.block_loading import InMemory, Shelf
+from nearplane.model.blocks import Layer, check_finite, kept_router, routers, unquantizable
+from nearplane.model.output_head import head_of, untie
+from nearplane.model.process_memory import forget_file_pages, trim
 from nearplane.types import LayerReport, NearplaneError, QuantizedWeight, Step, silent
-from nearplane.walk.blocks import Layer, check_finite, kept_router, routers, unquantizable
-from nearplane.walk.borrow import Entering
+from nearplane.walk.activation_limits import Room
 from nearplane.walk.calibration import check_tokens
 from nearplane.walk.capture import Call, calls_of_blocks
-from nearplane.walk.drift import Seen, see, see_drift
-from nearplane.walk.head import head_inputs, head_of, untie
+from nearplane.walk.expert_hessians import Entering
+from nearplane.walk.hidden_states import States
+from nearplane.walk.input_statistics import Seen, see, see_drift
 from nearplane.walk.layer_report import TO_NEAREST, Measured, report_of
-from nearplane.walk.memory import forget_file_pages, trim
-from nearplane.walk.observe import Plan, Stage, observe
-from nearplane.walk.probe import Probe
+from nearplane.walk.placement import Weights
 from nearplane.walk.ranks import ALONE, Ranks
-from nearplane.walk.room import Room
-from nearplane.walk.shelf import InMemory, Shelf
-from nearplane.walk.states import States
+from nearplane.walk.sensitivity import Probe
 from nearplane.walk.streams import Calls, Given, Streams
-from nearplane.walk.weights import Weights
+from nearplane.walk.trace import Plan, Stage, head_inputs, observe
 
 BATCH_TOKENS = 2048
 

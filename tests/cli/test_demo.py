@@ -10,9 +10,9 @@ import torch
 import nearplane as npl
 from nearplane.cli import demo
 from nearplane.export.dense import save_dense
-from nearplane.walk.source import open_source
+from nearplane.model.open_model import open_source
 from tests.cli import tiny
-from tests.cli.test_quantizing import refused
+from tests.cli.test_quantize import refused
 
 
 @pytest.fixture

@@ -6,11 +6,11 @@ import pytest
 
 from nearplane.evaluate.verify import verify_against
 from nearplane.methods import ECLQ, HPTQ
-from nearplane.walk.survey import survey
-from nearplane.walk.work import Run, Sizes
+from nearplane.plan.survey import survey
+from nearplane.plan.work import Run, Sizes
 from tests.cli import tiny
+from tests.plan.test_estimate import made as planned
 from tests.walk import moe
-from tests.walk.test_plan import made as planned
 
 # 256 tokens: most experts get less than four for each of 32 columns
 SMALL = ("--method", "hptq", "--bpw", "6", "--sequences", "8", "--length", "32")

@@ -8,7 +8,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from nearplane.evaluate.verify import doubts, verify, verify_against
-from nearplane.export import sums
+from nearplane.export import checksums
 from tests.cli import tiny
 
 
@@ -25,8 +25,8 @@ def edit_certificate(directory, **changes):
     name = sorted(layers)[-1]
     layers[name] |= changes
     path.write_text(json.dumps(config))
-    hashes = {n: sums.file_hash(directory / n) for n in sums.listed_files(directory)}
-    (directory / "SHA256SUMS").write_bytes(sums.sums_text(hashes))
+    hashes = {n: checksums.file_hash(directory / n) for n in checksums.listed_files(directory)}
+    (directory / "SHA256SUMS").write_bytes(checksums.sums_text(hashes))
     return name
 
 

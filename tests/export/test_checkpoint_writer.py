@@ -13,11 +13,18 @@ import torch
 
 import nearplane as npl
 from nearplane import NearplaneError
-from nearplane.export import checkpoint_reader, companions, layout, partial, shard, sums
+from nearplane.export import checkpoint_format as fmt
+from nearplane.export import (
+    checkpoint_reader,
+    checksums,
+    companion_files,
+    output_directory,
+    shard_file,
+)
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from tests.export import tiny
 
-EMPTY = {"quantization_config": layout.quantization_config({}, [])}
+EMPTY = {"quantization_config": fmt.quantization_config({}, [])}
 
 
 def contents(directory: Path) -> dict[str, bytes]:
@@ -48,9 +55,9 @@ def test_order_of_files_and_layers_in_dictionaries_does_not_matter(tmp_path):
 def test_files_of_a_checkpoint(tmp_path):
     write_small(tmp_path / "out")
     shards = {f"model-0000{n}-of-00003.safetensors" for n in (1, 2, 3)}
-    others = {layout.INDEX, "config.json", "SHA256SUMS", "report.json", "deep/b.txt"}
+    others = {fmt.INDEX, "config.json", "SHA256SUMS", "report.json", "deep/b.txt"}
     assert contents(tmp_path / "out").keys() == shards | others
-    index = json.loads((tmp_path / "out" / layout.INDEX).read_text())
+    index = json.loads((tmp_path / "out" / fmt.INDEX).read_text())
     assert index["metadata"] == {"total_size": 3 * 80}
     assert index["weight_map"]["t2"] == "model-00003-of-00003.safetensors"
     assert not list(tmp_path.glob(".*"))
@@ -72,7 +79,7 @@ def test_views_are_stored_without_what_they_are_views_of(tmp_path):
 def test_copied_files_are_those_of_tokenizer_and_licence(tmp_path):
     for name in ("tokenizer.json", "LICENSE", "merges.txt", "config.json", "a.safetensors"):
         (tmp_path / name).write_text(name)
-    files = companions.companion_files(tmp_path)
+    files = companion_files.companion_files(tmp_path)
     assert list(files) == ["LICENSE", "merges.txt", "tokenizer.json"]
     with CheckpointWriter(tmp_path / "out") as writer:
         writer.finish(EMPTY, files)
@@ -92,7 +99,7 @@ def test_output_that_is_empty_or_new_is_taken(tmp_path):
     (tmp_path / "empty").mkdir()
     write_small(tmp_path / "empty")
     write_small(tmp_path / "several" / "folders" / "new")
-    assert sums.verify_sums(tmp_path / "several" / "folders" / "new") == []
+    assert checksums.verify_sums(tmp_path / "several" / "folders" / "new") == []
 
 
 def test_output_that_filled_up_meanwhile_is_kept(tmp_path):
@@ -139,7 +146,7 @@ def test_file_names_that_do_not_belong(name, tmp_path):
 def test_records_and_configuration_must_agree(tmp_path):
     weight = torch.randn(8, 16)
     packed = tiny.pack_layer("a", weight, seed=0)
-    config = {"quantization_config": layout.quantization_config({}, [packed.report])}
+    config = {"quantization_config": fmt.quantization_config({}, [packed.report])}
     for records in ({}, {"a.record": packed.record[:-1]}, {"b.record": packed.record}):
         with pytest.raises(NearplaneError, match="the configuration promises"):
             with CheckpointWriter(tmp_path / "out") as writer:
@@ -156,18 +163,18 @@ def test_a_tensor_is_written_once(tmp_path):
 
 
 def test_numbers_that_json_cannot_write(tmp_path):
-    entry = layout.layer_entry(tiny.report("a", torch.ones(2, 2), torch.ones(2, 2), 9))
+    entry = fmt.layer_entry(tiny.report("a", torch.ones(2, 2), torch.ones(2, 2), 9))
     assert entry["bytes"] == 9 and entry["loss"] == 0 and "seconds" not in entry
-    assert layout.rounded({"a": [float("nan"), 1 / 3, 7]}) == {"a": [None, 0.3333333, 7]}
+    assert fmt.rounded({"a": [float("nan"), 1 / 3, 7]}) == {"a": [None, 0.3333333, 7]}
     with pytest.raises(NearplaneError, match="cannot be written as JSON"):
-        layout.json_bytes({"a": float("nan")})
+        fmt.json_bytes({"a": float("nan")})
 
 
 def full_disk(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("owner, name", [(shard, "written"), (shutil, "copyfile")])
+@pytest.mark.parametrize("owner, name", [(shard_file, "written"), (shutil, "copyfile")])
 def test_full_disk(owner, name, tmp_path, monkeypatch):
     monkeypatch.setattr(owner, name, full_disk)
     with pytest.raises(NearplaneError, match="is full: .* GB are free"):
@@ -179,21 +186,21 @@ def test_full_disk(owner, name, tmp_path, monkeypatch):
 
 def test_full_disk_as_safetensors_reports_it(tmp_path):
     with pytest.raises(NearplaneError, match="is full"):
-        with partial.explaining_full_disk(tmp_path, 10**9):
+        with output_directory.explaining_full_disk(tmp_path, 10**9):
             raise RuntimeError("I/O error: No space left on device (os error 28)")
 
 
 def test_space_is_checked_before_the_start(tmp_path):
-    partial.check_space(tmp_path / "new" / "out", 10)
+    output_directory.check_space(tmp_path / "new" / "out", 10)
     with pytest.raises(NearplaneError, match="needs .* GB, but .* GB free"):
-        partial.check_space(tmp_path / "new" / "out", 10**18)
+        output_directory.check_space(tmp_path / "new" / "out", 10**18)
 
 
 def killed_at(sync_number: int, out: Path) -> bool:
     """Write in a process that dies by SIGKILL at its n-th fsync; return whether it lived to end."""
     child = os.fork()
     if child == 0:
-        counted, real = [0], partial.sync
+        counted, real = [0], output_directory.sync
 
         def sync(path):
             counted[0] += 1
@@ -201,7 +208,7 @@ def killed_at(sync_number: int, out: Path) -> bool:
                 os.kill(os.getpid(), signal.SIGKILL)
             real(path)
 
-        partial.sync = sync
+        output_directory.sync = sync
         write_small(out)
         os._exit(0)
     return os.waitpid(child, 0)[1] == 0
@@ -219,9 +226,9 @@ def test_sigkill_at_every_moment_leaves_nothing_that_loads(tmp_path):
                 npl.load(directory)
             if (directory / "config.json").exists():
                 reached_config = True
-                assert sums.verify_sums(directory) == []
+                assert checksums.verify_sums(directory) == []
         if out.exists():
-            assert sums.verify_sums(out) == []
+            assert checksums.verify_sums(out) == []
             shutil.rmtree(out)
     assert number > 10 and reached_config
     assert not list(tmp_path.glob(".out.partial-*"))

@@ -18,9 +18,9 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import nearplane as npl
-from nearplane.experts import Experts, split_experts_
 from nearplane.export import checkpoint_reader
-from nearplane.export.linear import CompressedLinear
+from nearplane.export.compressed_linear import CompressedLinear
+from nearplane.model.experts import Experts, split_experts_
 from nearplane.types import NearplaneError
 from nearplane.walk.walk import Rules, Walk
 from tests.export.test_load import assert_as_near
@@ -82,7 +82,7 @@ def quantized(tmp_path_factory):
             Told.dense = copy.deepcopy(model)
             with pytest.MonkeyPatch.context() as patch:
                 # the package has the function by this name
-                patch.setattr(importlib.import_module("nearplane.quantize"), "Walk", Told)
+                patch.setattr(importlib.import_module("nearplane.pipeline"), "Walk", Told)
                 rules = Rules(skip=skip)
                 report = npl.quantize(source, out, METHODS[family], TOKENS, rules=rules)
             cases[(family, *skip)] = Case(source, out, report, Told.dense)

@@ -18,9 +18,9 @@ from transformers import (
 from transformers.pytorch_utils import Conv1D
 
 from nearplane import codes, types
-from nearplane.export import layout
+from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_writer import SHARD_BYTES, CheckpointWriter
-from nearplane.export.remaining import remaining_tensors
+from nearplane.export.uncompressed import remaining_tensors
 from nearplane.types import LayerReport, Outliers
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61}
@@ -122,7 +122,7 @@ def write(model: PreTrainedModel, out: Path, max_shard_bytes: int = SHARD_BYTES)
         layer.weight.data.copy_(value.T if transposed else value)
     with CheckpointWriter(out, max_shard_bytes) as writer:
         for name, part in packed.items():
-            writer.add(name + layout.RECORD, part.record)
+            writer.add(name + fmt.RECORD, part.record)
         for name, tensor in remaining_tensors(model, packed).items():
             writer.add(name, tensor)
         writer.finish(config_of(model, packed), {"report.json": {"a": 1}, "notes/a.txt": b"hello"})
@@ -132,7 +132,7 @@ def write(model: PreTrainedModel, out: Path, max_shard_bytes: int = SHARD_BYTES)
 def config_of(model: PreTrainedModel, packed: dict[str, Packed]) -> dict:
     model.config.architectures = [type(model).__name__]
     recipe = {"method": "rtn", "calibration": {"sequences": 0}}
-    quantization = layout.quantization_config(recipe, [p.report for p in packed.values()])
+    quantization = fmt.quantization_config(recipe, [p.report for p in packed.values()])
     return model.config.to_dict() | {"quantization_config": quantization}
 
 

@@ -9,12 +9,13 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
-from nearplane.cli import checking
+from nearplane.cli import verify
 from nearplane.evaluate.verify import doubts
-from nearplane.export import layout, load, sums
+from nearplane.export import checkpoint_format as fmt
+from nearplane.export import checksums, load
 from nearplane.export.checkpoint_reader import check_layers, open_checkpoint
+from nearplane.model.open_model import open_source
 from nearplane.types import NearplaneError
-from nearplane.walk.source import open_source
 from tests.cli import tiny as tiny_model
 from tests.export import tiny
 from tests.fuzz.mutate import (
@@ -26,7 +27,7 @@ from tests.fuzz.mutate import (
 )
 
 Files = dict[str, bytes]
-JSON = (layout.CONFIG, layout.INDEX)
+JSON = (fmt.CONFIG, fmt.INDEX)
 GGUF_HEADER = 9000  # bytes
 
 
@@ -35,9 +36,9 @@ def written_checkpoint(place: Path, shards: bool) -> Path:
     model = tiny.llama()
     tiny.write(model, place, 20_000 if shards else 10**9)
     tiny_model.tokenizer(bos=True).save_pretrained(place)
-    (place / sums.SUMS).unlink()
-    hashes = {name: sums.file_hash(place / name) for name in sums.listed_files(place)}
-    (place / sums.SUMS).write_bytes(sums.sums_text(hashes))
+    (place / checksums.SUMS).unlink()
+    hashes = {name: checksums.file_hash(place / name) for name in checksums.listed_files(place)}
+    (place / checksums.SUMS).write_bytes(checksums.sums_text(hashes))
     return place
 
 
@@ -105,15 +106,15 @@ def read_all(directory: Path) -> None:
         except NearplaneError:
             pass
     with contextlib.redirect_stdout(io.StringIO()):
-        checking.inspect(str(directory), as_json=True)
-        checking.inspect(str(directory), as_json=False)
+        verify.inspect(str(directory), as_json=True)
+        verify.inspect(str(directory), as_json=False)
     if problems:
         raise NearplaneError(problems[0])
 
 
 def read_sums(directory: Path) -> None:
     """Compare the sums; they differ after every damage."""
-    problems = sums.verify_sums(directory)
+    problems = checksums.verify_sums(directory)
     assert problems, "a damaged file was not noticed"
     raise NearplaneError(problems[0])
 

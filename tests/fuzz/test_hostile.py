@@ -13,15 +13,16 @@ from safetensors.torch import load_file, save_file
 import nearplane as npl
 from nearplane.evaluate.bits import account
 from nearplane.evaluate.verify import verify
-from nearplane.export import layout, sums
+from nearplane.export import checkpoint_format as fmt
+from nearplane.export import checksums
 from nearplane.export.checkpoint_reader import check_layers, open_checkpoint
 from nearplane.export.checkpoint_writer import CheckpointWriter
-from nearplane.export.companions import companion_files
+from nearplane.export.companion_files import companion_files
 from nearplane.export.load import load_tokenizer
+from nearplane.model.open_model import open_source, open_tokenizer
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import Wanted, calibrate
 from nearplane.walk.report import few_tokens
-from nearplane.walk.source import open_source, open_tokenizer
 from tests.cli import tiny
 from tests.fuzz import directories
 from tests.fuzz.mutate import assert_one_sentence
@@ -48,7 +49,7 @@ def refused(function, *words, says: str) -> str:
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
 def test_no_name_leaves_the_output_directory(name, tmp_path):
-    config = {"quantization_config": layout.quantization_config({}, [])}
+    config = {"quantization_config": fmt.quantization_config({}, [])}
     with pytest.raises(NearplaneError):
         with CheckpointWriter(tmp_path / "in" / "out") as writer:
             writer.finish(config, {name: b"x"})
@@ -57,7 +58,7 @@ def test_no_name_leaves_the_output_directory(name, tmp_path):
 
 @pytest.mark.parametrize("name", ["x" * 300, "é" * 200])
 def test_a_name_that_is_too_long_leaves_nothing(name, tmp_path):
-    config = {"quantization_config": layout.quantization_config({}, [])}
+    config = {"quantization_config": fmt.quantization_config({}, [])}
     with pytest.raises((NearplaneError, OSError)):
         with CheckpointWriter(tmp_path / "out") as writer:
             writer.finish(config, {name: b"x"})
@@ -68,7 +69,7 @@ def test_a_name_that_is_too_long_leaves_nothing(name, tmp_path):
 def test_no_shard_lies_elsewhere(name, copied):
     for kind, read in (("shards", npl.load), ("model in shards", open_source)):
         copy = copied(kind)
-        index = copy / layout.INDEX
+        index = copy / fmt.INDEX
         files = json.loads(index.read_text())["weight_map"]
         for hostile in (name, f"{name}.safetensors"):
             if hostile in (".hidden.safetensors", "...safetensors", "..safetensors"):
@@ -81,23 +82,23 @@ def test_no_shard_lies_elsewhere(name, copied):
 
 def test_pipes_and_devices_are_not_waited_for(copied, tmp_path):
     copy = copied("checkpoint")
-    (copy / layout.SINGLE).unlink()
-    os.mkfifo(copy / layout.SINGLE)
+    (copy / fmt.SINGLE).unlink()
+    os.mkfifo(copy / fmt.SINGLE)
     refused(open_checkpoint, copy, says="no regular file")
     (copy / "zeros").symlink_to("/dev/zero")
-    assert sums.verify_sums(copy) == [
+    assert checksums.verify_sums(copy) == [
         "'model.safetensors' is no regular file",
         "'zeros' is no regular file",
     ]
-    (copy / layout.CONFIG).unlink()
-    os.mkfifo(copy / layout.CONFIG)
+    (copy / fmt.CONFIG).unlink()
+    os.mkfifo(copy / fmt.CONFIG)
     refused(open_checkpoint, copy, says="holds no config.json")
 
 
 def test_a_name_that_is_no_text_is_said(copied):
     copy = copied("checkpoint")
     Path(os.fsdecode(os.fsencode(copy) + b"/\xff")).touch()
-    assert sums.verify_sums(copy) == ["a file's name is not UTF-8"]
+    assert checksums.verify_sums(copy) == ["a file's name is not UTF-8"]
 
 
 def test_a_link_out_of_the_model_is_not_copied_into_the_checkpoint(copied, tmp_path):
@@ -122,10 +123,10 @@ def test_weights_that_are_not_the_checkpoints_own(copied):
     (copy / "adapter_config.json").write_text('{"base_model_name_or_path": "somebody/else"}')
     refused(npl.load, copy, says="not a checkpoint's own")
     (copy / "adapter_config.json").unlink()
-    edited(copy / layout.CONFIG, transformers_weights="adapter_model.bin")
+    edited(copy / fmt.CONFIG, transformers_weights="adapter_model.bin")
     refused(npl.load, copy, says="not a checkpoint's own")
-    edited(copy / layout.CONFIG, transformers_weights=None)
-    save_file({"a": torch.zeros(1)}, copy / layout.SINGLE)
+    edited(copy / fmt.CONFIG, transformers_weights=None)
+    save_file({"a": torch.zeros(1)}, copy / fmt.SINGLE)
     refused(npl.load, copy, says="holds both")
 
 
@@ -142,7 +143,7 @@ def test_weights_that_are_not_the_checkpoints_own(copied):
 def test_a_configuration_that_asks_for_more_than_the_files_hold(changes, says, copied):
     for kind, read in (("checkpoint", npl.load), ("model", open_source)):
         copy = copied(kind)
-        edited(copy / layout.CONFIG, **changes)
+        edited(copy / fmt.CONFIG, **changes)
         if kind == "model" and "vocab_size" in changes:
             says = "config.json asks for|cannot be loaded"
         refused(read, copy, says=says)
@@ -158,10 +159,10 @@ def test_a_configuration_that_asks_for_more_than_the_files_hold(changes, says, c
 )
 def test_certificates_of_the_wrong_type(key, value, copied):
     copy = copied("checkpoint")
-    config = json.loads((copy / layout.CONFIG).read_text())
+    config = json.loads((copy / fmt.CONFIG).read_text())
     entries = config["quantization_config"]["layers"]
     entries[min(entries)][key] = value
-    (copy / layout.CONFIG).write_text(json.dumps(config))
+    (copy / fmt.CONFIG).write_text(json.dumps(config))
     refused(open_checkpoint, copy, says=f"has a {key} of the wrong type")
     assert any("wrong type" in problem for problem in verify(str(copy)).problems)
 
@@ -169,32 +170,32 @@ def test_certificates_of_the_wrong_type(key, value, copied):
 def test_certificates_of_odd_numbers_and_names_are_shown(copied):
     """JSON has one kind of number, and a layer may have any name and any facts."""
     copy = copied("checkpoint")
-    config = json.loads((copy / layout.CONFIG).read_text())
+    config = json.loads((copy / fmt.CONFIG).read_text())
     entries = config["quantization_config"]["layers"]
     for entry in entries.values():
         entry |= {"loss": 3, "damped_loss": 2**62, "energy": 7, "bound": 2**62, "tokens": None}
         entry["facts"] = {"borrowed": None, "entropy": 3, "am_gm_bits": None}
-    (copy / layout.CONFIG).write_text(json.dumps(config))
+    (copy / fmt.CONFIG).write_text(json.dumps(config))
     directories.read_all(copy)
     assert few_tokens({"plain": {"facts": {"borrowed": 1.0}}}) == []
 
 
 def test_a_bound_that_is_no_number_bounds_nothing(copied):
     copy = copied("checkpoint")
-    config = json.loads((copy / layout.CONFIG).read_text())
+    config = json.loads((copy / fmt.CONFIG).read_text())
     entries = config["quantization_config"]["layers"]
     entries[min(entries)]["bound"] = float("nan")
-    (copy / layout.CONFIG).write_text(json.dumps(config))
+    (copy / fmt.CONFIG).write_text(json.dumps(config))
     assert any("above its bound nan" in problem for problem in verify(str(copy)).problems)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.int64])
 def test_a_record_of_another_type_is_refused_by_every_reader(dtype, copied):
     copy = copied("checkpoint")
-    tensors = load_file(copy / layout.SINGLE)
-    name = min(name for name in tensors if name.endswith(layout.RECORD))
+    tensors = load_file(copy / fmt.SINGLE)
+    name = min(name for name in tensors if name.endswith(fmt.RECORD))
     tensors[name] = tensors[name].to(dtype)
-    save_file(tensors, copy / layout.SINGLE, metadata=layout.METADATA)
+    save_file(tensors, copy / fmt.SINGLE, metadata=fmt.METADATA)
     refused(account, copy, says="the record has shape")
     assert any("the record has shape" in problem for problem in check_layers(copy))
 

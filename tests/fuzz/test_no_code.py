@@ -13,13 +13,15 @@ import torch
 from transformers import LlamaConfig
 
 import nearplane as npl
-from nearplane.cli import using
-from nearplane.cli.quantizing import Settings
-from nearplane.export import layout, load
+from nearplane.cli import evaluate
+from nearplane.cli.quantize import Settings
+from nearplane.export import checkpoint_format as fmt
+from nearplane.export import load
 from nearplane.methods import RTN
-from nearplane.trust import forget_fetched_code
+from nearplane.model import open_model
+from nearplane.model.untrusted_files import forget_fetched_code
+from nearplane.plan import survey
 from nearplane.types import NearplaneError
-from nearplane.walk import source, survey
 
 PACKAGE = Path(npl.__file__).parent
 MODULES = {"pickle", "cPickle", "_pickle", "dill", "cloudpickle", "shelve", "marshal", "yaml"}
@@ -60,7 +62,13 @@ def test_no_reader_of_programs_is_in_the_package():
 
 
 def test_code_is_trusted_by_default_nowhere():
-    for function in (npl.load, npl.quantize, source.open_source, source.location, survey.survey):
+    for function in (
+        npl.load,
+        npl.quantize,
+        open_model.open_source,
+        open_model.location,
+        survey.survey,
+    ):
         assert inspect.signature(function).parameters["trust_remote_code"].default is False
     assert Settings().trust_remote_code is False
     wrong = []
@@ -80,9 +88,9 @@ def with_code(copied):
         copy = copied(kind)
         (copy / "strange.py").write_text(CODE)
         auto = {"AutoConfig": "strange.Config", "AutoModelForCausalLM": "strange.Model"}
-        config = json.loads((copy / layout.CONFIG).read_text())
+        config = json.loads((copy / fmt.CONFIG).read_text())
         config |= {"auto_map": auto, "model_type": model_type}
-        (copy / layout.CONFIG).write_text(json.dumps(config))
+        (copy / fmt.CONFIG).write_text(json.dumps(config))
         tokenizer = json.loads((copy / "tokenizer_config.json").read_text())
         tokenizer |= {"auto_map": {"AutoTokenizer": ["strange.Tokens", "strange.Tokens"]}}
         tokenizer["tokenizer_class"] = "Tokens"
@@ -98,10 +106,10 @@ def with_code(copied):
     [
         ("checkpoint", npl.load),
         ("checkpoint", npl.load_tokenizer),
-        ("checkpoint", lambda path: using.open_model(str(path), dequantize=True)),
-        ("model", source.open_source),
+        ("checkpoint", lambda path: evaluate.open_model(str(path), dequantize=True)),
+        ("model", open_model.open_source),
         ("model", lambda path: survey.survey(path, RTN(4))),
-        ("model", lambda path: using.open_model(str(path), dequantize=True)),
+        ("model", lambda path: evaluate.open_model(str(path), dequantize=True)),
     ],
     ids=["load", "load_tokenizer", "run", "open_source", "plan", "eval"],
 )
@@ -126,7 +134,7 @@ def test_python_files_are_run_when_the_user_says_so(with_code, monkeypatch, tmp_
     )
     copy = with_code("model", "strange")
     with pytest.raises(NearplaneError):
-        source.open_source(copy, trust_remote_code=True)
+        open_model.open_source(copy, trust_remote_code=True)
     assert ran
 
 
@@ -143,10 +151,10 @@ def test_a_pickle_is_not_opened(copied, monkeypatch, tmp_path):
     (copy / "model.safetensors").unlink()
     torch.save({"a": Harm()}, copy / "pytorch_model.bin")
     with pytest.raises(NearplaneError, match="pickles and may run code: convert"):
-        source.open_source(copy)
+        open_model.open_source(copy)
     (copy / "other.safetensors").touch()
     with pytest.raises(NearplaneError, match="holds neither model.safetensors nor"):
-        source.open_source(copy)
+        open_model.open_source(copy)
     assert not Path(MARK).exists()
     pickle.loads(pickle.dumps(Harm()))
     assert Path(MARK).exists(), "the test itself"
@@ -157,11 +165,11 @@ def test_compiled_code_is_not_fetched_for_a_configuration(copied, monkeypatch):
     monkeypatch.setattr(
         "transformers.modeling_utils.lazy_import_flash_attention", lambda *a, **k: asked.append(a)
     )
-    for kind, read in (("checkpoint", npl.load), ("model", source.open_source)):
+    for kind, read in (("checkpoint", npl.load), ("model", open_model.open_source)):
         copy = copied(kind)
-        config = json.loads((copy / layout.CONFIG).read_text())
+        config = json.loads((copy / fmt.CONFIG).read_text())
         config["attn_implementation"] = config["_attn_implementation"] = "somebody/kernels"
-        (copy / layout.CONFIG).write_text(json.dumps(config))
+        (copy / fmt.CONFIG).write_text(json.dumps(config))
         model = read(copy)
         model = getattr(model, "model", model) if kind == "model" else model
         assert model.config._attn_implementation in ("sdpa", "eager")
@@ -179,7 +187,7 @@ def test_what_transformers_has_itself_may_be_chosen():
 
 def test_load_asks_for_safetensors_only():
     assert "use_safetensors=True" in inspect.getsource(load)
-    assert '"use_safetensors": True' in inspect.getsource(source)
+    assert '"use_safetensors": True' in inspect.getsource(open_model)
 
 
 def test_what_holds_a_promise_exists():

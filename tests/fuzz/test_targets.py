@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearplane import codes
-from nearplane.export import layout
+from nearplane.export import checkpoint_format as fmt
 from nearplane.types import NearplaneError
 from tests.codes.draw import laws
 from tests.fuzz import directories, mutate, records, run
@@ -138,5 +138,5 @@ def test_the_driver_counts_cases_of_a_process_of_its_own():
 
 
 def test_layers_of_a_checkpoint_are_named_as_the_format_says():
-    assert layout.is_name("model.layers.0.mlp") and not layout.is_name("a\nb")
-    assert not layout.is_name("x" * 1001)
+    assert fmt.is_name("model.layers.0.mlp") and not fmt.is_name("a\nb")
+    assert not fmt.is_name("x" * 1001)

@@ -5,8 +5,8 @@ import torch
 from safetensors.torch import load_file
 
 import nearplane as npl
-from nearplane.export import layout
-from nearplane.export.linear import CompressedLinear
+from nearplane.export import checkpoint_format as fmt
+from nearplane.export.compressed_linear import CompressedLinear
 from nearplane.kernels import cpu
 from nearplane.kernels.cpu.layout import FORM
 from tests.export import tiny
@@ -58,9 +58,9 @@ def test_generated_tokens_are_the_same_on_every_instruction_set(written, isa):
 @families
 def test_saving_writes_the_same_records(family, written, tmp_path):
     npl.load(written(family)).save_pretrained(tmp_path / "again")
-    old, new = (load_file(p / layout.SINGLE) for p in (written(family), tmp_path / "again"))
+    old, new = (load_file(p / fmt.SINGLE) for p in (written(family), tmp_path / "again"))
     assert old.keys() == new.keys()
-    records = [name for name in old if name.endswith(layout.RECORD)]
+    records = [name for name in old if name.endswith(fmt.RECORD)]
     assert records and all(torch.equal(old[name], new[name]) for name in records)
 
 

@@ -8,7 +8,7 @@ import torch
 from nearplane import codes, lattice
 from nearplane.methods import ECLQ, HPTQ, Aim
 from nearplane.methods.eclq import lattice_of
-from nearplane.methods.settle import TOLERANCE
+from nearplane.methods.meet_rate import TOLERANCE
 from tests.problem import problem
 
 PARTS = {"slope": 0.0, "unequal": False, "contexts": False}

@@ -9,7 +9,7 @@ from nearplane import codes
 from nearplane.lattice import basis, nearest_integer, nearest_plane
 from nearplane.methods import HPTQ
 from nearplane.methods.rate import Budget, RateError, expected_pull, first_scale, sample_rows
-from nearplane.methods.search import Coded, drive, meet
+from nearplane.methods.scale_search import Coded, drive, meet
 from tests.problem import problem
 
 GAUSS = problem(0, 256, 256).weight.float()  # 65,536 independent standard normals

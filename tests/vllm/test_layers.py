@@ -19,7 +19,7 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 from nearplane import codes
 from nearplane.codes import resident
 from nearplane.export.vllm.config import NearplaneConfig
-from nearplane.export.vllm.linear import NearplaneHeadMethod, NearplaneLinearMethod
+from nearplane.export.vllm.linear_method import NearplaneHeadMethod, NearplaneLinearMethod
 from nearplane.export.vllm.shards import Stored
 from nearplane.types import NearplaneError
 from tests.export.tiny import Packed, pack_layer

@@ -12,9 +12,9 @@ from transformers import (
     Qwen2ForCausalLM,
 )
 
-from nearplane.export import layout
+from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_writer import CheckpointWriter
-from nearplane.export.remaining import remaining_tensors
+from nearplane.export.uncompressed import remaining_tensors
 from tests.cli.tiny import tokenizer
 from tests.export import tiny
 
@@ -68,7 +68,7 @@ def write(family: str, out: Path) -> Path:
     }
     with CheckpointWriter(out) as writer:
         for name, part in packed.items():
-            writer.add(name + layout.RECORD, part.record)
+            writer.add(name + fmt.RECORD, part.record)
         for name, tensor in remaining_tensors(model, packed).items():
             writer.add(name, tensor)
         writer.finish(tiny.config_of(model, packed), {})

@@ -8,18 +8,18 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from nearplane.experts import Experts, join_experts_, routes, split_experts_
 from nearplane.methods import ECLQ, HPTQ, RTN, SSQR
+from nearplane.model.experts import Experts, join_experts_, routes, split_experts_
 from nearplane.types import NearplaneError
-from nearplane.walk import borrow
+from nearplane.walk import expert_hessians
 from nearplane.walk import walk as walk_file
-from nearplane.walk.borrow import Entered, borrowed
-from nearplane.walk.observe import observe
-from nearplane.walk.probe import Probe
+from nearplane.walk.expert_hessians import Entered, borrowed
+from nearplane.walk.placement import Weights
 from nearplane.walk.report import few_tokens, is_nearest, layer_row, relative_loss
+from nearplane.walk.sensitivity import Probe
 from nearplane.walk.streams import Streams
+from nearplane.walk.trace import observe
 from nearplane.walk.walk import Rules, Walk
-from nearplane.walk.weights import Weights
 from tests.walk import moe
 from tests.walk.tiny import TOKENS
 
@@ -351,4 +351,4 @@ def test_all_experts_are_disturbed_at_once():
 
 
 def test_the_constants_are_those_of_the_documents():
-    assert (borrow.LENT, borrow.ENOUGH) == (1, 4)
+    assert (expert_hessians.LENT, expert_hessians.ENOUGH) == (1, 4)

@@ -9,10 +9,10 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from nearplane.methods import ECLQ
 from nearplane.walk import walk as walk_file
-from nearplane.walk.drift import HELD_OUT, Tokens, flat, see_drift
-from nearplane.walk.norm import before_norm
-from nearplane.walk.observe import observe
+from nearplane.walk.input_statistics import HELD_OUT, Tokens, flat, see_drift
+from nearplane.walk.rms_norm import before_norm
 from nearplane.walk.streams import Given, Streams
+from nearplane.walk.trace import observe
 from nearplane.walk.walk import Walk
 from tests.walk.tiny import FAMILIES, TOKENS, Blocks, Residual, linear
 

@@ -19,7 +19,7 @@ from vllm.model_executor.layers.quantization.base_config import (
     QuantizeMethodBase,
 )
 
-from nearplane.export import layout
+from nearplane.export import checkpoint_format as fmt
 from nearplane.export.vllm.shards import Stored
 from nearplane.types import NearplaneError
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from vllm.model_executor.models.utils import WeightsMapper
 
 
-@register_quantization_config(layout.METHOD)
+@register_quantization_config(fmt.METHOD)
 class NearplaneConfig(QuantizationConfig):
     """The compressed layers of a checkpoint, by the names that vLLM gives them."""
 
@@ -39,11 +39,11 @@ class NearplaneConfig(QuantizationConfig):
 
     @classmethod
     def from_config(cls, config: dict[str, Any]) -> "NearplaneConfig":
-        entries = layout.check_quantization_config(config, "quantization_config")
+        entries = fmt.check_quantization_config(config, "quantization_config")
         return cls({name: Stored.from_entry(name, entry) for name, entry in entries.items()})
 
     def get_name(self) -> str:
-        return layout.METHOD
+        return fmt.METHOD
 
     def get_supported_act_dtypes(self) -> list[torch.dtype]:
         return [torch.bfloat16, torch.float16, torch.float32]
@@ -66,7 +66,7 @@ class NearplaneConfig(QuantizationConfig):
         from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
 
-        from nearplane.export.vllm.linear import NearplaneHeadMethod, NearplaneLinearMethod
+        from nearplane.export.vllm.linear_method import NearplaneHeadMethod, NearplaneLinearMethod
 
         if isinstance(layer, RoutedExperts):
             self._refuse_experts(prefix)

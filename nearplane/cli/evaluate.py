@@ -1,0 +1,157 @@
+"""eval and run."""
+
+from typing import Annotated, Any
+
+import typer
+
+from nearplane.cli.options import Arithmetic
+from nearplane.types import NearplaneError, Step
+
+Dequantize = Annotated[
+    bool,
+    typer.Option(
+        help="Decode every layer once, into as much memory as the original took, or multiply by "
+        "the compressed weights; the results differ by roundings"
+    ),
+]
+
+
+def evaluate(
+    model: Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A checkpoint or a model")],
+    text: Annotated[str, typer.Option(help="A text file the model was not calibrated on")],
+    context: Annotated[int, typer.Option(help="Tokens of a window")] = 1024,
+    stride: Annotated[
+        int | None, typer.Option(help="Tokens between windows; only the last so many are scored")
+    ] = None,
+    windows: Annotated[int | None, typer.Option(help="At most so many windows")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(metavar="MODEL", help="A model to compare with, as the one DIR was made of"),
+    ] = None,
+    dequantize: Dequantize = True,
+    arithmetic: Arithmetic = "auto",
+) -> None:
+    """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
+    from nearplane.cli.progress import watching
+    from nearplane.cli.quiet import quiet
+    from nearplane.evaluate.perplexity import Cut, cut_text
+    from nearplane.export.compressed_linear import is_compressed, resident_bpw
+    from nearplane.model.compute_dtype import check_arithmetic, name_of
+
+    check_arithmetic(arithmetic)
+    cut = Cut(context, stride, windows)
+    quiet()
+    opened, tokenizer = open_model(model, dequantize, arithmetic)
+    if tokenizer is None:
+        raise NearplaneError(f"{model} has no tokenizer that can be read")
+    with watching() as watcher:
+        told = (against, arithmetic, watcher.step)
+        sentences = judged(opened, cut_text(text, tokenizer, cut), cut, *told)
+    for sentence in sentences:
+        typer.echo(sentence)
+    typer.echo(f"computed in {name_of(opened.dtype)}")
+    typer.echo(bits_sentence(model))
+    if not dequantize and is_compressed(opened):
+        typer.echo(f"{resident_bpw(opened):.3f} bits per weight of the compressed layers in memory")
+
+
+def judged(
+    model: Any, windows: Any, cut: Any, against: str | None, arithmetic: str, step: Step
+) -> list[str]:
+    """Return the perplexity in a sentence and, with a model to compare with, the divergence."""
+    from nearplane.evaluate.divergence import divergence
+    from nearplane.evaluate.perplexity import perplexity
+
+    if against is None:
+        return [perplexity(model, windows, cut, step).sentence()]
+    reference, _ = open_model(against, dequantize=True, arithmetic=arithmetic)
+    found = divergence(model, reference, windows, cut, step)
+    return [found.model.sentence(), found.sentence()]
+
+
+def run(
+    directory: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint or a model")],
+    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the text begins with")],
+    tokens: Annotated[int, typer.Option(help="At most so many new tokens")] = 64,
+    chat: Annotated[
+        bool | None,
+        typer.Option(help="Put the prompt in the chat template; unsaid: if there is one"),
+    ] = None,
+    dequantize: Dequantize = False,
+    arithmetic: Arithmetic = "auto",
+) -> None:
+    """Continue a prompt, greedily, and write the text as it comes."""
+    from nearplane.cli.quiet import quiet
+    from nearplane.model.compute_dtype import check_arithmetic
+
+    if tokens < 1:
+        raise NearplaneError(f"--tokens must be at least 1, not {tokens}")
+    check_arithmetic(arithmetic)
+    quiet()
+    model, tokenizer = open_model(directory, dequantize, arithmetic)
+    if tokenizer is None:
+        raise NearplaneError(f"{directory} has no tokenizer that can be read")
+    write_on(model, tokenizer, encoded(tokenizer, prompt, chat), tokens)
+
+
+def open_model(name: str, dequantize: bool, arithmetic: str = "auto") -> tuple[Any, Any]:
+    """Return the model and the tokenizer of a checkpoint, or of a model that is not compressed."""
+    from nearplane.export.load import load, load_tokenizer
+    from nearplane.model.compute_dtype import arithmetic_for
+    from nearplane.model.open_model import location, open_config, open_source, stored_dtype
+
+    where = location(name)
+    config = open_config(name, where)
+    quantization = getattr(config, "quantization_config", None)
+    if not isinstance(quantization, dict) or quantization.get("quant_method") != "nearplane":
+        compute = arithmetic_for(stored_dtype(config, where), arithmetic)
+        source = open_source(name, dtype=compute)
+        return source.model, source.tokenizer
+    model = load(name, dequantize=dequantize, arithmetic=arithmetic)
+    return model, load_tokenizer(name)
+
+
+def bits_sentence(name: str) -> str:
+    """Return a checkpoint's bits per weight, or the model's type."""
+    from pathlib import Path
+
+    from nearplane.evaluate.bits import account, is_checkpoint
+    from nearplane.model.compute_dtype import name_of
+    from nearplane.model.open_model import location, open_config, stored_dtype
+
+    if is_checkpoint(name):
+        return account(Path(name)).sentence()
+    where = location(name)
+    return f"not compressed: {name_of(stored_dtype(open_config(name, where), where))}"
+
+
+def encoded(tokenizer: Any, prompt: str, chat: bool | None) -> Any:
+    """Return the prompt as model inputs."""
+    template = getattr(tokenizer, "chat_template", None)
+    if chat and not template:
+        raise NearplaneError("this model's tokenizer has no chat template: leave --chat out")
+    if chat is None:
+        chat = template is not None
+    if not chat:
+        return tokenizer(prompt, return_tensors="pt")
+    messages = [{"role": "user", "content": prompt}]
+    return tokenizer.apply_chat_template(
+        messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
+    )
+
+
+def write_on(model: Any, tokenizer: Any, inputs: Any, tokens: int) -> None:
+    """Generate greedily and print every word as soon as it is sure."""
+    from transformers import GenerationConfig, TextStreamer
+
+    if not inputs["input_ids"].shape[1]:
+        raise NearplaneError("the prompt is empty, and this model needs a token to begin with")
+    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    config = GenerationConfig(
+        max_new_tokens=tokens,
+        do_sample=False,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
+    )
+    kept = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
+    model.generate(**kept, generation_config=config, streamer=streamer)

@@ -1,0 +1,93 @@
+"""Blocks that lie on disk until the walk comes to them, so that a model may exceed the memory."""
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from nearplane.model.experts import split_experts_
+from nearplane.model.process_memory import forget_file_pages, trim
+
+
+@runtime_checkable
+class Shelf(Protocol):
+    """Where the weights of a model's blocks are."""
+
+    def held(self, index: int) -> AbstractContextManager[None]:
+        """Have the weights of block `index` in place for a while."""
+        ...
+
+
+class InMemory:
+    """All blocks are in place all the time."""
+
+    def held(self, index: int) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+@dataclass(frozen=True)
+class OnDisk:
+    """One block is in place at a time; the others are on the meta device, and take no memory.
+
+    What was changed in a block is gone when it is put back.
+
+    - `blocks`: of the model; their modules stay, their parameters come and go.
+    - `load`: returns block `index` anew, as the model's class makes it.
+    """
+
+    blocks: nn.ModuleList
+    load: Callable[[int], nn.Module]
+
+    @contextmanager
+    def held(self, index: int) -> Iterator[None]:
+        block = self.blocks[index]
+        fill_(block, self.load(index))
+        try:
+            yield
+        finally:
+            empty_(block)
+            forget_file_pages()
+            trim()
+
+
+def fill_(block: nn.Module, fresh: nn.Module) -> None:
+    """Put the tensors of `fresh` in the place of those of a block that is built alike.
+
+    The block's experts may be apart where those of `fresh` are fused.
+    """
+    split_experts_(fresh)
+    fresh.requires_grad_(False)
+    for name, module in block.named_modules():
+        twin = fresh.get_submodule(name)
+        module._parameters.update(twin._parameters)
+        module._buffers.update(twin._buffers)
+
+
+def empty_(block: nn.Module) -> None:
+    """Let go of a block's numbers; shapes and types stay."""
+    for module in block.modules():
+        for name, parameter in module._parameters.items():
+            if parameter is not None:
+                module._parameters[name] = nn.Parameter(without_numbers(parameter), False)
+        for name, buffer in module._buffers.items():
+            if buffer is not None:
+                module._buffers[name] = without_numbers(buffer)
+
+
+def without_numbers(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor, device="meta")
+
+
+def stand_alone(model: nn.Module, blocks: nn.ModuleList) -> bool:
+    """Whether no block shares a parameter with another one, or with what is outside of blocks.
+
+    - `model`: may be on the meta device.
+    """
+    owners = Counter(
+        id(parameter) for _, parameter in model.named_parameters(remove_duplicate=False)
+    )
+    return all(owners[id(parameter)] == 1 for parameter in blocks.parameters())

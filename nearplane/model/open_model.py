@@ -1,0 +1,212 @@
+"""Opening the model that is to be quantized: a directory, a hub name or a GGUF file."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from reprlib import repr
+from typing import Any
+
+import torch
+from torch import nn
+
+from nearplane.model.block_loading import InMemory, OnDisk, Shelf, stand_alone
+from nearplane.model.blocks import find_blocks
+from nearplane.model.gguf_header import check_gguf
+from nearplane.model.process_memory import forget_file_pages
+from nearplane.model.untrusted_files import forget_fetched_code, panics_as_errors
+from nearplane.model.weight_files import check_fit, empty_model, read_shapes
+from nearplane.types import NearplaneError, first_line
+
+SUFFIXES = ("*.safetensors", "*.gguf")
+UNPACKED = torch.bfloat16  # a GGUF file's weights have many types; such models were made from this
+ADAPTER = "adapter_config.json"  # with it, transformers reads weights beside the model's
+
+
+@dataclass(frozen=True)
+class Source:
+    """An open model, its tokenizer (None where it has none) and the name it was opened by.
+
+    - `shelf`: where the weights of its blocks are.
+    """
+
+    name: str
+    model: nn.Module
+    tokenizer: Any
+    shelf: Shelf = field(default_factory=InMemory)
+
+
+def open_source(
+    name: str | Path,
+    trust_remote_code: bool = False,
+    by_blocks: bool = False,
+    dtype: torch.dtype | None = None,
+    tokenizer: Any = None,
+) -> Source:
+    """Load a causal language model and its tokenizer.
+
+    - `by_blocks`: leave the blocks' weights on disk until they are needed.
+    - `dtype`: that the weights are converted to, all at once; the types of the file if None.
+    - `tokenizer`: the one that lies beside the model, if it is open already.
+
+    Raises NearplaneError when there is no such model, no weights, it is quantized already, or it
+    cannot be read by blocks.
+    """
+    where = location(name, trust_remote_code)
+    config = open_config(name, where)
+    found = getattr(config, "quantization_config", None)
+    if found and "gguf_file" not in where:
+        method = found.get("quant_method") if isinstance(found, dict) else "something else"
+        raise NearplaneError(
+            f"{name} is quantized already, with {repr(method)}: give the original model"
+        )
+    if by_blocks:
+        return opened_by_blocks(name, where, config, tokenizer)
+    model = load(name, where, config, dtype=dtype)
+    model.eval().requires_grad_(False)
+    return Source(str(name), model, tokenizer or open_tokenizer(where))
+
+
+def opened_by_blocks(
+    name: str | Path, where: dict[str, Any], config: Any, tokenizer: Any
+) -> Source:
+    """Return a model whose blocks are on the meta device, and the shelf they are taken from."""
+    empty: Any = empty_model(config, where["trust_remote_code"])
+    prefix, blocks = find_blocks(empty)
+    if "gguf_file" in where or not stand_alone(empty, blocks):
+        why = "its blocks share weights" if "gguf_file" not in where else "a GGUF file is unpacked"
+        raise NearplaneError(f"{name} can only be loaded as a whole, since {why}")
+    names = [f"{prefix}.{index}" for index in range(len(blocks))]
+    model = load(name, where, config, {"": "cpu"} | dict.fromkeys(names, "meta"))
+    model.eval().requires_grad_(False)
+    here = where | {"local_files_only": True}  # it is fetched by now
+
+    def block(index: int) -> nn.Module:
+        return load(name, here, config, {"": "meta", names[index]: "cpu"}).get_submodule(
+            names[index]
+        )
+
+    _, blocks = find_blocks(model)
+    forget_file_pages()
+    return Source(str(name), model, tokenizer or open_tokenizer(where), OnDisk(blocks, block))
+
+
+def location(name: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """Return the arguments by which transformers finds the model; checks what a path must have."""
+    path = Path(name)
+    common = {"trust_remote_code": trust_remote_code}
+    if path.suffix == ".gguf" and path.is_file():
+        found = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
+        return common | found
+    if path.is_file():
+        raise NearplaneError(f"{name} is a file: give the directory of a model, or a .gguf file")
+    if path.is_dir():
+        if not (path / "config.json").exists():
+            raise NearplaneError(f"{name} has no config.json: it is not a model directory")
+        check_weights_kind(path)
+    elif path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
+        raise NearplaneError(f"there is no model directory {name}")
+    return common | {"pretrained_model_name_or_path": str(name)}
+
+
+def check_weights_kind(directory: Path) -> None:
+    """Raise NearplaneError unless weights lie in `directory`, of its own and as data."""
+    if (directory / ADAPTER).exists():
+        raise NearplaneError(f"{directory} holds an adapter: merge it into its model first")
+    if any(any(directory.glob(suffix)) for suffix in SUFFIXES):
+        return
+    if any(directory.glob("*.bin")):
+        raise NearplaneError(
+            f"{directory} has no weights but .bin files, which are pickles and may run code: "
+            "convert them to safetensors"
+        )
+    raise NearplaneError(f"{directory} has no weights: no .safetensors file lies in it")
+
+
+def open_config(name: str | Path, where: dict[str, Any]) -> Any:
+    """Return the model's configuration without loading a weight."""
+    from transformers import AutoConfig
+
+    if "gguf_file" in where:
+        check_gguf(Path(name))
+    try:
+        config = AutoConfig.from_pretrained(**where)
+    # files may hold anything, and every model has errors of its own for that
+    except Exception as error:
+        raise NearplaneError(f"the model {name} cannot be opened: {first_line(error)}") from error
+    if getattr(config, "transformers_weights", None) is not None:
+        raise NearplaneError(f"the model {name} names weights that are not its own")
+    if not where["trust_remote_code"]:
+        forget_fetched_code(config)
+    return config
+
+
+def stored_dtype(config: Any, where: dict[str, Any]) -> torch.dtype:
+    """Return the type that the model is loaded in unless another is asked for."""
+    if "gguf_file" in where:
+        return UNPACKED
+    dtype = getattr(config.get_text_config(), "dtype", None)
+    return dtype if isinstance(dtype, torch.dtype) else torch.float32
+
+
+def load(
+    name: str | Path,
+    where: dict[str, Any],
+    config: Any,
+    devices: dict[str, str] | None = None,
+    dtype: torch.dtype | None = None,
+) -> Any:
+    """Return the model with its weights on the CPU; a damaged file of a directory is named.
+
+    - `devices`: module -> device, for parts that are not wanted now.
+    - `dtype`: that the weights are converted to; the types of the file if None.
+    """
+    from transformers import AutoModelForCausalLM
+
+    kind: dict[str, Any] = {"dtype": dtype or UNPACKED}
+    if "gguf_file" not in where:
+        kind = {"dtype": dtype or "auto", "config": config, "use_safetensors": True}
+    if devices is not None:
+        kind["device_map"] = devices
+    try:
+        # a part is taken from files that were looked at before
+        if "gguf_file" not in where and "local_files_only" not in where and Path(name).is_dir():
+            check_fit(read_shapes(Path(name)), config, where["trust_remote_code"])
+        with without_dispatch() if devices else nullcontext():
+            model, info = AutoModelForCausalLM.from_pretrained(
+                **where, **kind, output_loading_info=True
+            )
+    except NearplaneError:
+        raise
+    except Exception as error:
+        raise NearplaneError(f"the model {name} cannot be loaded: {first_line(error)}") from error
+    if info["missing_keys"]:
+        some = ", ".join(sorted(info["missing_keys"])[:3])
+        raise NearplaneError(f"the model {name} lacks {len(info['missing_keys'])} tensors: {some}")
+    return model
+
+
+@contextmanager
+def without_dispatch() -> Iterator[None]:
+    """Keep transformers from letting accelerate move the parts of a model about while it runs."""
+    from transformers import modeling_utils
+
+    module: Any = modeling_utils
+    dispatch = module.accelerate_dispatch
+    module.accelerate_dispatch = lambda *_, **__: None
+    try:
+        yield
+    finally:
+        module.accelerate_dispatch = dispatch
+
+
+def open_tokenizer(where: dict[str, Any]) -> Any:
+    """Return the tokenizer that lies beside the model, or None."""
+    from transformers import AutoTokenizer
+
+    try:
+        with panics_as_errors():
+            return AutoTokenizer.from_pretrained(**where)
+    # a tokenizer that cannot be read is none, whatever it says
+    except Exception:
+        return None

@@ -1,0 +1,26 @@
+"""The output head, which is rounded only when asked: it is a layer like others, but in no block."""
+
+from typing import Any
+
+from torch import nn
+
+from nearplane.model.blocks import Layer, is_linear
+from nearplane.types import NearplaneError
+
+
+def head_of(model: Any) -> Layer:
+    """Return the layer that makes logits; raises NearplaneError when the model has none."""
+    head = model.get_output_embeddings()
+    if head is None or not is_linear(head):
+        raise NearplaneError(f"{type(model).__name__} has no linear output head to quantize")
+    name = next(name for name, module in model.named_modules() if module is head)
+    return Layer(name, head)
+
+
+def untie(model: Any, head: Layer) -> None:
+    """Give the head a weight of its own where it shares the embedding's; the config says so."""
+    shared = model.get_input_embeddings()
+    if head.module.weight is shared.weight:
+        head.module.weight = nn.Parameter(shared.weight.detach(), requires_grad=False)
+    for config in (model.config, model.config.get_text_config()):
+        config.tie_word_embeddings = False

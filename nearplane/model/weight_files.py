@@ -1,0 +1,92 @@
+"""The safetensors files of a model's directory: whether they are whole, and fit its configuration.
+
+What is wrong is said of a file, so that one file can be fetched again.
+"""
+
+import json
+from pathlib import Path
+from reprlib import repr
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from nearplane.model.untrusted_files import check_blocks, check_numbers
+from nearplane.types import NearplaneError, first_line
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+
+LONGEST_NAME = 1000  # characters
+
+Shapes = dict[str, list[int]]
+
+
+def read_shapes(directory: Path) -> dict[str, Shapes]:
+    """Return file -> tensor -> shape; NearplaneError names a file that is damaged or missing."""
+    if (directory / SINGLE).exists():
+        return {SINGLE: shapes_in(directory / SINGLE)}
+    if not (directory / INDEX).exists():
+        raise NearplaneError(f"{directory} holds neither {SINGLE} nor {INDEX}")
+    promised = read_index(directory / INDEX)
+    found = {file: shapes_in(directory / file) for file in sorted(set(promised.values()))}
+    for name, file in promised.items():
+        if name not in found[file]:
+            raise NearplaneError(f"{directory / file} lacks the tensor {name!r}, see {INDEX}")
+    return found
+
+
+def read_index(path: Path) -> dict[str, str]:
+    """Return tensor -> file, all of them plain names of files beside the index."""
+    try:
+        index = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError) as error:
+        raise NearplaneError(f"{path} cannot be read as JSON: {first_line(error)}") from error
+    files = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(files, dict) or not files:
+        raise NearplaneError(f"{path} has no weight_map")
+    for name, file in files.items():
+        if not name.isprintable() or len(name) > LONGEST_NAME:
+            raise NearplaneError(f"{path}: {repr(name)} is no tensor's name")
+        plain = isinstance(file, str) and file.isprintable() and Path(file).name == file
+        if not plain or not file.endswith(".safetensors"):
+            raise NearplaneError(
+                f"{path} puts {repr(name)} in {repr(file)}, which is no shard's name"
+            )
+    return files
+
+
+def shapes_in(path: Path) -> Shapes:
+    """Return tensor -> shape of one file, whose header is checked against its size."""
+    try:
+        if not path.is_file():
+            raise NearplaneError(f"{path} is missing")
+        with safe_open(path, framework="pt") as shard:
+            return {name: shard.get_slice(name).get_shape() for name in shard.keys()}  # noqa: SIM118
+    except (SafetensorError, OSError, ValueError) as error:
+        raise NearplaneError(f"{path} is damaged: {first_line(error)}") from error
+
+
+def check_fit(files: dict[str, Shapes], config: Any, trust_remote_code: bool) -> None:
+    """Raise NearplaneError if the configuration asks for other shapes, or more, than files hold.
+
+    It costs no memory: the model is built without numbers.
+    """
+    stored = {name: shape for shapes in files.values() for name, shape in shapes.items()}
+    check_blocks(config, len(stored))
+    model: Any = empty_model(config, trust_remote_code)
+    file_of = {name: file for file, shapes in files.items() for name in shapes}
+    for name, parameter in model.named_parameters():
+        if name in stored and stored[name] != list(parameter.shape):
+            raise NearplaneError(
+                f"{file_of[name]} holds {name!r} of {stored[name]}, where config.json asks for "
+                f"{list(parameter.shape)}"
+            )
+    check_numbers(model, stored.values())
+
+
+def empty_model(config: Any, trust_remote_code: bool) -> torch.nn.Module:
+    """Return the model on the meta device, where nothing takes memory."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)

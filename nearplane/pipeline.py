@@ -1,0 +1,353 @@
+"""From a model to a checkpoint: walks the model and hands every finished layer to the writer."""
+
+import hashlib
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nearplane.export.checkpoint_format import quantization_config, rounded
+from nearplane.export.checkpoint_writer import CheckpointWriter
+from nearplane.export.companion_files import companion_files
+from nearplane.export.ledger import Ledger, digest
+from nearplane.export.output_directory import check_space
+from nearplane.export.uncompressed import remaining_tensors
+from nearplane.methods import Method
+from nearplane.model.block_loading import InMemory
+from nearplane.model.compute_dtype import AUTO, TYPES, check_arithmetic, name_of
+from nearplane.model.experts import Experts, join_experts_
+from nearplane.model.open_model import Source, location, open_source, open_tokenizer
+from nearplane.model.process_memory import available_bytes, forget_file_pages
+from nearplane.plan.calibration_size import Amount
+from nearplane.plan.offload import Means, means_of
+from nearplane.plan.run_size import Run
+from nearplane.plan.survey import Survey, survey
+from nearplane.types import LayerReport, NearplaneError, Step, silent
+from nearplane.version import __version__
+from nearplane.walk.calibration import Account, Text, Wanted, calibrate
+from nearplane.walk.ranks import Ranks
+from nearplane.walk.report import count_bits, run_report
+from nearplane.walk.walk import Rules, Walk
+
+MANY_BYTES = 1 << 24  # of a mapped tensor, after which its pages are let go
+
+
+@dataclass(frozen=True)
+class Watcher:
+    """Who is told of a run's progress.
+
+    - `says` gets sentences; `done` every layer as it is done, and how many there are.
+    - `step` gets the name of what is done before, and the share of it that has been.
+    """
+
+    says: Callable[[str], None] = lambda sentence: None
+    done: Callable[[LayerReport, int], None] = lambda report, layers: None
+    step: Step = silent
+
+
+def quantize(
+    model: str | Path,
+    out: str | Path,
+    method: Method,
+    calibration: Text,
+    *,
+    sequences: int | None = None,
+    length: int | None = None,
+    seconds: float | None = None,
+    chat_template: bool = False,
+    rules: Rules | None = None,
+    trust_remote_code: bool = False,
+    resume: bool = False,
+    memory: int | None = None,
+    arithmetic: str = AUTO,
+    watcher: Watcher | None = None,
+) -> dict[str, Any]:
+    """Quantize every linear layer of a causal language model and store it in `out`.
+
+    Blocks are done one after the other, each on what the quantized ones before it give; `out`
+    appears when all is done, or not at all. Returns the report that is stored as report.json.
+
+    - `model`: a directory, a hub name or a .gguf file.
+    - `calibration`: a .txt, .jsonl or .parquet file, strings, token tensors or a data set's name.
+    - `sequences`, `length`: at most so many, of so many tokens; see `walk.calibration` if None.
+    - `seconds`: in place of `sequences`, about how long the run may take; picks as many as fit.
+    - `rules`: what to skip and what to put up with.
+    - `resume`: go on with what an earlier run to `out` finished before it was ended, if anything.
+    - `memory`: bytes that a process keeps within, at the price of time; what there is if None.
+    - `arithmetic`: the type of products, by name; "auto": see `nearplane.model.compute_dtype`.
+
+    Finished layers are kept on disk beside `out` until it appears (`export.ledger`). Processes of
+    torchrun share calibration and rows. NearplaneError for what a better input would mend.
+    """
+    ranks = Ranks.joined()
+    watcher = watcher if watcher and ranks.first else Watcher()
+    check_arithmetic(arithmetic)
+    amount = Amount(calibration, sequences, length, seconds)
+    started, rules = time.perf_counter(), rules or Rules()
+    kept = Ledger(out, ranks.first, ranks.bytes_of_first)
+    made = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
+    with made as writer, keeping(kept, watcher, resume) as ledger:
+        earlier = earlier_recipe(ledger) if resume else {}
+        kind = earlier.get("arithmetic", AUTO) if arithmetic == AUTO else arithmetic
+        found = same_for_all(survey(model, method, rules, trust_remote_code, False, kind), ranks)
+        size = amount.size(found, ranks, memory, earlier.get("calibration"), watcher.says)
+        means = means_for(found, size, ranks, memory)
+        check_space(out, found.model_bytes)
+        reader = open_tokenizer(location(model, trust_remote_code))
+        wanted = Wanted(*size, chat_template)
+        tokens, account = calibrated(found, reader, calibration, wanted, watcher)
+        source = open_source(model, trust_remote_code, means.by_blocks, tokenizer=reader)
+        told = {"keeper": ledger, "ranks": ranks, "shelf": source.shelf, "room": means.room(out)}
+        walk = Walk(source.model, method, tokens, rules, dtype=found.compute, **told)
+        recipe = method.recipe() | recipe_of_run(account, found)
+        differing = ledger.begin(dependencies(source, recipe, walk), resume)
+        tell_oddities([arithmetic_sentence(found), *walk.left_out], differing, watcher)
+        recipe |= allocated(walk, ledger, watcher)
+        finish = Finish(source, walk, written(walk, writer, watcher), recipe)
+        return finish.store(writer, time.perf_counter() - started)
+
+
+@contextmanager
+def keeping(ledger: Ledger, watcher: Watcher, resume: bool) -> Iterator[Ledger]:
+    """Say what is kept when a run ends before its time; keep nothing of one that is finished."""
+    ledger.refuse_unasked(resume)
+    try:
+        yield ledger
+    except BaseException:
+        if ledger.kept:
+            watcher.says(
+                f"{ledger.kept} finished layers are kept in {ledger.directory}: go on with --resume"
+            )
+        else:
+            ledger.remove_if_empty()
+        raise
+    ledger.remove()
+
+
+def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
+    """Hand every layer to the writer as it is done; returns what is to be said of them."""
+    reports = []
+    for layer, quantized, report in walk:
+        writer.add(f"{layer.name}.record", quantized.record)
+        reports.append(report)
+        watcher.done(report, len(walk.wanted))
+    return reports
+
+
+def earlier_recipe(ledger: Ledger) -> dict[str, Any]:
+    """Return the recipe of the run that is gone on with; nothing if there is none."""
+    run = ledger.recall("run")
+    found = run.get("recipe") if isinstance(run, dict) else None
+    return found if isinstance(found, dict) and found.get("arithmetic") in TYPES else {}
+
+
+def recipe_of_run(account: Account, found: Survey) -> dict[str, Any]:
+    """Return what a recipe says beside the method: the calibration, and the type computed in."""
+    return {"calibration": account.for_json(), "arithmetic": name_of(found.compute)}
+
+
+def arithmetic_sentence(found: Survey) -> str:
+    """Say which type products run in, and which one the model is stored in."""
+    return f"stored in {name_of(found.dtype)}, computed in {name_of(found.compute)}"
+
+
+def same_for_all(found: Survey, ranks: Ranks) -> Survey:
+    """Return the survey with the type that the first process computes in."""
+    first = ranks.bytes_of_first(name_of(found.compute).encode())
+    return found if first is None else replace(found, compute=getattr(torch, first.decode()))
+
+
+def tell_oddities(facts: list[str], differing: list[str], watcher: Watcher) -> None:
+    """Say what there is to know of a run, and how it differs from the one that it goes on with."""
+    for sentence in facts:
+        watcher.says(sentence)
+    for sentence in differing:
+        watcher.says(f"warning: {sentence}: the result may differ in its last digits")
+
+
+def allocated(walk: Walk, ledger: Ledger, watcher: Watcher) -> dict[str, Any]:
+    """Return what the recipe says of the layers' own rates; nothing of a method that gives none.
+
+    They are found out now, or were by the run that is gone on with.
+    """
+    if not walk.method.allocates:
+        return {}
+    known = ledger.recall("allocation")
+    if known is None:
+        ledger.remember("allocation", walk.allocate(watcher.step))
+    else:
+        walk.bits = known
+    watcher.says(allocation_sentence(walk.bits))
+    return {"allocation": walk.bits}
+
+
+def dependencies(source: Source, recipe: dict[str, Any], walk: Walk) -> dict[str, Any]:
+    """Return all that the quantized layers depend on, but for the weights themselves."""
+    config: Any = source.model.config
+    model = json.loads(config.to_json_string(use_diff=False))
+    return {
+        "nearplane": {"version": __version__, "code": code_digest()},
+        "torch": torch.__version__,
+        # the same model may have moved
+        "model": {name: value for name, value in model.items() if name != "_name_or_path"},
+        "recipe": recipe,
+        "tokens": digest(walk.tokens),
+        "rules": asdict(walk.rules),
+        "threads": torch.get_num_threads(),
+        "processes": walk.ranks.size,
+    }
+
+
+@cache
+def code_digest() -> str:
+    """Return the SHA-256 of the files that decide what a layer becomes.
+
+    The rooms from the opened model to the rounded integers; of the kernels what rounds. The planner,
+    the exporters and the command line are not among them.
+    """
+    whole = hashlib.sha256()
+    package = Path(__file__).parent
+    rooms = ("codes", "lattice", "methods", "model", "walk")
+    files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))]
+    kernels = package / "kernels"
+    files += [*sorted(kernels.rglob("nearest_plane.py")), *sorted(kernels.rglob("*.so"))]
+    for path in [*files, package / "rows.py", package / "types.py"]:
+        whole.update(path.name.encode() + path.read_bytes())
+    return whole.hexdigest()
+
+
+class Unwritten:
+    """Stands for the checkpoint in processes that leave it to the first one."""
+
+    def add(self, name: str, tensor: torch.Tensor) -> None:
+        pass
+
+    def finish(self, config: dict[str, Any], files: dict[str, Any]) -> None:
+        pass
+
+
+@dataclass(frozen=True)
+class Finish:
+    """A finished walk, on its way to the disk."""
+
+    source: Source
+    walk: Walk
+    reports: Sequence[LayerReport]
+    recipe: dict[str, Any] = field(default_factory=dict)
+
+    def store(self, writer: CheckpointWriter | Unwritten, seconds: float) -> dict[str, Any]:
+        """Write what is not a record, let the checkpoint appear and return the report."""
+        layers = {report.name for report in self.reports}
+        other_bytes = other_numbers = 0
+        for name, tensor in self.remaining(layers):
+            writer.add(name, tensor)
+            other_bytes, other_numbers = other_bytes + tensor.nbytes, other_numbers + tensor.numel()
+            if tensor.nbytes > MANY_BYTES:
+                forget_file_pages()
+        bits = count_bits(self.reports, other_bytes, other_numbers)
+        said = {
+            "model": self.source.name,
+            "seconds": seconds,
+            "left_out": self.walk.left_out,
+            "fallbacks": self.walk.fallbacks,
+            "experts": self.walk.arrivals,
+        }
+        report = run_report(self.reports, bits, self.recipe, said)
+        with tempfile.TemporaryDirectory() as made:
+            files = {**stored_companions(self.source, Path(made)), "report.json": rounded(report)}
+            writer.finish(self.config(), files)
+        return report
+
+    def remaining(self, layers: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
+        """Yield what is stored as the model has it, block by block where blocks lie on disk."""
+        model: Any = self.source.model
+        kept = experts_with(layers, model)
+        if isinstance(self.source.shelf, InMemory):
+            join_experts_(model, kept)
+            yield from remaining_tensors(model, layers).items()
+            return
+        within = self.walk.plan.name + "."
+        yield from remaining_tensors(model, layers, lambda n: not n.startswith(within)).items()
+        for index, block in enumerate(self.walk.plan.blocks):
+            prefix = f"{within}{index}."
+            with self.source.shelf.held(index):
+                join_experts_(block, {name.removeprefix(prefix) for name in kept})
+                inside = remaining_tensors(model, layers, lambda n, p=prefix: n.startswith(p))
+                yield from inside.items()
+
+    def config(self) -> dict[str, Any]:
+        """Return the model's configuration with the quantization in it."""
+        model: Any = self.source.model
+        config = model.config.to_dict()
+        config.pop("_name_or_path", None)
+        config["architectures"] = [type(model).__name__]
+        config["quantization_config"] = quantization_config(self.recipe, self.reports)
+        return config
+
+
+def experts_with(layers: set[str], model: Any) -> set[str]:
+    """Return the names of the experts that have a part in `layers`: stored one by one."""
+    return {
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, Experts) and any(layer.startswith(f"{name}.") for layer in layers)
+    }
+
+
+def means_for(found: Survey, sizes: tuple[int, int], ranks: Ranks, memory: int | None) -> Means:
+    """Return how a process keeps within its memory; NearplaneError if it cannot keep a promise."""
+    sequences, length = sizes
+    run = Run(max(sequences, ranks.size), length, ranks.size)
+    if memory is None:
+        return means_of(found, run, available_bytes() / ranks.size)
+    return means_of(found, run, memory, promised=True)
+
+
+def calibrated(
+    found: Survey, tokenizer: Any, text: Text, wanted: Wanted, watcher: Watcher
+) -> tuple[torch.Tensor, Account]:
+    """Return a text as tokens and their account; say what became of it and what is odd about it."""
+    tokens, account = calibrate(text, tokenizer, wanted)
+    watcher.says(f"calibration: {account.sentence()}")
+    if account.sequences < wanted.sequences:
+        watcher.says(
+            f"warning: the text fills {account.sequences} of the {wanted.sequences} sequences "
+            "to be used"
+        )
+    config: Any = found.model.config
+    bos = getattr(config, "bos_token_id", None)
+    if bos is not None and account.opened_by is None and account.source != "token tensors":
+        watcher.says(
+            f"note: the model's configuration names a beginning-of-sequence token ({bos}), but its "
+            "tokenizer opens no text with it; neither does the calibration"
+        )
+    return tokens, account
+
+
+def allocation_sentence(bits: dict[str, float]) -> str:
+    """Return the allocation in one line: the range of every kind of layer."""
+    kinds: dict[str, list[float]] = {}
+    for name, rate in bits.items():
+        kinds.setdefault(name.rsplit(".", 1)[-1], []).append(rate)
+    ranges = (f"{kind} {min(r):.2f} .. {max(r):.2f}" for kind, r in kinds.items())
+    return f"bits per weight by equal slope: {', '.join(ranges) or 'no layer could be probed'}"
+
+
+def stored_companions(source: Source, made: Path) -> dict[str, Path]:
+    """Return the tokenizer's and the other files that go with the model.
+
+    - `made`: an empty directory for files that have to be made, as of a GGUF file's tokenizer.
+    """
+    if not source.name.endswith(".gguf"):
+        return companion_files(source.name)
+    if source.tokenizer is None:
+        raise NearplaneError(f"the tokenizer of {source.name} cannot be read")
+    source.tokenizer.save_pretrained(made)
+    return {path.name: path for path in made.iterdir()}

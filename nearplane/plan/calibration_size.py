@@ -1,0 +1,85 @@
+"""How much calibration a run takes: as asked for, by default, or as fits a stated time."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from nearplane.plan.estimate import estimate
+from nearplane.plan.survey import Survey
+from nearplane.types import NearplaneError
+from nearplane.walk.calibration import Text, check_size, default_length, default_sequences
+from nearplane.walk.ranks import Ranks
+
+
+@dataclass(frozen=True)
+class Amount:
+    """How much calibration is asked for: sequences of a length, or as many as fit a time.
+
+    NearplaneError for both a number of sequences and a time, or for none of something.
+    """
+
+    calibration: Text
+    sequences: int | None
+    length: int | None
+    seconds: float | None
+
+    def __post_init__(self) -> None:
+        if self.seconds is not None and self.sequences is not None:
+            raise NearplaneError("give --time or --sequences, not both: each sets the calibration")
+
+    def size(
+        self,
+        found: Survey,
+        ranks: Ranks,
+        memory: int | None,
+        earlier: dict[str, Any] | None,
+        says: Callable[[str], None],
+    ) -> tuple[int, int]:
+        """Return how many sequences there are to be at most, and their length.
+
+        - `earlier`: the account of the run that is gone on with, which a time was given to.
+        """
+        length = default_length(found.model) if self.length is None else self.length
+        most = None
+        given = self.calibration
+        if isinstance(given, torch.Tensor) and given.ndim == 2 and given.numel():
+            most, length = given.shape
+        check_size(1 if self.sequences is None else self.sequences, length)
+        if self.seconds is not None and earlier:
+            sequences, length = earlier["sequences"], earlier["length"]
+        elif self.seconds is not None:
+            sequences = self.fitting(found, length, ranks, memory, says)
+        elif self.sequences is None:
+            sequences = most or default_sequences(found.widest, length, ranks.size)
+        else:
+            sequences = self.sequences
+        return sequences if most is None else min(sequences, most), length
+
+    def fitting(
+        self,
+        found: Survey,
+        length: int,
+        ranks: Ranks,
+        memory: int | None,
+        says: Callable[[str], None],
+    ) -> int:
+        """Return as many sequences as the first process finds to fit in the time.
+
+        NearplaneError in all of them where it finds none.
+        """
+        assert self.seconds is not None
+        answer = ""
+        if ranks.first:
+            try:
+                whole = estimate(found, ranks.size, length, ranks.size, allowed=memory)
+                run = whole.within(self.seconds)
+                says(run.bought(self.seconds))
+                answer = str(run.run.sequences)
+            except NearplaneError as refusal:
+                answer = str(refusal)
+        answer = (ranks.bytes_of_first(answer.encode()) or b"").decode()
+        if not answer.isdecimal():
+            raise NearplaneError(answer)
+        return int(answer)

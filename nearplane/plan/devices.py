@@ -1,0 +1,178 @@
+"""The devices that a plan can speak of: this machine, measured, and others, by stated rates."""
+
+from dataclasses import dataclass
+
+import torch
+
+from nearplane.model.compute_dtype import name_of
+from nearplane.plan.survey import Survey
+from nearplane.plan.throughput import Bench, Rates, Trial
+from nearplane.types import NearplaneError
+
+# of this machine: assumed, since a disk's cache and a network of one machine tell nothing
+READ_BYTES, WRITE_BYTES, LINK_BYTES = 1e9, 0.5e9, 1e9
+MESSAGES = 1e4  # a second, one after the other; two processes here take 75 µs for a small one
+# of a server with several accelerators, for each of them
+SERVER_READ_BYTES, SERVER_WRITE_BYTES = 2e9, 1e9
+NODE = 8  # accelerators that one server joins
+NETWORK_BYTES = 50e9  # 400 Gbit/s for each accelerator, between servers
+LINKED = 0.7  # of a link's peak
+HOSTED = 0.7  # of the link to the host
+MOVED = 0.6  # of the memory's peak
+# share of a peak -> what it is of, and which parts of a run it decides
+SHARES = {
+    "forward_flops": (0.5, "bfloat16"),
+    "attention_flops": (0.3, "bfloat16"),
+    "gram_flops": (0.5, "bfloat16"),
+    "float32_flops": (0.6, "float32"),
+    "solve_flops": (0.25, "float32"),
+    "float64_flops": (0.6, "float64"),
+    "factor_flops": (0.3, "float64"),
+}
+
+
+@dataclass(frozen=True)
+class Device:
+    """The public peak numbers of an accelerator, in units a second; dense, no sparsity.
+
+    - `peaks`: flops of "bfloat16", "float32" (no TF32) and "float64" (no tensor cores).
+    - `moves`: bytes of its memory; `link`: to the others in a server, one way; `host`: to the CPU.
+    """
+
+    title: str
+    peaks: dict[str, float]
+    memory_bytes: float
+    moves: float
+    link: float
+    host: float
+
+
+def peaks(bfloat16: float, float32: float, float64: float) -> dict[str, float]:
+    return {"bfloat16": bfloat16, "float32": float32, "float64": float64}
+
+
+# from NVIDIA's data sheets, SXM boards; B200 is an eighth of an HGX B200
+DEVICES = {
+    "a100": Device("A100 SXM 80 GB", peaks(312e12, 19.5e12, 9.7e12), 80e9, 2.04e12, 300e9, 32e9),
+    "b200": Device("B200 180 GB", peaks(2250e12, 75e12, 37e12), 180e9, 7.7e12, 900e9, 64e9),
+    "h100": Device("H100 SXM 80 GB", peaks(989e12, 67e12, 34e12), 80e9, 3.35e12, 450e9, 64e9),
+    "h200": Device("H200 SXM 141 GB", peaks(989e12, 67e12, 34e12), 141e9, 4.8e12, 450e9, 64e9),
+}
+CPU = "cpu"
+
+
+def known(name: str) -> str:
+    """Return the name of a device; NearplaneError naming all if there is none of that name."""
+    if name != CPU and name not in DEVICES:
+        raise NearplaneError(
+            f"no device is called {name!r}; there are {', '.join([CPU, *sorted(DEVICES)])}"
+        )
+    return name
+
+
+def rates_of(name: str, ranks: int, trial: Trial) -> Rates:
+    """Return the stated rates of an accelerator that is one of `ranks`.
+
+    - `trial`: by one core of this machine, as its host's: coding is done there.
+    """
+    device = DEVICES[name]
+    stated = {rate: share * device.peaks[kind] for rate, (share, kind) in SHARES.items()}
+    return Rates(
+        **stated,
+        moved_bytes=MOVED * device.moves,
+        coded_weights=trial.coded_weights,
+        coded_matrices=trial.coded_matrices,
+        read_bytes=SERVER_READ_BYTES,
+        write_bytes=SERVER_WRITE_BYTES,
+        link_bytes=LINKED * (device.link if ranks <= NODE else NETWORK_BYTES),
+        link_messages=MESSAGES,
+        host_bytes=HOSTED * device.host,
+    )
+
+
+def measured(found: Survey, length: int, trial: Trial) -> Rates:
+    """Return what one process does on this machine; takes about a second."""
+    bench = Bench.of(found, length)
+    return Rates(
+        forward_flops=bench.forward_flops(),
+        attention_flops=bench.attention_flops(),
+        moved_bytes=bench.moved_bytes(),
+        gram_flops=bench.gram_flops(),
+        float32_flops=bench.float32_flops(),
+        solve_flops=trial.solve_flops,
+        float64_flops=trial.float64_flops,
+        factor_flops=bench.factor_flops(found.method),
+        coded_weights=trial.coded_weights,
+        coded_matrices=trial.coded_matrices,
+        read_bytes=READ_BYTES,
+        write_bytes=WRITE_BYTES,
+        link_bytes=LINK_BYTES,
+        link_messages=MESSAGES,
+    )
+
+
+def measured_lines(rates: Rates, trial: Trial, dtype: torch.dtype, ranks: int) -> list[str]:
+    """Return what was measured and what was not, for people."""
+    kind = name_of(dtype)
+    link = f"; between processes {rates.link_bytes / 1e9:g} and {MESSAGE}" if ranks > 1 else ""
+    return [
+        f"measured just now, on {threads()}, in GFLOP/s: calibration "
+        f"{rates.forward_flops / 1e9:.0f} ({kind}), attention {rates.attention_flops / 1e9:.0f}, "
+        f"Hessians {rates.gram_flops / 1e9:.0f}, targets {rates.float32_flops / 1e9:.0f} "
+        f"(float32), rounding {rates.solve_flops / 1e9:.1f}, certificates "
+        f"{rates.float64_flops / 1e9:.0f} and factors {rates.factor_flops / 1e9:.0f} (float64)",
+        f"measured just now: {rates.moved_bytes / 1e9:.1f} GB/s between products; {coded(trial)}",
+        f"assumed, in GB/s: {rates.read_bytes / 1e9:g} from disk, {rates.write_bytes / 1e9:g} to it"
+        f"{link}",
+    ]
+
+
+MESSAGE = f"{1e3 / MESSAGES:g} ms a message"
+
+
+def coded(trial: Trial) -> str:
+    """Return the rates of searches and packing, for people."""
+    return (
+        f"searches and packing {trial.coded_weights / 1e6:.1f} million weights/s and "
+        f"{1e3 * trial.matrix_s:.0f} ms a matrix; {trial.sweeps:.1f} sweeps a matrix"
+    )
+
+
+def stated_lines(name: str, rates: Rates, trial: Trial, ranks: int) -> list[str]:
+    """Return the assumptions on an accelerator, each with the parts of a run that rest on it."""
+    device = DEVICES[name]
+    lines = [
+        f"a projection: nearplane quantizes on CPUs today, and nothing here was measured on an "
+        f"{device.title}"
+    ]
+    for kind, peak in device.peaks.items():
+        shares = [
+            f"{share:g} for {DECIDES[rate]}" for rate, (share, of) in SHARES.items() if of == kind
+        ]
+        lines.append(f"assumed of {peak / 1e12:g} TFLOP/s in {kind}: {', '.join(shares)}")
+    link = f"{device.link / 1e9:g} in a server" if ranks <= NODE else "50 between servers"
+    joined = f", {LINKED:g} of {link} and {MESSAGE} between processes" if ranks > 1 else ""
+    return [
+        *lines,
+        f"assumed, in GB/s: {MOVED:g} of {device.moves / 1e9:g} of memory between products, "
+        f"{HOSTED:g} of {device.host / 1e9:g} to the host, {rates.read_bytes / 1e9:g} from disk to "
+        f"each process, {rates.write_bytes / 1e9:g} to it{joined}",
+        f"on the host, by one core a process, as measured on this one just now: {coded(trial)}",
+    ]
+
+
+def threads() -> str:
+    """Return how many this process uses, for people."""
+    count = torch.get_num_threads()
+    return f"{count} threads" if count > 1 else "one thread"
+
+
+DECIDES = {
+    "forward_flops": "calibration and probing",
+    "attention_flops": "attention",
+    "gram_flops": "Hessians",
+    "float32_flops": "targets",
+    "solve_flops": "rounding",
+    "float64_flops": "certificates",
+    "factor_flops": "factors",
+}

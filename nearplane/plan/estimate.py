@@ -1,0 +1,281 @@
+"""What a run would take: hours and gigabytes, with all that they rest on."""
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from nearplane.lattice.threads import one_thread
+from nearplane.model.process_memory import available_bytes
+from nearplane.plan.devices import (
+    CPU,
+    DEVICES,
+    known,
+    measured,
+    measured_lines,
+    rates_of,
+    stated_lines,
+    threads,
+)
+from nearplane.plan.footprint import Memory, unfinished_bytes
+from nearplane.plan.offload import Means, means_of
+from nearplane.plan.survey import Survey, bits_of
+from nearplane.plan.throughput import SMALLEST, Rates, Trial, tried
+from nearplane.plan.work import Kept, Part, Run, Sizes, network_bytes, parts_of
+from nearplane.types import NearplaneError
+from nearplane.walk.calibration import MOST_TOKENS, default_length, default_sequences
+
+START_S = 6  # Python's and its libraries' start, opening the model, reading the text
+TRIED_COLUMNS = 1024
+# the factors that times of docs/SCALE.md were off by, and memory, and a little more
+WITHIN, OFF, MEMORY_WITHIN = 1.5, 1.2, 2
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run would take."""
+
+    survey: Survey
+    run: Run
+    rates: Rates
+    trial: Trial
+    device: str = CPU
+    allowed: int | None = None
+
+    @cached_property
+    def parts(self) -> list[Part]:
+        return parts_of(self.survey, self.run, self.trial, self.kept)
+
+    @property
+    def kept(self) -> Kept:
+        means = self.means
+        return Kept(1 - means.paused / means.batches, means.by_blocks, means.spilled)
+
+    @property
+    def groups(self) -> dict[str, float]:
+        """Group of parts -> the seconds that a run waits for it."""
+        return self.grouped(self.parts)
+
+    def grouped(self, parts: list[Part]) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for part in parts:
+            found[part.group] = found.get(part.group, 0.0) + part.seconds(self.rates)
+        return found
+
+    @property
+    def spent_seconds(self) -> float:
+        """What the processors of all processes are at work together."""
+        ranks = self.run.ranks
+        return START_S * ranks + sum(part.spent(self.rates, ranks) for part in self.parts)
+
+    @property
+    def seconds(self) -> float:
+        """Until the checkpoint is there: parts follow each other, and wait for the busiest."""
+        return START_S + sum(self.groups.values())
+
+    @cached_property
+    def means(self) -> Means:
+        """How it keeps within the memory that it may have; NearplaneError if it cannot."""
+        allowed = self.capacity if self.allowed is None else self.allowed
+        return means_of(self.survey, self.run, allowed, self.allowed is not None)
+
+    @property
+    def memory(self) -> Memory:
+        return self.means.memory
+
+    @property
+    def peak_bytes(self) -> int:
+        return round(self.memory.total)
+
+    @property
+    def unfinished_bytes(self) -> int | float:
+        return unfinished_bytes(self.survey)
+
+    @property
+    def network_bytes(self) -> int | float:
+        """What each process is sent by the others."""
+        return network_bytes(Sizes(self.survey, self.run), self.trial)
+
+    @property
+    def alone(self) -> "Estimate":
+        """The same run by one process."""
+        return replace(self, run=replace(self.run, ranks=1))
+
+    @property
+    def allowance(self) -> str:
+        """What the memory is compared with."""
+        if self.allowed is not None:
+            return f"{self.allowed / 1e9:.2f} GB allowed"
+        each = " to each" if self.run.ranks > 1 else ""
+        return f"{self.capacity / 1e9:.1f} GB available{each}"
+
+    @property
+    def capacity(self) -> int | float:
+        """The memory that a process can have, bytes: as a run does, it shares this machine's."""
+        if self.device != CPU:
+            return DEVICES[self.device].memory_bytes
+        return available_bytes() / self.run.ranks
+
+    def of(self, sequences: int) -> "Estimate":
+        """The same run on so many sequences."""
+        return replace(self, run=replace(self.run, sequences=sequences))
+
+    def within(self, seconds: float) -> "Estimate":
+        """Return the same run on the most sequences that take no longer than `seconds`.
+
+        Not more than MOST_TOKENS. Raises NearplaneError if one for each process takes longer.
+        """
+        fewest, length = self.run.ranks, self.run.length
+        most = max(MOST_TOKENS // length, fewest)
+        least = self.of(fewest)
+        if least.seconds > seconds:
+            raise NearplaneError(
+                f"{duration(seconds)} are too little for {self.survey.name}: with {fewest} x "
+                f"{length} tokens this run takes about {duration(least.seconds)}; give more --time "
+                "or a smaller --length"
+            )
+        while fewest < most:
+            middle = (fewest + most + 1) // 2
+            fits = self.of(middle).seconds <= seconds
+            fewest, most = (middle, most) if fits else (fewest, middle - 1)
+        return self.of(fewest)
+
+    def bought(self, seconds: float) -> str:
+        """Say what a stated time buys."""
+        run = self.run
+        said = f"{run.sequences} x {run.length} tokens, in about {duration(self.seconds)}"
+        more = "; more tokens help little" if run.tokens + run.length > MOST_TOKENS else ""
+        return f"{duration(seconds)} are enough for a calibration on {said}{more}"
+
+    def lines(self) -> list[str]:
+        """Return the estimate for people, with what it assumes."""
+        lines = [*self.size_lines(), *self.time_lines(), *self.assumptions()]
+        if self.trial.sweeps == 0 and hasattr(self.survey.method, "order"):
+            lines.append(
+                f"note: {self.survey.method.name} sweeps in a way of its own, counted as coding: "
+                f"too little for layers wider than {tried_columns(self.survey)} columns"
+            )
+        if self.peak_bytes > self.capacity:
+            whose = "this machine has available" if self.device == CPU else f"one {self.device} has"
+            lines.append(f"warning: that is more memory than {whose}")
+        return lines + self.survey.left_out
+
+    def size_lines(self) -> list[str]:
+        survey, memory = self.survey, self.memory
+        lines = [
+            survey.sentence(),
+            f"bits per quantized weight: {bits_of(survey):.3f} ({survey.method.name})",
+            f"disk: {survey.stored_bytes / 1e9:.3f} GB, and while it runs "
+            f"{self.unfinished_bytes / 1e9:.3f} GB of finished layers",
+            f"peak memory: about {memory.total / 1e9:.2f} GB a process ({memory.sentence()}) of "
+            f"{self.allowance}",
+            f"  {self.means.sentence()}",
+            f"  {self.means.precision()}",
+        ]
+        if self.run.ranks > 1:
+            lines.append(f"network: {self.network_bytes / 1e9:,.1f} GB sent to each process")
+        return lines
+
+    def time_lines(self) -> list[str]:
+        where = f"on {threads()}" if self.device == CPU else self.device
+        ranks = self.run.ranks
+        if ranks == 1:
+            first = f"time: about {duration(self.seconds)} by one process, {where}"
+        else:
+            times = self.alone.seconds / self.seconds
+            first = (
+                f"time: about {duration(self.seconds)} by {ranks} processes, {where}; "
+                f"{times:.1f} times as fast as one in as much memory"
+            )
+        return [first, *self.group_lines()]
+
+    def group_lines(self) -> list[str]:
+        """Return a line for every group of parts."""
+        one = replace(self.run, ranks=1)
+        alone = self.grouped(parts_of(self.survey, one, self.trial, self.kept))
+        shared = {part.group for part in self.parts if part.share is not None}
+        lines = []
+        for group, seconds in self.groups.items():
+            line = f"  {group}: {duration(seconds)}, {seconds / self.seconds:.0%}"
+            if group in ("writing", "exchange") or self.run.ranks == 1:
+                lines.append(line)
+            elif group in shared and seconds:
+                lines.append(f"{line}, {alone[group] / seconds:.1f} times as fast as by one")
+            else:
+                lines.append(f"{line}, repeated by each")
+        return lines
+
+    def assumptions(self) -> list[str]:
+        run = self.run
+        lines = [
+            f"assumed: {run.sequences} sequences of {run.length} tokens, "
+            f"{len(self.survey.stages)} Hessians; parts follow each other, none overlaps another"
+        ]
+        if self.device == CPU:
+            lines += measured_lines(self.rates, self.trial, self.survey.compute, run.ranks)
+            return [*lines, expected(run.ranks)]
+        lines += stated_lines(self.device, self.rates, self.trial, run.ranks)
+        return [*lines, "expect the right order of magnitude, not more"]
+
+
+def expected(ranks: int) -> str:
+    """Return how far a prediction for this machine may be off."""
+    if ranks > 1:
+        return (
+            "expect the right order of magnitude, not more: two processes of one machine were "
+            "compared with runs, several machines were not"
+        )
+    return (
+        f"expect time within a factor of {WITHIN:g} for small models on one thread, where four "
+        f"runs were off by up to {OFF:g}, and memory within {MEMORY_WITHIN:g}; the right order of "
+        "magnitude beyond"
+    )
+
+
+def estimate(
+    found: Survey,
+    sequences: int | None = None,
+    length: int | None = None,
+    ranks: int = 1,
+    device: str = CPU,
+    allowed: int | None = None,
+) -> Estimate:
+    """Return what a run would take; measures this machine for two seconds.
+
+    - `sequences`, `length`: the defaults of `walk.calibration` if None.
+    - `device`: "cpu" is this machine; any other goes by stated rates.
+    - `allowed`: bytes of memory that a process must keep within; what there is if None.
+
+    Raises NearplaneError for an unknown device, no process, or more processes than sequences.
+    """
+    known(device)
+    length = default_length(found.model) if length is None else length
+    if sequences is None:
+        sequences = default_sequences(found.widest, max(length, 1), ranks)
+    run = Run(sequences, length, ranks)
+    if device != CPU:
+        # what this machine is slow at says nothing of another one
+        found = replace(found, compute=found.dtype)
+        trial = tried_on_one_core(found)
+        rates = rates_of(device, ranks, trial)
+        return Estimate(found, run, rates, trial, device, allowed)
+    trial = tried(found.method, tried_columns(found))
+    return Estimate(found, run, measured(found, run.length, trial), trial, device, allowed)
+
+
+def tried_on_one_core(found: Survey) -> Trial:
+    """Return the method's trial for the host of an accelerator, whatever this one's threads."""
+    with one_thread():
+        return tried(found.method, tried_columns(found))
+
+
+def tried_columns(found: Survey) -> int:
+    """Return the columns that a method is tried on: those of most weights, if not too many."""
+    weights = sum(rows * columns for rows, columns in (la.shape for la in found.layers))
+    mean = sum(la.shape[0] * la.shape[1] ** 2 for la in found.layers) / weights
+    return int(min(max(mean, SMALLEST), TRIED_COLUMNS))
+
+
+def duration(seconds: int | float) -> str:
+    """Return a time that people can read."""
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:,.1f} h"

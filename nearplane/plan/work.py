@@ -1,0 +1,385 @@
+"""The parts of a run: how much work each is, and how processes divide it."""
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+from nearplane.codes.alphabet import PIECE
+from nearplane.methods import ECLQ
+from nearplane.methods.rate import SAMPLE_WEIGHTS
+from nearplane.model.blocks import Layer, find_blocks
+from nearplane.plan.run_size import Run
+from nearplane.plan.survey import Survey, text_config
+from nearplane.plan.throughput import BLOCK_PASSES, MOVED, Rates, Trial, attended
+from nearplane.rows import TILE
+from nearplane.walk.expert_hessians import ENOUGH, borrowed
+from nearplane.walk.sensitivity import HESSIAN_TOKENS, POSITIONS, SEQUENCES
+from nearplane.walk.sensitivity import LENGTH as PROBED_LENGTH
+
+FORWARDS = 1.1  # of all layers: a paused run does every product once, and a few tokens are observed
+NARROW, HESSIAN_SHARE = 1024, 5 / 8  # of the full product in wider Hessians, see hessian.py
+RIDGES = 4  # ridges whose factors a stage of drifted inputs needs: three tried, one taken
+SOLVED = 2  # a product with a triangle is about half as fast as one of squares
+# times rows · n², in float32: three wishes and three curvatures; solutions of four ridges
+AIMED = 6 * 2 + 4 * 2 * SOLVED
+AIMED_BYTES = 28  # a weight, sent around: two wishes, three moves, one wish and one move taken
+AIMED_CHECKS = 2  # certificates beyond one: of the weight, and of the target under it
+REPORTED = 2  # times rows · n²: the energy that a report puts the loss over
+PROBED = SOLVED  # times rows · n², in float32: an error drawn
+FORETOLD = 0.5  # of what is done for every matrix, however small: tables of foretold integers
+CODE_BYTES, FACTOR_BYTES, SUM_BYTES = 4, 8, 4
+
+
+class Kept(NamedTuple):
+    """What a run does to keep within its memory, as far as it takes time.
+
+    - `again`: the share of the calibration that is computed again for every stage.
+    - `by_blocks`: whether weights are read again whenever their block is needed.
+    - `spilled`: whether hidden states go to files between blocks.
+    """
+
+    again: float = 0.0
+    by_blocks: bool = False
+    spilled: bool = False
+
+
+FIRST = 1.0  # the share of what the first process does while the others wait
+PLAIN = Kept()
+
+
+@dataclass(frozen=True)
+class Part:
+    """Work of one kind.
+
+    - `group`: the line of the plan that it is told in.
+    - `rate`: the field of Rates that decides how long it takes; `amount` is in its unit.
+    - `share`: what the process has of it that the others wait for. None where each does all.
+    """
+
+    group: str
+    rate: str
+    amount: int | float
+    share: int | float | None = None
+
+    def seconds(self, rates: Rates) -> int | float:
+        """Return how long a run waits for it."""
+        share = 1.0 if self.share is None else self.share
+        return self.amount * share / getattr(rates, self.rate)
+
+    def spent(self, rates: Rates, ranks: int) -> int | float:
+        """Return what all processes together are at work for it."""
+        times = ranks if self.share is None else 1
+        return self.amount * times / getattr(rates, self.rate)
+
+
+class Kind(NamedTuple):
+    """A layer, or the first layer of a stage; large models have thousands of each kind.
+
+    - `alone`: whether it is the only one of its stage.
+    - `expert`: whether it is of an expert, which gets `share` of the tokens.
+    """
+
+    rows: int
+    columns: int
+    alone: bool
+    expert: bool
+    share: int | float
+
+    @property
+    def size(self) -> int | float:
+        return float(self.rows) * self.columns**2
+
+
+OfKind = Callable[[Kind], Any]
+size_of, rows_of = attrgetter("size"), attrgetter("rows")
+
+
+def weights_of(kind: Kind) -> int:
+    return kind.rows * kind.columns
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """The sums over a model's layers and stages that work is proportional to."""
+
+    found: Survey
+    run: Run
+
+    def kind(self, layer: Layer, alone: bool = False) -> Kind:
+        expert = layer.name in self.found.shares
+        return Kind(*layer.shape, alone, expert, self.found.share(layer))
+
+    @cached_property
+    def layers(self) -> Counter[Kind]:
+        return Counter(map(self.kind, self.found.layers))
+
+    @cached_property
+    def stages(self) -> Counter[Kind]:
+        return Counter(self.kind(stage[0], len(stage) == 1) for stage in self.found.stages)
+
+    @cached_property
+    def hidden(self) -> int:
+        widest = max(kind.columns for kind in self.layers)
+        return getattr(text_config(self.found.model), "hidden_size", widest)
+
+    @property
+    def blocks(self) -> int:
+        return getattr(text_config(self.found.model), "num_hidden_layers", 1)
+
+    @property
+    def streams(self) -> int:
+        return 2 if self.found.method.compensates else 1
+
+    @property
+    def state_bytes(self) -> int | float:
+        """Of the hidden states between two blocks, of all streams and tokens."""
+        return self.streams * self.run.tokens * self.hidden * self.found.compute.itemsize
+
+    def rows_by_squares(self, drifted: bool = False) -> int | float:
+        """Return Σ rows · n²; `drifted`: without layers of experts."""
+        kinds = self.layers.items()
+        return sum(count * kind.size for kind, count in kinds if not (drifted and kind.expert))
+
+    def busiest(self, amount: OfKind, things: OfKind, grain: int = TILE) -> float:
+        """Return the share of Σ amount that the process has which waits for no other.
+
+        - `things`: what is cut in whole grains.
+        """
+        kinds = self.layers.items()
+        parts = [
+            (n * amount(kind), max(self.run.of_things(things(kind), grain))) for kind, n in kinds
+        ]
+        return sum(part * share for part, share in parts) / sum(part for part, _ in parts)
+
+    @property
+    def drifted(self) -> int:
+        """How many weights are rounded towards targets: those of experts are not."""
+        kinds = self.layers.items()
+        return sum(n * kind.rows * kind.columns for kind, n in kinds if not kind.expert)
+
+    @property
+    def inside(self) -> float:
+        """The share of the model's numbers that is in its blocks."""
+        _, blocks = find_blocks(self.found.model)
+        numbers = sum(parameter.numel() for parameter in blocks.parameters())
+        return numbers / (self.found.quantized + self.found.kept)
+
+    def moments(self, stage: Kind) -> tuple[int | float, int | float]:
+        """Return the flops a token that a stage's sums take, and the numbers that they hold."""
+        n = stage.columns
+        gram = 2 * n**2 * (HESSIAN_SHARE if n > NARROW else 1)
+        if not self.found.method.compensates or stage.expert:
+            return gram, n**2
+        # hidden states lag where one layer's output is added to them
+        lag = stage.rows * n if stage.alone and stage.rows == self.hidden else 0
+        return gram + 2 * n**2 + 2 * lag, 2 * (2 * n**2 + lag)
+
+    def hessian_flops(self) -> int | float:
+        tokens = self.run.tokens
+        return sum(
+            count * self.moments(stage)[0] * tokens * stage.share
+            for stage, count in self.stages.items()
+        )
+
+    def summed(self) -> int | float:
+        """Return the numbers in all sums."""
+        return sum(count * self.moments(stage)[1] for stage, count in self.stages.items())
+
+    def lent_flops(self) -> tuple[int | float, int | float]:
+        """Return the flops of forward passes and sums for experts that few tokens reach."""
+        forward = sums = 0.0
+        for stage, count in self.stages.items():
+            n = stage.columns
+            own = round(self.run.tokens * stage.share)
+            if stage.expert and stage.rows == self.hidden and borrowed(own, n):
+                tokens = count * min(ENOUGH * n, self.run.tokens)
+                forward += 4 * tokens * stage.rows * n  # gate and up
+                sums += self.moments(stage)[0] * tokens
+        return forward, sums
+
+    def factors(self, again: int = 0) -> int | float:
+        """Return the flops of one factor a stage, and of `again` more where inputs drift."""
+        return sum(
+            count * stage.columns**3 / 3 * (1 if stage.expert else 1 + again)
+            for stage, count in self.stages.items()
+        )
+
+    def sampled(self) -> int | float:
+        """Return the weights that rates are foretold from."""
+        kinds = ((kind.rows * kind.columns, count) for kind, count in self.layers.items())
+        return sum(count * min(n, max(SAMPLE_WEIGHTS, n / 20)) for n, count in kinds)
+
+
+def parts_of(found: Survey, run: Run, trial: Trial, kept: Kept = PLAIN) -> list[Part]:
+    """Return all parts of a run, those of one line of the plan beside each other."""
+    sizes = Sizes(found, run)
+    parts = [*reading(sizes, kept), *calibration(sizes), *repeated(sizes, kept), *hessians(sizes)]
+    if found.method.allocates:
+        parts += probing(sizes, trial)
+    parts += factoring(sizes)
+    if found.method.compensates:
+        parts.append(targets(sizes))
+    parts += [*rounding(sizes, trial), *coding(sizes, trial)]
+    if run.ranks > 1:
+        parts += exchange(sizes, trial)
+    return [*parts, *writing(sizes, kept)]
+
+
+def reading(sizes: Sizes, kept: Kept) -> list[Part]:
+    """Every process reads all weights: to check them, to probe them and to round them.
+
+    Blocks that stay on disk are read once more to observe them; by the first process, which the
+    others wait for, to store what stays as it is.
+    """
+    times = 3 if sizes.found.method.allocates else 2
+    if kept.by_blocks:
+        times = 1 + times * sizes.inside
+    amount = times * sizes.found.model_bytes
+    parts = [Part("reading", "read_bytes", amount), Part("reading", "host_bytes", amount)]
+    if kept.by_blocks:
+        whole = sizes.found.model_bytes * sizes.inside
+        parts.append(Part("reading", "read_bytes", whole, FIRST))
+    if kept.spilled:
+        times = sizes.blocks + kept.again * len(sizes.found.stages)
+        amount = times * sizes.state_bytes
+        parts.append(Part("reading", "read_bytes", amount, max(sizes.run.of_sequences())))
+    return parts
+
+
+def writing(sizes: Sizes, kept: Kept) -> list[Part]:
+    """The first process writes the checkpoint and the folder of finished layers."""
+    parts = [Part("writing", "write_bytes", 2 * sizes.found.stored_bytes, FIRST)]
+    if kept.spilled:
+        amount = sizes.blocks * sizes.state_bytes
+        parts.append(Part("writing", "write_bytes", amount, max(sizes.run.of_sequences())))
+    return parts
+
+
+def calibration(sizes: Sizes) -> list[Part]:
+    found, run = sizes.found, sizes.run
+    share = max(run.of_sequences())
+    tokens = run.tokens * sizes.streams
+    attention = attended(run.length, sizes.hidden) * sizes.blocks * tokens
+    moved = MOVED * sizes.hidden * found.compute.itemsize * sizes.blocks * tokens
+    products = FORWARDS * 2 * found.active * tokens + sizes.lent_flops()[0]
+    return [
+        Part("calibration", "forward_flops", products, share),
+        Part("calibration", "attention_flops", attention, share),
+        Part("calibration", "moved_bytes", moved, share),
+    ]
+
+
+def repeated(sizes: Sizes, kept: Kept) -> list[Part]:
+    """Runs that start anew go through half of their block on average, once for every stage."""
+    # what enters experts is kept, so that they count once
+    shares = sizes.found.shares
+    stages = sum(stage[0].name not in shares for stage in sizes.found.stages)
+    times = kept.again * (stages / sizes.blocks + bool(shares)) / 2
+    if not times:
+        return []
+    return [
+        Part("calibration again", part.rate, times * part.amount, part.share)
+        for part in calibration(sizes)
+    ]
+
+
+def hessians(sizes: Sizes) -> list[Part]:
+    amount = sizes.hessian_flops() + sizes.lent_flops()[1]
+    return [Part("Hessians", "gram_flops", amount, max(sizes.run.of_sequences()))]
+
+
+def probing(sizes: Sizes, trial: Trial) -> list[Part]:
+    """Every process disturbs every layer: a run of the blocks behind it, half of all on average."""
+    found = sizes.found
+    tokens = found.units * SEQUENCES * PROBED_LENGTH
+    # the head stays as it is, so its size is not in the survey
+    vocabulary = found.model.get_output_embeddings().weight.shape[0]  # pyright: ignore
+    head = 2 * found.units * SEQUENCES * POSITIONS * vocabulary * sizes.hidden
+    moved = MOVED * sizes.hidden * found.compute.itemsize * sizes.blocks * tokens / 2
+    attention = attended(PROBED_LENGTH, sizes.hidden) * sizes.blocks * tokens / 2
+    few = min(HESSIAN_TOKENS, sizes.run.tokens) / sizes.run.tokens
+    return [
+        Part("probing", "forward_flops", tokens * found.active + head),
+        Part("probing", "attention_flops", attention),
+        Part("probing", "moved_bytes", moved),
+        Part("probing", "gram_flops", few * sizes.hessian_flops()),
+        Part("probing", "factor_flops", sizes.factors()),
+        Part("probing", "coded_weights", sizes.sampled()),
+        Part("probing", "coded_matrices", FORETOLD * len(found.layers)),
+        Part("probing", "float32_flops", PROBED * sizes.rows_by_squares()),
+    ]
+
+
+def factoring(sizes: Sizes) -> list[Part]:
+    """Every process makes every factor, and takes the first one's."""
+    again = RIDGES if sizes.found.method.compensates else 0
+    return [Part("factors", "factor_flops", sizes.factors(again))]
+
+
+def targets(sizes: Sizes) -> Part:
+    """Targets are made by rows; the factors of their ridges are with the others."""
+    amount = AIMED * sizes.rows_by_squares(drifted=True)
+    return Part("targets", "float32_flops", amount, sizes.busiest(size_of, rows_of))
+
+
+def rounding(sizes: Sizes, trial: Trial) -> list[Part]:
+    size = sizes.rows_by_squares()
+    share = sizes.busiest(size_of, rows_of)
+    checked = trial.checks * size
+    if sizes.found.method.compensates:
+        checked += AIMED_CHECKS * sizes.rows_by_squares(drifted=True)
+    return [
+        Part("rounding", "solve_flops", trial.sweeps * size, share),
+        Part("rounding", "float64_flops", 2 * BLOCK_PASSES * checked, share),
+    ]
+
+
+def coding(sizes: Sizes, trial: Trial) -> list[Part]:
+    """Searches for the steps, and packing: by rows, by pieces of integers, and by every process.
+
+    How much of each there is was seen in the trial.
+    """
+    found = sizes.found
+    size = sizes.rows_by_squares()
+    by_rows = sizes.busiest(weights_of, rows_of)
+    by_pieces = sizes.busiest(weights_of, weights_of, PIECE)
+    of_rest = found.quantized / trial.rest_s
+    # what earlier errors add to all rows is drawn by a triangular solve, see settle.py
+    drawn = SOLVED * size if isinstance(found.method, ECLQ) else 0.0
+    return [
+        Part("coding", "coded_weights", of_rest * trial.rows_s, by_rows),
+        Part("coding", "coded_weights", of_rest * trial.pieces_s, by_pieces),
+        Part("coding", "coded_weights", of_rest * trial.each_s),
+        Part("coding", "coded_matrices", len(found.layers)),
+        Part("coding", "host_bytes", CODE_BYTES * trial.sweeps * found.quantized),
+        Part("coding", "float32_flops", drawn, sizes.busiest(size_of, rows_of)),
+        Part("coding", "float32_flops", REPORTED * size),
+    ]
+
+
+def exchange(sizes: Sizes, trial: Trial) -> list[Part]:
+    """All wait for each other before they send, part by part, what the others are to know."""
+    run = sizes.run
+    messages = trial.calls * sum(
+        count * (run.ranks + min(run.ranks, max(weights_of(kind) // PIECE, 1)))
+        for kind, count in sizes.layers.items()
+    )
+    return [
+        Part("exchange", "link_bytes", network_bytes(sizes, trial)),
+        Part("exchange", "link_messages", messages),
+    ]
+
+
+def network_bytes(sizes: Sizes, trial: Trial) -> int | float:
+    """Return what one process is sent: sums by a ring, factors, and what others made in parts."""
+    others = (sizes.run.ranks - 1) / sizes.run.ranks
+    ring = 2 * others * SUM_BYTES * sizes.summed()
+    squares = sum(count * stage.columns**2 for stage, count in sizes.stages.items())
+    told = trial.told * sizes.found.quantized
+    if sizes.found.method.compensates:
+        told += AIMED_BYTES * sizes.drifted
+    made = others * told
+    return ring + FACTOR_BYTES * squares + made if others else 0.0

@@ -1,0 +1,104 @@
+"""Experts that few tokens reach: their Hessians borrow from all tokens of their layer."""
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from nearplane.model.experts import Experts
+from nearplane.walk.hidden_states import States, each
+from nearplane.walk.input_statistics import Seen, see
+from nearplane.walk.ranks import ALONE, Ranks
+from nearplane.walk.streams import Given, Streams
+from nearplane.walk.trace import Stage
+
+ENOUGH = 4  # tokens a column: from here on a Hessian stands alone
+LENT = 1  # tokens a column: what others weigh beside fewer
+
+
+@dataclass(frozen=True)
+class Entered:
+    """The tokens that enter the experts of a layer, batch by batch.
+
+    - `ranks`: the processes that have others; all of them ask for the same at the same time.
+    """
+
+    among: Experts
+    batches: States
+    ranks: Ranks = ALONE
+
+    @cached_property
+    def shared(self) -> Seen:
+        """The Hessian that all of them make."""
+        columns = next(iter(self.among)).first[0].weight.shape[1]
+        return see(columns, map(Given, each(self.batches)), self.ranks)
+
+    @cached_property
+    def total(self) -> int:
+        """How many there are."""
+        return self.ranks.total(sum(map(len, each(self.batches))))
+
+    def lent(self, stage: Stage) -> Seen:
+        """Return the Hessian that a stage of an expert would have if other tokens came to it.
+
+        Layers that are given an expert's tokens are lent all of them. A down projection is lent
+        what its own expert's layers, which are quantized by now, make of ENOUGH of them: the inner
+        states of another expert are other features.
+        """
+        if stage.expert is None or stage.layers[0].module is not stage.expert.down_proj:
+            return self.shared
+        columns = stage.layers[0].shape[1]
+        with torch.no_grad():
+            inner = (self.among.inner(stage.expert, x) for x in self.picked(ENOUGH * columns))
+            return see(columns, map(Given, inner), self.ranks)
+
+    def picked(self, count: int) -> Iterable[Tensor]:
+        """Yield about `count` tokens, evenly spaced, or all if there are fewer."""
+        every = max(1, self.total // max(count, 1))
+        first = 0
+        for batch in each(self.batches):
+            yield batch[first::every]
+            first = (first - len(batch)) % every
+
+    def blended(self, stage: Stage, own: Seen) -> Seen:
+        """Return what an expert's own tokens came to, with borrowed ones if they are few.
+
+        H = (n H_own + m H_lent) / (n + m)   for n tokens and m = borrowed(n, columns)
+        """
+        count = borrowed(own.tokens, len(own.hessian))
+        lent = self.lent(stage) if count else own
+        if not count or not lent.tokens:
+            return own
+        weight = own.tokens + count
+        hessian = (own.tokens * own.hessian + count * lent.hessian) / weight
+        return replace(own, hessian=hessian, borrowed=count)
+
+
+@dataclass
+class Entering:
+    """The tokens that enter each of a block's experts, taken from its runs once."""
+
+    streams: Streams
+    ranks: Ranks = ALONE
+    states: Callable[[], States] = list
+    known: dict[Experts, Entered] = field(default_factory=dict)
+
+    def of(self, stage: Stage) -> Entered | None:
+        """Return what enters the experts that a stage is part of; None if it is part of none.
+
+        To be asked before what the stage is given.
+        """
+        among = stage.among
+        if among is not None and among not in self.known:
+            self.known[among] = Entered(among, self.streams.entered(among, self.states), self.ranks)
+        return None if among is None else self.known[among]
+
+
+def borrowed(tokens: int, columns: int) -> int:
+    """Return how many tokens others lend to a Hessian of so many tokens and columns.
+
+    One a column, and none where four a column have come; in between, what is lacking to four.
+    """
+    return max(0, min(LENT * columns, ENOUGH * columns - tokens))

@@ -1,0 +1,63 @@
+"""Tensors <-> one row of bytes that processes send each other, integers as narrow as they are."""
+
+import json
+from math import prod
+
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+from nearplane.model.compute_dtype import name_of
+
+WORD = 8  # every part begins at a multiple of it, so that it can be read in place
+NARROW = (torch.int8, torch.int16, torch.int32)
+
+
+def narrowest(tensor: Tensor) -> Tensor:
+    """Return integers in the smallest signed type that holds them; anything else as it is."""
+    if tensor.dtype not in (torch.int16, torch.int32, torch.int64) or not tensor.numel():
+        return tensor
+    low, high = (int(end) for end in tensor.aminmax())
+    for dtype in NARROW:
+        info = torch.iinfo(dtype)
+        if info.min <= low and high <= info.max:
+            return tensor.to(dtype)
+    return tensor
+
+
+def wrapped(tensors: tuple[Tensor, ...]) -> UInt8[Tensor, " bytes"]:
+    """Return one row of bytes that `unwrapped` makes the tensors of again, bit by bit."""
+    sent = [narrowest(tensor).contiguous() for tensor in tensors]
+    forms = [
+        (name(tensor), name(small), list(tensor.shape))
+        for tensor, small in zip(tensors, sent, strict=True)
+    ]
+    head = json.dumps(forms).encode()
+    parts = [torch.tensor([len(head)]), torch.frombuffer(bytearray(head), dtype=torch.uint8), *sent]
+    sizes = [padded(part.nbytes) for part in parts]
+    whole = torch.zeros(sum(sizes), dtype=torch.uint8)
+    for part, place in zip(parts, whole.split(sizes), strict=True):
+        place[: part.nbytes].view(part.dtype).copy_(part.view(-1))
+    return whole
+
+
+def unwrapped(parcel: UInt8[Tensor, " bytes"]) -> tuple[Tensor, ...]:
+    """Return the tensors that `wrapped` was given."""
+    length = int(parcel[:WORD].view(torch.int64))
+    forms = json.loads(parcel[WORD : WORD + length].numpy().tobytes())
+    at, tensors = WORD + padded(length), []
+    for meant, sent, shape in forms:
+        dtype = getattr(torch, sent)
+        size = prod(shape) * dtype.itemsize
+        part = parcel[at : at + size].view(dtype).view(shape)
+        tensors.append(part.to(getattr(torch, meant)))
+        at += padded(size)
+    return tuple(tensors)
+
+
+def name(tensor: Tensor) -> str:
+    return name_of(tensor.dtype)
+
+
+def padded(size: int) -> int:
+    return -(-size // WORD) * WORD

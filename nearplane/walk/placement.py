@@ -1,0 +1,136 @@
+"""A model's weights while it runs: in place, and in the type that products run in.
+
+What is stored in a type that this processor multiplies slowly is widened for as long as it is
+computed with: a block at a time, and what is outside of the blocks only while that runs.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from nearplane.model.block_loading import InMemory, Shelf
+from nearplane.model.blocks import find_blocks
+
+Parts = Iterable[tuple[str, nn.Module]]
+Tensors = dict[str, Any]  # of a module, by name: its parameters, or its buffers
+
+
+@dataclass(frozen=True)
+class Converted:
+    """A tensor of a module that another one stands in for.
+
+    - `address`: of the numbers of `now` when it took the place of `before`.
+    """
+
+    tensors: Tensors
+    name: str
+    before: Tensor
+    now: Tensor
+    address: int
+
+    def undo(self) -> None:
+        """Put the tensor back; where its stand-in was given other numbers, with these."""
+        if self.now.data_ptr() != self.address:
+            self.before.data = self.now.data
+        self.tensors[self.name] = self.before
+
+
+@dataclass
+class Weights:
+    """The weights of a model that runs, or whose blocks run one by one.
+
+    - `shelf`: where those of its blocks are.
+    - `dtype`: of the products; None is as stored. Tensors that it holds exactly are converted, and
+      parameters of the model's own type, but for those that its class wants in float32.
+    """
+
+    model: nn.Module
+    shelf: Shelf = field(default_factory=InMemory)
+    dtype: torch.dtype | None = None
+    stored: dict[int, Tensor] = field(default_factory=dict)
+
+    @cached_property
+    def blocks(self) -> nn.ModuleList:
+        return find_blocks(self.model)[1]
+
+    @contextmanager
+    def block(self, index: int) -> Iterator[None]:
+        """Have the weights of a block in place, and in the type of the products, for a while."""
+        with self.shelf.held(index), self.converted(self.blocks[index].named_modules()):
+            yield
+
+    @contextmanager
+    def outside(self) -> Iterator[None]:
+        """Have what is outside of the blocks in the type of the products for a while."""
+        inside = set(self.blocks.modules())
+        with self.converted((n, m) for n, m in self.model.named_modules() if m not in inside):
+            yield
+
+    def original(self, module: nn.Module) -> Tensor:
+        """Return the weight of a linear layer as it is stored, also while it is converted."""
+        weight = module.get_parameter("weight")
+        return self.stored.get(id(weight), weight).detach()
+
+    @contextmanager
+    def converted(self, parts: Parts) -> Iterator[None]:
+        """Have the numbers of some modules in another type; what is changed then stays changed."""
+        made: dict[int, Tensor] = {}
+        swaps: list[Converted] = []
+        try:
+            for tensors, name, before in self.to_convert(parts):
+                # tied parameters stay tied
+                now = made.setdefault(id(before), before)
+                if now is before:
+                    now = made[id(before)] = in_type(before, self.dtype)
+                    self.stored[id(now)] = before
+                swaps.append(Converted(tensors, name, before, now, now.data_ptr()))
+                tensors[name] = now
+            yield
+        finally:
+            for swap in swaps:
+                swap.undo()
+                self.stored.pop(id(swap.now), None)
+
+    def to_convert(self, parts: Parts) -> Iterator[tuple[Tensors, str, Tensor]]:
+        """Yield the tensors of some modules that are of another type than the products."""
+        for prefix, module in parts if self.dtype is not None else ():
+            for tensors in (module._parameters, module._buffers):
+                for name, tensor in list(tensors.items()):
+                    if tensor is not None and self.converts(f"{prefix}.{name}", tensor):
+                        yield tensors, name, tensor
+
+    def converts(self, name: str, tensor: Tensor) -> bool:
+        """Whether the products need a tensor in another type."""
+        if tensor.dtype == self.dtype or not tensor.is_floating_point() or tensor.is_meta:
+            return False
+        if torch.promote_types(tensor.dtype, self.dtype) == self.dtype:
+            return True
+        # what is wider than the model is so on purpose, and so are buffers: frequencies, scales
+        if tensor.dtype != self.own_dtype or not isinstance(tensor, nn.Parameter):
+            return False
+        return not any(pattern.search(name) for pattern in self.kept_wide)
+
+    @cached_property
+    def own_dtype(self) -> torch.dtype:
+        """The type that the model is loaded in: of its first parameter."""
+        return next(self.model.parameters()).dtype
+
+    @cached_property
+    def kept_wide(self) -> list[re.Pattern[str]]:
+        """The names of what the model's class wants in float32, whatever it is loaded in."""
+        model: Any = self.model
+        wanted = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
+        names = [part for each in wanted for part in getattr(model, each, None) or ()]
+        return [re.compile(rf"(^|\.){re.escape(name)}(\.|$)") for name in names]
+
+
+def in_type(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+    """Return the same numbers in another type, a parameter as a parameter."""
+    made = tensor.detach().to(dtype)
+    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
