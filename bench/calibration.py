@@ -22,7 +22,7 @@ from typing import Any
 import tiny
 
 import nearplane as npl
-from nearplane.cli.evaluate import open_model
+from nearplane.cli.evaluate import open_any
 from nearplane.cli.quiet import quiet
 from nearplane.evaluate.divergence import divergence
 from nearplane.evaluate.perplexity import Cut, cut_text
@@ -69,7 +69,7 @@ def row(args: argparse.Namespace, size: str, work: Path) -> dict[str, Any]:
     out, report = quantized(args, size, work)
     account = report["recipe"]["calibration"]
     widest = max(layer["columns"] for layer in report["layers"])
-    (model, tokenizer), (reference, _) = (open_model(str(d), True) for d in (out, args.model))
+    (model, tokenizer), (reference, _) = (open_any(str(d), True) for d in (out, args.model))
     cut = Cut(args.context, None, args.windows)
     found = divergence(model, reference, cut_text(args.text, tokenizer, cut), cut)
     return {

@@ -33,7 +33,7 @@ import cpu_rows
 import numpy as np
 import tiny
 import torch
-from cpu_rows import Rates, Row
+from cpu_rows import Row, Throughput
 from peers.pipe import Worker, WorkerError
 from records import MODELS, Kind, Model
 
@@ -65,7 +65,7 @@ ASKED = [
     ((SPARSE, "avx2"), (SPARSE, None), 0.25),
 ]
 
-Samples = dict[Row, list[Rates]]
+Samples = dict[Row, list[Throughput]]
 
 
 def wanted(kernel: str, only: list[str] | None) -> bool:
@@ -134,7 +134,7 @@ def measure(rows: list[Row], threads: int, rounds: int, seconds: float) -> Sampl
     return samples
 
 
-def results(row: Row, rates: list[Rates], threads: int) -> list[dict[str, Any]]:
+def results(row: Row, rates: list[Throughput], threads: int) -> list[dict[str, Any]]:
     """Return what --json writes of a row: its whole block, then every shape."""
     found, model = [], row.model
     for shape in rates[0]:

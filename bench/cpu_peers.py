@@ -8,9 +8,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cpu_rows import Rates, Row, copies
+from cpu_rows import Row, Throughput, copies
 from peers.environment import FOLDER, InstallError, install, installed, peer_python
-from peers.pipe import Worker, settle
+from peers.pipe import Worker, meet_rate
 from records import Model
 
 HERE = Path(__file__).resolve().parent / "peers"
@@ -86,9 +86,9 @@ def make_gguf(
     return worker("make", path=path, kind=kind, ends=ends, **sizes)
 
 
-def runner(worker: Worker, name: str, batch: int, weights: int) -> Callable[[int], Rates]:
-    def run(threads: int) -> Rates:
-        settle()
+def runner(worker: Worker, name: str, batch: int, weights: int) -> Callable[[int], Throughput]:
+    def run(threads: int) -> Throughput:
+        meet_rate()
         seconds = worker("forward", name=name, batch=batch, threads=threads)
         return {None: weights / seconds / 1e9}
 

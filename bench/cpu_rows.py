@@ -26,7 +26,7 @@ from nearplane.codes import resident
 from nearplane.kernels import cpu
 
 # Gweights/s of every shape, and under None of the whole pass
-Rates = dict[Shape | None, float]
+Throughput = dict[Shape | None, float]
 
 LIMITS = {torch.float32: 2e-6, torch.bfloat16: 4e-3}
 CHECK_ROWS = 1024  # of a weight at a time, in float64
@@ -43,7 +43,7 @@ class Row:
     """
 
     kernel: str
-    run: Callable[[int], Rates]
+    run: Callable[[int], Throughput]
     bits: float | None = None
     outliers: float | None = None
     resident_bits: float | None = None
@@ -134,7 +134,7 @@ def ours(
             for shape, laid in layers
         ]
 
-        def run(threads: int) -> Rates:
+        def run(threads: int) -> Throughput:
             cpu.choose(isa)
             return timed(calls, threads)
 
@@ -163,7 +163,7 @@ def activations(model: Model, batch: int, dtype: torch.dtype) -> dict[int, Tenso
     return {n: torch.randn(batch, n).to(dtype) for n in (model.hidden, model.feed_forward)}
 
 
-def timed(calls: list[tuple[Shape, Callable[[], object]]], threads: int) -> Rates:
+def timed(calls: list[tuple[Shape, Callable[[], object]]], threads: int) -> Throughput:
     """Return the rates of one pass through the calls."""
     torch.set_num_threads(threads)
     for _, call in calls:
@@ -191,7 +191,7 @@ def bandwidth() -> Row:
     read_all.restype = ctypes.c_uint64
     memory = torch.ones(8 * cache_bytes(), dtype=torch.uint8)
 
-    def run(threads: int) -> Rates:
+    def run(threads: int) -> Throughput:
         read_all(memory.data_ptr(), len(memory), threads)
         started = time.perf_counter()
         read_all(memory.data_ptr(), len(memory), threads)

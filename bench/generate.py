@@ -32,7 +32,7 @@ import cpu_peers
 import numpy as np
 import tiny
 from peers.environment import FOLDER
-from peers.pipe import Worker, WorkerError, settle
+from peers.pipe import Worker, WorkerError, meet_rate
 from records import Model
 
 HERE = Path(__file__).resolve().parent
@@ -126,7 +126,7 @@ def measure(rows: list[Row], args: argparse.Namespace, threads: int) -> None:
     for row in rows:
         peer = row.kind.startswith("llama.cpp")
         for name in MEASURES[:1] if peer else MEASURES:
-            settle()
+            meet_rate()
             seconds = row.worker(name, **wanted, **({"name": row.model} if peer else {}))[1:]
             row.speeds[name].append(len(seconds) / sum(seconds))
         if not peer:

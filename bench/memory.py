@@ -94,7 +94,7 @@ def child(options: argparse.Namespace) -> None:
     )
 
 
-def measured(
+def measured_throughput(
     model: Path, out: Path, options: argparse.Namespace, allowed: int
 ) -> tuple[int, float]:
     """Return the peak of a run's resident memory, bytes, and its seconds."""
@@ -141,7 +141,7 @@ def main() -> None:
     try:
         size = write_model(room / "large", options, options.blocks)
         allowed = bytes_of("--memory", options.memory) if options.memory else size // 2
-        peak, seconds = measured(room / "large", room / "large-out", options, allowed)
+        peak, seconds = measured_throughput(room / "large", room / "large-out", options, allowed)
         print(
             f"{options.method}: a model of {size / 1e9:.3f} GB in {allowed / 1e9:.3f} GB: peak "
             f"{peak / 1e9:.3f} GB ({peak / allowed:.2f} of it), {seconds:.0f} s"
@@ -150,7 +150,7 @@ def main() -> None:
             write_model(room / "small", options, max(2, options.blocks // 10))
             runs = {}
             for name, bytes_ in (("all", 10**12), ("little", allowed)):
-                runs[name] = measured(room / "small", room / name, options, bytes_)
+                runs[name] = measured_throughput(room / "small", room / name, options, bytes_)
             all_, little = records(room / "all"), records(room / "little")
             same = all_.keys() == little.keys() and all(all_[n].equal(little[n]) for n in all_)
             print(

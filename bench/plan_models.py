@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from nearplane.methods import METHODS
-from nearplane.plan.devices import rates_of
+from nearplane.plan.devices import stated_throughput
 from nearplane.plan.estimate import Estimate, estimate
 from nearplane.plan.survey import survey
 
@@ -97,7 +97,7 @@ def written(place: Path, models: dict[str, dict] = MODELS) -> Iterator[Path]:
 def on_device(here: Estimate, device: str, ranks: int) -> Estimate:
     """Return the same run elsewhere, by what was measured here once."""
     # main has set one thread, so that the rate is that of one core
-    rates = rates_of(device, ranks, here.trial)
+    rates = stated_throughput(device, ranks, here.trial)
     run = replace(here.run, ranks=ranks)
     return replace(here, run=run, rates=rates, device=device, allowed=None)
 

@@ -33,7 +33,7 @@ import quality_rows
 import tiny
 from peers.environment import FOLDER, InstallError, install, peer_python
 from quality_report import Store, heading, line, plot
-from quality_rows import Row, Wanted
+from quality_rows import CalibrationRequest, Row
 from speed import HERE, ROOT, Run, environment, machine, measure
 
 
@@ -51,7 +51,7 @@ def run(args: argparse.Namespace) -> int:
     rows = quality_rows.chosen(quality_rows.all_rows(wanted), args.only, args.skip)
     store = Store(args.json, settings_of(args, wanted), args.append)
     if args.missing:
-        rows = [row for row in rows if not store.measured(row.name)]
+        rows = [row for row in rows if not store.measured_throughput(row.name)]
     bench = Bench(args, args.work)
     if rows:
         bench.cut_tokens()
@@ -66,7 +66,7 @@ def run(args: argparse.Namespace) -> int:
             print(f"  note: {found['note']}", flush=True)
     if args.plot:
         plot(store.rows, quality_rows.LABELS, args.plot)
-    return int(not any(store.measured(row.name) for row in rows) and bool(rows))
+    return int(not any(store.measured_throughput(row.name) for row in rows) and bool(rows))
 
 
 class Failed(RuntimeError):
@@ -110,7 +110,7 @@ class Bench:
         """Let a tool quantize the model; return what that cost."""
         python = self.interpreter(row.peer)
         before = [self.prepare(row.fold)] if row.method == "llamacpp" else []
-        run = self.measured(row.name, python, row.command, row.fold)
+        run = self.measured_throughput(row.name, python, row.command, row.fold)
         return {
             "seconds": sum(r.wall_s for r in [*before, run]),
             "peak_bytes": max(r.rss_bytes for r in [*before, run]),
@@ -123,10 +123,14 @@ class Bench:
         """Write llama.cpp's input and importance matrix, once; their cost counts for every row."""
         if fold not in self.prepared:
             command = ("gguf_of.py", "{model}", "{tokens}", "{out}", *["--fold"][: int(fold)])
-            self.prepared[fold] = self.measured(prepared_name(fold), sys.executable, command, fold)
+            self.prepared[fold] = self.measured_throughput(
+                prepared_name(fold), sys.executable, command, fold
+            )
         return self.prepared[fold]
 
-    def measured(self, name: str, python: str, command: tuple[str, ...], fold: bool) -> Run:
+    def measured_throughput(
+        self, name: str, python: str, command: tuple[str, ...], fold: bool
+    ) -> Run:
         """Run one file of bench/peers."""
         filled = {
             "{model}": str(self.args.model),
@@ -176,17 +180,17 @@ def prepared_name(fold: bool) -> str:
     return "gguf-folded" if fold else "gguf"
 
 
-def wanted_of(args: argparse.Namespace) -> Wanted:
+def wanted_of(args: argparse.Namespace) -> CalibrationRequest:
     """Return what the rows depend on."""
     columns = quality_rows.columns_of(args.model)
     group_size = args.group_size or quality_rows.group_size_for(columns)
     ablation = args.ablation
     if ablation is not None:
         ablation = ablation or [quality_rows.ABLATION_RATE]
-    return Wanted(args.rates, group_size, columns, ablation or [], args.autoround_iters)
+    return CalibrationRequest(args.rates, group_size, columns, ablation or [], args.autoround_iters)
 
 
-def settings_of(args: argparse.Namespace, wanted: Wanted) -> dict[str, Any]:
+def settings_of(args: argparse.Namespace, wanted: CalibrationRequest) -> dict[str, Any]:
     """Return what was asked for; rows with the same "compared" can stand beside each other."""
     named = ("sequences", "length", "context", "windows", "arithmetic")
     compared = {name: getattr(args, name) for name in named}

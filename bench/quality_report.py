@@ -54,7 +54,7 @@ class Store:
                     f"not {value!r}: its rows cannot stand beside these"
                 )
 
-    def measured(self, name: str) -> bool:
+    def measured_throughput(self, name: str) -> bool:
         """Whether there is a row of that name that did not fail."""
         return any(row["name"] == name and "failed" not in row for row in self.rows)
 

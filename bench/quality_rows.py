@@ -89,7 +89,7 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Wanted:
+class CalibrationRequest:
     """What the rows depend on.
 
     - `columns`: the different numbers of columns of the model's linear layers.
@@ -109,7 +109,7 @@ class Wanted:
         return sorted({int(rate) for rate in self.rates})
 
 
-def all_rows(wanted: Wanted) -> list[Row]:
+def all_rows(wanted: CalibrationRequest) -> list[Row]:
     """Return every row: the model as it is, nearplane's methods, the peers."""
     made = [Row("bf16", "bf16", "", note="the model as it is")]
     for method, fields in BY_BITS.items():
@@ -137,7 +137,7 @@ def ablated(rate: float, change: dict[str, Any]) -> Row:
     return ours(name, FLAGSHIP, f"{rate:g}, {said}", {"bpw": rate, **change})
 
 
-def peer_rows(wanted: Wanted) -> list[Row]:
+def peer_rows(wanted: CalibrationRequest) -> list[Row]:
     """Return the rows of the peers that take bits and groups."""
     made = []
     given = wanted.iterations
@@ -154,7 +154,7 @@ def peer_rows(wanted: Wanted) -> list[Row]:
     return made
 
 
-def llama_rows(wanted: Wanted) -> list[Row]:
+def llama_rows(wanted: CalibrationRequest) -> list[Row]:
     """Return the rows of llama.cpp's types that are about as large as the rates."""
     low, high = math.floor(min(wanted.rates)), math.ceil(max(wanted.rates))
     types = [name for name, bits in LLAMA_TYPES.items() if low <= bits <= high]

@@ -68,11 +68,17 @@ def calibration(ranks: Any, hidden: int) -> Callable[[], Any]:
     from transformers import LlamaConfig, LlamaForCausalLM
 
     from nearplane.methods import RTN
+    from nearplane.walk.rounding import Rounder
     from nearplane.walk.walk import Walk
 
-    class Unrounded(Walk):
-        def round(self, layers, seen):
+    class Nothing(Rounder):
+        def round(self, layers, inputs):
             yield from ()
+
+    class Unrounded(Walk):
+        def rounder_for(self, found):
+            parts = found.placement, found.trace, found.layers, self.rules, self.ranks, self.bits
+            return Nothing(self.method, *parts)
 
     sizes = {"hidden_size": hidden, "intermediate_size": 8 * hidden // 3, "num_hidden_layers": 2}
     heads = dict.fromkeys(("num_attention_heads", "num_key_value_heads"), hidden // 64)

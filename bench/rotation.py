@@ -19,11 +19,11 @@ import tiny
 import torch
 
 import nearplane as npl
-from nearplane.model.open_model import open_source
-from nearplane.walk.calibration import Wanted, calibrate
+from nearplane.model.open_model import open_model
+from nearplane.walk.calibration import CalibrationRequest, calibrate
 from nearplane.walk.capture import PausedRun, calls_of_blocks
 from nearplane.walk.hessian import HessianSum
-from nearplane.walk.trace import observe
+from nearplane.walk.trace import trace_model
 
 
 def arguments() -> argparse.Namespace:
@@ -40,15 +40,15 @@ def arguments() -> argparse.Namespace:
 
 def layers(wanted: argparse.Namespace):
     """Yield name, weight and Hessian of every layer of a few blocks."""
-    source = open_source(wanted.model)
-    size = Wanted(wanted.sequences, wanted.length)
+    source = open_model(wanted.model)
+    size = CalibrationRequest(wanted.sequences, wanted.length)
     tokens, _ = calibrate(wanted.calibration, source.tokenizer, size)
-    plan = observe(source.model, tokens)
-    call = calls_of_blocks(source.model, plan.blocks, plan.tuples, tokens)
-    hidden, count = call[0].hidden, len(plan.blocks)
+    trace = trace_model(source.model, tokens)
+    call = calls_of_blocks(source.model, trace.blocks, trace.tuples, tokens)
+    hidden, count = call[0].hidden, len(trace.blocks)
     chosen = {round((i + 0.5) * count / wanted.blocks) for i in range(wanted.blocks)}
-    for index, block in enumerate(plan.blocks):
-        stages = plan.stages[index]
+    for index, block in enumerate(trace.blocks):
+        stages = trace.stages[index]
         run = PausedRun(block, [s.layers[0].module for s in stages], call[index].on(hidden))
         for stage in stages:
             inputs = run.to(stage.layers[0].module)

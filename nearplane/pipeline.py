@@ -18,42 +18,42 @@ from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companion_files import companion_files
 from nearplane.export.ledger import Ledger, digest
 from nearplane.export.output_directory import check_space
-from nearplane.export.uncompressed import remaining_tensors
+from nearplane.export.uncompressed import uncompressed_tensors
 from nearplane.methods import Method
-from nearplane.model.block_loading import InMemory
 from nearplane.model.compute_dtype import AUTO, TYPES, check_arithmetic, name_of
-from nearplane.model.experts import Experts, join_experts_
-from nearplane.model.open_model import Source, location, open_source, open_tokenizer
+from nearplane.model.open_model import OpenModel, open_model, open_tokenizer
 from nearplane.model.process_memory import available_bytes, forget_file_pages
-from nearplane.plan.calibration_size import Amount
-from nearplane.plan.offload import Means, means_of
-from nearplane.plan.run_size import Run
+from nearplane.model.selection import Rules
+from nearplane.plan.calibration_size import CalibrationSize
+from nearplane.plan.offload import Offload, choose_offload
+from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey, survey
-from nearplane.types import LayerReport, NearplaneError, Step, silent
+from nearplane.types import LayerReport, NearplaneError, Progress, no_progress
 from nearplane.version import __version__
-from nearplane.walk.calibration import Account, Text, Wanted, calibrate
+from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount, calibrate
+from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import count_bits, run_report
-from nearplane.walk.walk import Rules, Walk
+from nearplane.walk.walk import Walk
 
 MANY_BYTES = 1 << 24  # of a mapped tensor, after which its pages are let go
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """Who is told of a run's progress.
+    """Functions that a run calls as it goes on.
 
     - `says` gets sentences; `done` every layer as it is done, and how many there are.
-    - `step` gets the name of what is done before, and the share of it that has been.
+    - `progress` gets the name of what is done before, and the share of it that has been.
     """
 
     says: Callable[[str], None] = lambda sentence: None
     done: Callable[[LayerReport, int], None] = lambda report, layers: None
-    step: Step = silent
+    progress: Progress = no_progress
 
 
 def quantize(
-    model: str | Path,
+    model: str | Path | Survey,
     out: str | Path,
     method: Method,
     calibration: Text,
@@ -74,7 +74,7 @@ def quantize(
     Blocks are done one after the other, each on what the quantized ones before it give; `out`
     appears when all is done, or not at all. Returns the report that is stored as report.json.
 
-    - `model`: a directory, a hub name or a .gguf file.
+    - `model`: a directory, a hub name or a .gguf file; or its survey by `plan.survey`.
     - `calibration`: a .txt, .jsonl or .parquet file, strings, token tensors or a data set's name.
     - `sequences`, `length`: at most so many, of so many tokens; see `walk.calibration` if None.
     - `seconds`: in place of `sequences`, about how long the run may take; picks as many as fit.
@@ -83,43 +83,43 @@ def quantize(
     - `memory`: bytes that a process keeps within, at the price of time; what there is if None.
     - `arithmetic`: the type of products, by name; "auto": see `nearplane.model.compute_dtype`.
 
-    Finished layers are kept on disk beside `out` until it appears (`export.ledger`). Processes of
-    torchrun share calibration and rows. NearplaneError for what a better input would mend.
+    Processes of torchrun share calibration and rows. Raises NearplaneError for what a better input
+    would mend; finished layers are then kept on disk for a run that resumes.
     """
     ranks = Ranks.joined()
     watcher = watcher if watcher and ranks.first else Watcher()
     check_arithmetic(arithmetic)
-    amount = Amount(calibration, sequences, length, seconds)
-    started, rules = time.perf_counter(), rules or Rules()
-    kept = Ledger(out, ranks.first, ranks.bytes_of_first)
-    made = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
-    with made as writer, keeping(kept, watcher, resume) as ledger:
+    asked, started = CalibrationSize(calibration, sequences, length, seconds), time.perf_counter()
+    ledger = Ledger(out, ranks.first, ranks.bytes_of_first)
+    writing = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
+    with writing as writer, keeping(ledger, watcher, resume):
         earlier = earlier_recipe(ledger) if resume else {}
-        kind = earlier.get("arithmetic", AUTO) if arithmetic == AUTO else arithmetic
-        found = same_for_all(survey(model, method, rules, trust_remote_code, False, kind), ranks)
-        size = amount.size(found, ranks, memory, earlier.get("calibration"), watcher.says)
-        means = means_for(found, size, ranks, memory)
+        found = surveyed(model, method, rules, trust_remote_code)
+        found = in_one_dtype(found, earlier, arithmetic, ranks)
+        size = asked.size(found, ranks, memory, earlier.get("calibration"), watcher.says)
+        offload = offload_for(found, size, ranks, memory)
         check_space(out, found.model_bytes)
-        reader = open_tokenizer(location(model, trust_remote_code))
-        wanted = Wanted(*size, chat_template)
-        tokens, account = calibrated(found, reader, calibration, wanted, watcher)
-        source = open_source(model, trust_remote_code, means.by_blocks, tokenizer=reader)
-        told = {"keeper": ledger, "ranks": ranks, "shelf": source.shelf, "room": means.room(out)}
-        walk = Walk(source.model, method, tokens, rules, dtype=found.compute, **told)
+        tokenizer = open_tokenizer(found.empty.where)
+        request = CalibrationRequest(*size, chat_template)
+        tokens, account = calibrated(found, tokenizer, calibration, request, watcher)
+        source = open_model(found.empty, by_blocks=offload.by_blocks, tokenizer=tokenizer)
+        place = Placement(source.model, source.loader, found.compute, offload.limits(out))
+        parts = {"selection": found.selection, "store": ledger, "ranks": ranks, "placement": place}
+        walk = Walk(source.model, method, tokens, found.selection.rules, **parts).prepare()
         recipe = method.recipe() | recipe_of_run(account, found)
         differing = ledger.begin(dependencies(source, recipe, walk), resume)
-        tell_oddities([arithmetic_sentence(found), *walk.left_out], differing, watcher)
+        say_first([arithmetic_sentence(found), *walk.left_out], differing, watcher)
         recipe |= allocated(walk, ledger, watcher)
         finish = Finish(source, walk, written(walk, writer, watcher), recipe)
         return finish.store(writer, time.perf_counter() - started)
 
 
 @contextmanager
-def keeping(ledger: Ledger, watcher: Watcher, resume: bool) -> Iterator[Ledger]:
+def keeping(ledger: Ledger, watcher: Watcher, resume: bool) -> Iterator[None]:
     """Say what is kept when a run ends before its time; keep nothing of one that is finished."""
     ledger.refuse_unasked(resume)
     try:
-        yield ledger
+        yield
     except BaseException:
         if ledger.kept:
             watcher.says(
@@ -137,7 +137,7 @@ def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
     for layer, quantized, report in walk:
         writer.add(f"{layer.name}.record", quantized.record)
         reports.append(report)
-        watcher.done(report, len(walk.wanted))
+        watcher.done(report, len(walk.layers))
     return reports
 
 
@@ -148,7 +148,7 @@ def earlier_recipe(ledger: Ledger) -> dict[str, Any]:
     return found if isinstance(found, dict) and found.get("arithmetic") in TYPES else {}
 
 
-def recipe_of_run(account: Account, found: Survey) -> dict[str, Any]:
+def recipe_of_run(account: TokenAccount, found: Survey) -> dict[str, Any]:
     """Return what a recipe says beside the method: the calibration, and the type computed in."""
     return {"calibration": account.for_json(), "arithmetic": name_of(found.compute)}
 
@@ -158,13 +158,29 @@ def arithmetic_sentence(found: Survey) -> str:
     return f"stored in {name_of(found.dtype)}, computed in {name_of(found.compute)}"
 
 
-def same_for_all(found: Survey, ranks: Ranks) -> Survey:
-    """Return the survey with the type that the first process computes in."""
-    first = ranks.bytes_of_first(name_of(found.compute).encode())
-    return found if first is None else replace(found, compute=getattr(torch, first.decode()))
+def surveyed(
+    model: str | Path | Survey, method: Method, rules: Rules | None, trust_remote_code: bool
+) -> Survey:
+    """Return the survey that was made already, or make it."""
+    if not isinstance(model, Survey):
+        return survey(model, method, rules, trust_remote_code)
+    if model.method != method or rules not in (None, model.selection.rules):
+        raise NearplaneError("the model was surveyed for another method, or under other rules")
+    return model
 
 
-def tell_oddities(facts: list[str], differing: list[str], watcher: Watcher) -> None:
+def in_one_dtype(found: Survey, earlier: dict[str, Any], arithmetic: str, ranks: Ranks) -> Survey:
+    """Return the survey with the type that all processes, and the earlier run, compute in.
+
+    - `arithmetic`: "auto" takes what the earlier run did, or what the first process found.
+    """
+    name = earlier.get("arithmetic", AUTO) if arithmetic == AUTO else arithmetic
+    own = found.compute if name == AUTO else TYPES[name]
+    first = ranks.bytes_of_first(name_of(own).encode()) or b""
+    return replace(found, compute=TYPES.get(first.decode(), own))
+
+
+def say_first(facts: list[str], differing: list[str], watcher: Watcher) -> None:
     """Say what there is to know of a run, and how it differs from the one that it goes on with."""
     for sentence in facts:
         watcher.says(sentence)
@@ -181,14 +197,14 @@ def allocated(walk: Walk, ledger: Ledger, watcher: Watcher) -> dict[str, Any]:
         return {}
     known = ledger.recall("allocation")
     if known is None:
-        ledger.remember("allocation", walk.allocate(watcher.step))
+        ledger.remember("allocation", walk.allocate(watcher.progress))
     else:
         walk.bits = known
     watcher.says(allocation_sentence(walk.bits))
     return {"allocation": walk.bits}
 
 
-def dependencies(source: Source, recipe: dict[str, Any], walk: Walk) -> dict[str, Any]:
+def dependencies(source: OpenModel, recipe: dict[str, Any], walk: Walk) -> dict[str, Any]:
     """Return all that the quantized layers depend on, but for the weights themselves."""
     config: Any = source.model.config
     model = json.loads(config.to_json_string(use_diff=False))
@@ -209,8 +225,8 @@ def dependencies(source: Source, recipe: dict[str, Any], walk: Walk) -> dict[str
 def code_digest() -> str:
     """Return the SHA-256 of the files that decide what a layer becomes.
 
-    The rooms from the opened model to the rounded integers; of the kernels what rounds. The planner,
-    the exporters and the command line are not among them.
+    The rooms from the opened model to the rounded integers; of the kernels what rounds. Neither the
+    planner nor exporters nor the command line are among them.
     """
     whole = hashlib.sha256()
     package = Path(__file__).parent
@@ -237,7 +253,7 @@ class Unwritten:
 class Finish:
     """A finished walk, on its way to the disk."""
 
-    source: Source
+    source: OpenModel
     walk: Walk
     reports: Sequence[LayerReport]
     recipe: dict[str, Any] = field(default_factory=dict)
@@ -246,7 +262,7 @@ class Finish:
         """Write what is not a record, let the checkpoint appear and return the report."""
         layers = {report.name for report in self.reports}
         other_bytes = other_numbers = 0
-        for name, tensor in self.remaining(layers):
+        for name, tensor in uncompressed_tensors(self.source.model, layers, self.source.loader):
             writer.add(name, tensor)
             other_bytes, other_numbers = other_bytes + tensor.nbytes, other_numbers + tensor.numel()
             if tensor.nbytes > MANY_BYTES:
@@ -265,23 +281,6 @@ class Finish:
             writer.finish(self.config(), files)
         return report
 
-    def remaining(self, layers: set[str]) -> Iterator[tuple[str, torch.Tensor]]:
-        """Yield what is stored as the model has it, block by block where blocks lie on disk."""
-        model: Any = self.source.model
-        kept = experts_with(layers, model)
-        if isinstance(self.source.shelf, InMemory):
-            join_experts_(model, kept)
-            yield from remaining_tensors(model, layers).items()
-            return
-        within = self.walk.plan.name + "."
-        yield from remaining_tensors(model, layers, lambda n: not n.startswith(within)).items()
-        for index, block in enumerate(self.walk.plan.blocks):
-            prefix = f"{within}{index}."
-            with self.source.shelf.held(index):
-                join_experts_(block, {name.removeprefix(prefix) for name in kept})
-                inside = remaining_tensors(model, layers, lambda n, p=prefix: n.startswith(p))
-                yield from inside.items()
-
     def config(self) -> dict[str, Any]:
         """Return the model's configuration with the quantization in it."""
         model: Any = self.source.model
@@ -292,27 +291,18 @@ class Finish:
         return config
 
 
-def experts_with(layers: set[str], model: Any) -> set[str]:
-    """Return the names of the experts that have a part in `layers`: stored one by one."""
-    return {
-        name
-        for name, module in model.named_modules()
-        if isinstance(module, Experts) and any(layer.startswith(f"{name}.") for layer in layers)
-    }
-
-
-def means_for(found: Survey, sizes: tuple[int, int], ranks: Ranks, memory: int | None) -> Means:
+def offload_for(found: Survey, sizes: tuple[int, int], ranks: Ranks, memory: int | None) -> Offload:
     """Return how a process keeps within its memory; NearplaneError if it cannot keep a promise."""
     sequences, length = sizes
-    run = Run(max(sequences, ranks.size), length, ranks.size)
+    run = RunSize(max(sequences, ranks.size), length, ranks.size)
     if memory is None:
-        return means_of(found, run, available_bytes() / ranks.size)
-    return means_of(found, run, memory, promised=True)
+        return choose_offload(found, run, available_bytes() / ranks.size)
+    return choose_offload(found, run, memory, promised=True)
 
 
 def calibrated(
-    found: Survey, tokenizer: Any, text: Text, wanted: Wanted, watcher: Watcher
-) -> tuple[torch.Tensor, Account]:
+    found: Survey, tokenizer: Any, text: Text, wanted: CalibrationRequest, watcher: Watcher
+) -> tuple[torch.Tensor, TokenAccount]:
     """Return a text as tokens and their account; say what became of it and what is odd about it."""
     tokens, account = calibrate(text, tokenizer, wanted)
     watcher.says(f"calibration: {account.sentence()}")
@@ -340,7 +330,7 @@ def allocation_sentence(bits: dict[str, float]) -> str:
     return f"bits per weight by equal slope: {', '.join(ranges) or 'no layer could be probed'}"
 
 
-def stored_companions(source: Source, made: Path) -> dict[str, Path]:
+def stored_companions(source: OpenModel, made: Path) -> dict[str, Path]:
     """Return the tokenizer's and the other files that go with the model.
 
     - `made`: an empty directory for files that have to be made, as of a GGUF file's tokenizer.

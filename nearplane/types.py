@@ -11,10 +11,10 @@ LONGEST_REMARK = 300  # characters of what a library says
 
 
 # is told what is being done, and what share of it has been
-Step = Callable[[str, float], None]
+Progress = Callable[[str, float], None]
 
 
-def silent(name: str, share: float) -> None:
+def no_progress(name: str, share: float) -> None:
     """Tell nobody of a step."""
 
 

@@ -28,10 +28,17 @@ class Watched(Walk):
 
     seen: dict[str, Tensor] = field(default_factory=dict)
 
-    def basis_of(self, seen, layers):
-        for layer in layers:
-            self.seen[layer.name] = seen.hessian.clone()
-        return super().basis_of(seen, layers)
+    def rounder_for(self, found):
+        rounder = super().rounder_for(found)
+        basis_of = rounder.basis_of
+
+        def noted(inputs, layers):
+            for layer in layers:
+                self.seen[layer.name] = inputs.hessian.clone()
+            return basis_of(inputs, layers)
+
+        rounder.basis_of = noted
+        return rounder
 
 
 def walked(model: nn.Module, method: Method, tokens: Tensor, ranks: Ranks) -> tuple[Walk, dict]:

@@ -20,7 +20,7 @@ from nearplane.cli.failure import exit_when_terminated
 from nearplane.lattice import k_best, nearest_plane, rate_aware_plane
 from nearplane.lattice.cross_target import Moments, choose_drifts, moved
 from nearplane.lattice.rate_aware import Prices
-from nearplane.methods import ECLQ, HPTQ, METHODS, SSQR, Aim, Method, RateError
+from nearplane.methods import ECLQ, HPTQ, METHODS, SSQR, Method, RateError, Target
 from nearplane.methods.certificate import Losses, measure
 from nearplane.model.blocks import Layer
 from nearplane.pipeline import Watcher
@@ -126,7 +126,7 @@ def small(name: str) -> Method:
 
 
 def every_method_as_alone() -> None:
-    """Record, codes, losses and bounds of each, alone, side by side and aimed."""
+    """Record, codes, losses and bounds of each, alone, side by side and towards a target."""
     ranks = Ranks.joined()
     # the second are several pieces of what is counted and bands of what is coded
     for rows, n in ((513, 64), (2100, 256)):
@@ -141,10 +141,10 @@ def every_method_as_alone() -> None:
             with ranks.sharing_rows():
                 shared = method.together(together, own)
             assert all(map(alike, alone, shared)), (method, rows)
-        aim = Aim(weight + 0.1 * weight.roll(1, 1))
-        alone = ECLQ(bpw=6.0).aimed(weight, basis, aim)
+        aim = Target(weight + 0.1 * weight.roll(1, 1))
+        alone = ECLQ(bpw=6.0).quantize_towards(weight, basis, aim)
         with ranks.sharing_rows():
-            assert alike(alone, ECLQ(bpw=6.0).aimed(weight, basis, aim))
+            assert alike(alone, ECLQ(bpw=6.0).quantize_towards(weight, basis, aim))
 
 
 def alike(one: QuantizedWeight, other: QuantizedWeight) -> bool:

@@ -18,20 +18,20 @@ from hypothesis import strategies as st
 
 import nearplane as npl
 from nearplane.methods import ECLQ, HPTQ, METHODS
-from nearplane.plan.footprint import BASE_BYTES, Memory, Needs
-from nearplane.plan.offload import Means, can_be_read_by_blocks, means_of, ways
+from nearplane.model.selection import Rules
+from nearplane.plan.footprint import BASE_BYTES, Memory, MemoryNeeds
+from nearplane.plan.offload import Offload, can_be_read_by_blocks, choose_offload, ways
+from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import survey
-from nearplane.plan.work import Run
 from nearplane.types import NearplaneError
-from nearplane.walk.walk import Rules
 from tests.cli import tiny
 from tests.walk import moe
 
 quantize_module = import_module("nearplane.pipeline")  # the package has a function of that name
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = torch.randint(2, 60, (4, 24), generator=torch.Generator().manual_seed(0))
-LEAST = Means(True, True, 0, 4, Memory(0, 0, 0), 0)
-SOME = Means(True, False, 1, 4, Memory(0, 0, 0), 0)
+LEAST = Offload(True, True, 0, 4, Memory(0, 0, 0), 0)
+SOME = Offload(True, False, 1, 4, Memory(0, 0, 0), 0)
 
 
 @pytest.fixture(scope="module")
@@ -48,10 +48,10 @@ def content(out: Path) -> dict[str, bytes]:
     return {p.name: p.read_bytes() for p in out.iterdir() if p.name.startswith(("model", "config"))}
 
 
-def made(source: Path, out: Path, means: Means | None, rules: Rules, method) -> dict[str, bytes]:
+def made(source: Path, out: Path, means: Offload | None, rules: Rules, method) -> dict[str, bytes]:
     with pytest.MonkeyPatch.context() as patch:
         if means is not None:
-            patch.setattr(quantize_module, "means_for", lambda *_: means)
+            patch.setattr(quantize_module, "offload_for", lambda *_: means)
         patch.setattr("nearplane.walk.walk.BATCH_TOKENS", 24)
         npl.quantize(source, out, method, TOKENS, rules=rules)
     assert [path.name for path in out.parent.iterdir()] == [out.name]
@@ -98,23 +98,23 @@ def large(tmp_path_factory):
 @given(st.integers(1, 300), st.sampled_from([512, 2048, 4096]), st.integers(1, 4))
 def test_less_memory_is_kept_at_more_time(large, sequences, length, ranks):
     """Ways come from the fastest to that of least memory, and the first that fits is taken."""
-    run = Run(max(sequences, ranks), length, ranks)
-    all_ways = list(ways(large, Needs(large, run)))
+    run = RunSize(max(sequences, ranks), length, ranks)
+    all_ways = list(ways(large, MemoryNeeds(large, run)))
     totals = [way.memory.total for way in all_ways]
     assert totals == sorted(totals, reverse=True)
     assert all_ways[-1].paused == 0 and all_ways[-1].by_blocks and all_ways[-1].spilled
     for allowed in (totals[0], totals[-1], sum(totals) / len(totals)):
-        chosen = means_of(large, run, allowed, promised=True)
+        chosen = choose_offload(large, run, allowed, promised=True)
         assert chosen.memory.total <= allowed
         assert chosen == next(way for way in all_ways if way.memory.total <= allowed)
     with pytest.raises(NearplaneError, match="too little"):
-        means_of(large, run, totals[-1] - 1, promised=True)
-    assert means_of(large, run, totals[-1] - 1) == all_ways[-1]
+        choose_offload(large, run, totals[-1] - 1, promised=True)
+    assert choose_offload(large, run, totals[-1] - 1) == all_ways[-1]
 
 
 def test_what_is_least_holds_a_block_and_a_batch(large):
     """Two blocks' worth of weights, however many there are, and 5632 columns' Hessians."""
-    needs = Needs(large, Run(128, 2048))
+    needs = MemoryNeeds(large, RunSize(128, 2048))
     least = list(ways(large, needs))[-1].memory
     block = 2 * (4 * 2048**2 + 3 * 2048 * 5632 + 2 * 2048)
     outside = 2 * (2 * 8000 * 2048 + 2048)
@@ -128,8 +128,9 @@ def test_what_is_least_holds_a_block_and_a_batch(large):
 
 def test_gguf_files_are_loaded_as_a_whole(large):
     assert can_be_read_by_blocks(large)
-    file = replace(large, name="model.gguf")
-    assert not any(way.by_blocks for way in ways(file, Needs(file, Run(4, 512))))
+    where = large.empty.where | {"gguf_file": "model.gguf"}
+    file = replace(large, empty=replace(large.empty, where=where))
+    assert not any(way.by_blocks for way in ways(file, MemoryNeeds(file, RunSize(4, 512))))
 
 
 CHILD = """
@@ -159,7 +160,7 @@ def test_every_method_keeps_within_what_is_promised(name, tmp_path):
     LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(tmp_path / "model")
     method = METHODS[name]()
     found = survey(tmp_path / "model", method)
-    least = list(ways(found, Needs(found, Run(8, 512))))[-1].memory.total
+    least = list(ways(found, MemoryNeeds(found, RunSize(8, 512))))[-1].memory.total
     recipe = json.dumps(method.recipe())
     command = [sys.executable, "-c", CHILD, str(tmp_path / "model"), str(tmp_path / "out"), recipe]
     run = subprocess.run(

@@ -17,9 +17,9 @@ from transformers import AutoModelForCausalLM
 import nearplane as npl
 from nearplane.export.checksums import verify_sums
 from nearplane.methods import GPTQ, HPTQ
+from nearplane.model.selection import Rules
 from nearplane.pipeline import Watcher
 from nearplane.types import NearplaneError
-from nearplane.walk.walk import Rules
 from tests.cli import tiny
 
 PIPELINE = importlib.import_module("nearplane.pipeline")  # npl.quantize is its function
@@ -256,7 +256,7 @@ def test_what_can_be_refused_is_refused_before_weights_are_read(
     def read(*_, **__):
         raise AssertionError("weights were read")
 
-    monkeypatch.setattr(PIPELINE, "open_source", read)
+    monkeypatch.setattr(PIPELINE, "open_model", read)
     with pytest.raises(NearplaneError, match=said):
         npl.quantize(source, tmp_path / "out", METHOD, length=512, **told)
     assert not list(tmp_path.iterdir())
@@ -264,7 +264,7 @@ def test_what_can_be_refused_is_refused_before_weights_are_read(
 
 def test_a_full_disk_is_found_before_weights_are_read(source, tmp_path, monkeypatch):
     monkeypatch.setattr("shutil.disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 0))
-    monkeypatch.setattr(PIPELINE, "open_source", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr(PIPELINE, "open_model", lambda *_, **__: 1 / 0)
     with pytest.raises(NearplaneError, match="GB free"):
         npl.quantize(source, tmp_path / "out", METHOD, TOKENS)
     assert not list(tmp_path.iterdir())

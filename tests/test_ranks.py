@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 import nearplane as npl
 from nearplane.methods import METHODS
 from nearplane.types import NearplaneError
-from nearplane.walk.messages import narrowest, unwrapped, wrapped
+from nearplane.walk.messages import from_message, narrowest, to_message
 from nearplane.walk.ranks import ALONE, Ranks
 from tests import forked, ranks_program
 from tests.cli import tiny
@@ -156,7 +156,7 @@ def test_a_parcel_holds_what_it_was_given(kinds):
         ((-1) ** torch.arange(n) * (2**power - (torch.arange(n) % 2))).to(dtype)
         for dtype, n, power in kinds
     ]
-    found = unwrapped(wrapped(tuple(tensors)))
+    found = from_message(to_message(tuple(tensors)))
     assert len(found) == len(tensors)
     for one, other in zip(tensors, found, strict=True):
         assert one.dtype == other.dtype and torch.equal(one, other)
@@ -164,7 +164,7 @@ def test_a_parcel_holds_what_it_was_given(kinds):
 
 def test_codes_travel_in_a_byte_each():
     code = torch.randint(-128, 128, (100, 64), dtype=torch.int32)
-    assert len(wrapped((code,))) < code.numel() + 100
+    assert len(to_message((code,))) < code.numel() + 100
     assert narrowest(torch.tensor([128])).dtype == torch.int16
     assert narrowest(torch.tensor([-(2**31) - 1])).dtype == torch.int64
 

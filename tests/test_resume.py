@@ -15,10 +15,10 @@ import torch
 import nearplane as npl
 from nearplane.export.ledger import Ledger, differences
 from nearplane.methods import METHODS
+from nearplane.model.selection import Rules
 from nearplane.pipeline import Watcher
-from nearplane.plan.calibration_size import Amount
+from nearplane.plan.calibration_size import CalibrationSize
 from nearplane.types import NearplaneError
-from nearplane.walk.walk import Rules
 from tests.cli import tiny
 from tests.contracts.test_methods import small
 
@@ -113,7 +113,7 @@ def test_finished_layers_are_not_rounded_again(source, tmp_path, monkeypatch):
         raise AssertionError("rounded again")
 
     monkeypatch.setattr(type(METHOD), "together", again)
-    monkeypatch.setattr(type(METHOD), "aimed", again)
+    monkeypatch.setattr(type(METHOD), "quantize_towards", again)
     npl.quantize(source, out, METHOD, TOKENS, resume=True)
 
 
@@ -182,10 +182,10 @@ def test_what_a_time_bought_is_not_bought_again(tmp_path, monkeypatch):
     """Another measurement would give other tokens, and all layers would be done again."""
     source = tiny.write_model(tmp_path / "source")
     out, told = tmp_path / "out", {"seconds": 60.0, "length": 32}
-    monkeypatch.setattr(Amount, "fitting", lambda *_: 4)
+    monkeypatch.setattr(CalibrationSize, "fitting", lambda *_: 4)
     monkeypatch.setattr("tests.test_resume.TOKENS", [tiny.TEXT])
     ended_after(source, out, METHOD, 5, **told)
-    monkeypatch.setattr(Amount, "fitting", lambda *_: 7)
+    monkeypatch.setattr(CalibrationSize, "fitting", lambda *_: 7)
     report = npl.quantize(source, out, METHOD, [tiny.TEXT], resume=True, **told)
     assert report["recipe"]["calibration"]["sequences"] == 4
     with pytest.raises(NearplaneError, match="--time or --sequences, not both"):

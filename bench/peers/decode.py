@@ -235,7 +235,9 @@ def _weights(folder: str | Path, tensors: dict[str, Tensor]) -> int:
     return packed * 32 // config.get("bits", 32) + sum(int(shape.prod()) for shape in shapes)
 
 
-def save_dense(folder: str | Path, out: str | Path, dtype: torch.dtype = torch.float32) -> None:
+def save_uncompressed(
+    folder: str | Path, out: str | Path, dtype: torch.dtype = torch.float32
+) -> None:
     """Write the decoded checkpoint as a dense Hugging Face folder, tokenizer included."""
     folder, out = Path(folder), Path(out)
     out.mkdir(parents=True, exist_ok=True)
@@ -256,7 +258,7 @@ def main() -> None:
     parser.add_argument("out", type=Path)
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     args = parser.parse_args()
-    save_dense(args.folder, args.out, getattr(torch, args.dtype))
+    save_uncompressed(args.folder, args.out, getattr(torch, args.dtype))
     print(f"{args.out}: dense {args.dtype}, {stored_bpw(args.folder):.4f} bits per linear weight")
 
 

@@ -24,7 +24,7 @@ import nearplane as npl
 from nearplane.evaluate.bits import account, is_checkpoint
 from nearplane.evaluate.divergence import divergence
 from nearplane.evaluate.perplexity import Cut, Windows, batches, cut_text
-from nearplane.model.open_model import open_source
+from nearplane.model.open_model import open_model
 
 
 def remember_(model: Any, windows: Windows, file: Path | None) -> None:
@@ -53,12 +53,12 @@ def key(tokens: torch.Tensor) -> str:
 def opened(model: str, checkpoint: str) -> tuple[Any, dict[str, Any]]:
     """Return the model that a checkpoint stores, and what its files say of its bits."""
     if checkpoint == "-":
-        return open_source(model).model, {"bpw": 16.0}
+        return open_model(model).model, {"bpw": 16.0}
     if is_checkpoint(checkpoint):
         bits = account(Path(checkpoint))
         whole = npl.load(checkpoint, dequantize=True)
         return whole, {"bpw": bits.bpw, "weights": bits.weights}
-    found = open_source(model).model
+    found = open_model(model).model
     dense = decode(checkpoint)
     state = found.state_dict()
     changed = {name for name, tensor in dense.items() if put_(state[name], tensor)}
@@ -93,7 +93,7 @@ def main() -> None:
     parser.add_argument("--remember", type=Path)
     args = parser.parse_args()
     cut = Cut(context=args.context, windows=args.windows)
-    source = open_source(args.model)
+    source = open_model(args.model)
     windows = cut_text(args.text, source.tokenizer, cut)
     dtype = getattr(torch, args.arithmetic)
     reference = computing(source.model, dtype)

@@ -28,7 +28,7 @@ from decode import GGUF_LINEARS
 from safetensors.torch import load_file
 from torch import nn
 
-from nearplane.model.open_model import open_source
+from nearplane.model.open_model import open_model
 
 BATCH_TOKENS = 2048
 BLOCK = 256  # columns of a block of llama.cpp's smaller types
@@ -108,7 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
-    model: Any = open_source(args.model).model
+    model: Any = open_model(args.model).model
     linears = linears_of(model)
     folds = folds_of(linears, args.fold)
     write_gguf(model.config, linears, folds, args.out / "model.gguf")

@@ -22,7 +22,7 @@ class WorkerError(RuntimeError):
     """A worker's function failed; the message is one line."""
 
 
-def settle() -> None:
+def meet_rate() -> None:
     """Wait until the threads of this process's pools have gone to sleep."""
     time.sleep(SETTLE_S)
 
@@ -37,7 +37,7 @@ def serve(functions: dict[str, Callable[..., Any]]) -> None:
             answer = {"result": functions[call.pop("call")](**call)}
         except Exception as error:
             answer = {"error": f"{type(error).__name__}: {error}".replace("\n", " ")[:300]}
-        settle()
+        meet_rate()
         print(json.dumps(answer), file=answers, flush=True)
 
 

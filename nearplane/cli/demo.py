@@ -126,17 +126,17 @@ class Show:
     def opened(self, gguf: Path) -> Row:
         """Turn the GGUF file into a directory; return the row of the model as it is."""
         from nearplane.cli.quiet import quiet
-        from nearplane.export.dense import save_dense
+        from nearplane.export.uncompressed import save_uncompressed
         from nearplane.methods import GPTQ
         from nearplane.model.compute_dtype import arithmetic_for, name_of
-        from nearplane.model.open_model import open_source
+        from nearplane.model.open_model import open_model
         from nearplane.plan.estimate import duration
 
         quiet()
         typer.echo(f"opening {gguf.name}: some seconds")
-        source = open_source(gguf)
+        source = open_model(gguf)
         model: Any = source.model
-        save_dense(model, source.tokenizer, self.dense)
+        save_uncompressed(model, source.tokenizer, self.dense)
         size = (self.dense / "model.safetensors").stat().st_size
         compute = arithmetic_for(model.dtype, self.arithmetic)
         typer.echo(f"stored in {name_of(model.dtype)}, computed in {name_of(compute)}")
@@ -219,7 +219,7 @@ class Show:
         cut = Cut(context=LENGTH, windows=WINDOWS)
         windows = cut_text(self.texts.evaluation, tokenizer, cut)
         with watching() as watcher:
-            return perplexity(model, windows, cut, watcher.step).perplexity
+            return perplexity(model, windows, cut, watcher.progress).perplexity
 
     def estimate(self, method: Any) -> Any:
         """Return what quantizing with a method will take here; measured once."""
@@ -233,7 +233,7 @@ class Show:
 
     def evaluated(self, run: Any) -> float:
         """Return about how many seconds one evaluation takes here."""
-        numbers = run.survey.quantized + run.survey.kept
+        numbers = run.survey.quantized + run.survey.unquantized
         return 2 * numbers * WINDOWS * LENGTH / run.rates.forward_flops
 
 
@@ -276,8 +276,8 @@ def print_comparison(rows: list[Row]) -> None:
 
 def write_some(arithmetic: str) -> None:
     """Let the compressed model write a few lines."""
-    from nearplane.cli.evaluate import encoded, open_model, write_on
+    from nearplane.cli.evaluate import encoded, open_any, write_on
 
-    model, tokenizer = open_model(str(OUT), dequantize=True, arithmetic=arithmetic)
+    model, tokenizer = open_any(str(OUT), dequantize=True, arithmetic=arithmetic)
     typer.echo(f"\n{PROMPT} ...")
     write_on(model, tokenizer, encoded(tokenizer, PROMPT, chat=False), NEW_TOKENS)

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from nearplane.cli.options import Arithmetic
-from nearplane.types import NearplaneError, Step
+from nearplane.types import NearplaneError, Progress
 
 Dequantize = Annotated[
     bool,
@@ -41,12 +41,12 @@ def evaluate(
     check_arithmetic(arithmetic)
     cut = Cut(context, stride, windows)
     quiet()
-    opened, tokenizer = open_model(model, dequantize, arithmetic)
+    opened, tokenizer = open_any(model, dequantize, arithmetic)
     if tokenizer is None:
         raise NearplaneError(f"{model} has no tokenizer that can be read")
     with watching() as watcher:
-        told = (against, arithmetic, watcher.step)
-        sentences = judged(opened, cut_text(text, tokenizer, cut), cut, *told)
+        options = (against, arithmetic, watcher.progress)
+        sentences = judged(opened, cut_text(text, tokenizer, cut), cut, *options)
     for sentence in sentences:
         typer.echo(sentence)
     typer.echo(f"computed in {name_of(opened.dtype)}")
@@ -56,16 +56,16 @@ def evaluate(
 
 
 def judged(
-    model: Any, windows: Any, cut: Any, against: str | None, arithmetic: str, step: Step
+    model: Any, windows: Any, cut: Any, against: str | None, arithmetic: str, progress: Progress
 ) -> list[str]:
     """Return the perplexity in a sentence and, with a model to compare with, the divergence."""
     from nearplane.evaluate.divergence import divergence
     from nearplane.evaluate.perplexity import perplexity
 
     if against is None:
-        return [perplexity(model, windows, cut, step).sentence()]
-    reference, _ = open_model(against, dequantize=True, arithmetic=arithmetic)
-    found = divergence(model, reference, windows, cut, step)
+        return [perplexity(model, windows, cut, progress).sentence()]
+    reference, _ = open_any(against, dequantize=True, arithmetic=arithmetic)
+    found = divergence(model, reference, windows, cut, progress)
     return [found.model.sentence(), found.sentence()]
 
 
@@ -88,24 +88,24 @@ def run(
         raise NearplaneError(f"--tokens must be at least 1, not {tokens}")
     check_arithmetic(arithmetic)
     quiet()
-    model, tokenizer = open_model(directory, dequantize, arithmetic)
+    model, tokenizer = open_any(directory, dequantize, arithmetic)
     if tokenizer is None:
         raise NearplaneError(f"{directory} has no tokenizer that can be read")
     write_on(model, tokenizer, encoded(tokenizer, prompt, chat), tokens)
 
 
-def open_model(name: str, dequantize: bool, arithmetic: str = "auto") -> tuple[Any, Any]:
+def open_any(name: str, dequantize: bool, arithmetic: str = "auto") -> tuple[Any, Any]:
     """Return the model and the tokenizer of a checkpoint, or of a model that is not compressed."""
     from nearplane.export.load import load, load_tokenizer
     from nearplane.model.compute_dtype import arithmetic_for
-    from nearplane.model.open_model import location, open_config, open_source, stored_dtype
+    from nearplane.model.open_model import location, open_config, open_model, stored_dtype
 
     where = location(name)
     config = open_config(name, where)
     quantization = getattr(config, "quantization_config", None)
     if not isinstance(quantization, dict) or quantization.get("quant_method") != "nearplane":
         compute = arithmetic_for(stored_dtype(config, where), arithmetic)
-        source = open_source(name, dtype=compute)
+        source = open_model(name, dtype=compute)
         return source.model, source.tokenizer
     model = load(name, dequantize=dequantize, arithmetic=arithmetic)
     return model, load_tokenizer(name)

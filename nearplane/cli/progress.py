@@ -59,14 +59,14 @@ def bar() -> Iterator[Watcher]:
             enter("rounding", layers)
             progress.update(task, advance=1, description=layer_sentence(report))
 
-        def step(name: str, share: float) -> None:
+        def progress(name: str, share: float) -> None:
             enter(name, 1.0)
             progress.update(task, completed=share)
 
         def says(sentence: str) -> None:
             progress.console.print(sentence, markup=False, highlight=False)
 
-        yield Watcher(says, done, step)
+        yield Watcher(says, done, progress)
 
 
 def say(sentence: str) -> None:
@@ -85,7 +85,7 @@ class Lines:
     spoke: float = 0.0
 
     def watcher(self) -> Watcher:
-        return Watcher(say, self.done, self.step)
+        return Watcher(say, self.done, self.progress)
 
     def done(self, report: LayerReport, layers: int) -> None:
         """Say what became of a layer, and how long the others will take."""
@@ -95,7 +95,7 @@ class Lines:
             more = self.more(self.count / layers)
             say(f"[{self.count}/{layers}] {layer_sentence(report)}{more}")
 
-    def step(self, name: str, share: float) -> None:
+    def progress(self, name: str, share: float) -> None:
         """Say how far a step has come, unless that was said just now."""
         self.enter(name)
         now = self.clock()

@@ -70,7 +70,7 @@ class Settings:
         bool, typer.Option("--lm-head", help="Quantize the output head too; unties a tied one")
     ] = False
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python files that the model brings")
+        bool, typer.Option("--trust-remote-code", help="RunSize Python files that the model brings")
     ] = False
     threads: Annotated[int | None, typer.Option(help="Use so many cores")] = None
 
@@ -107,27 +107,24 @@ def quantize(
     resolved_output(out)
     Ledger(out).refuse_unasked(resume)
     rules = rules_of(settings)
-    told = {"arithmetic": settings.arithmetic}
-    found = survey(model, method, rules, settings.trust_remote_code, **told)
-    found = fitting(found, settings.size)
-    method, speaks = found.method, Ranks.joined().first
+    arithmetic = settings.arithmetic
+    found = survey(model, method, rules, settings.trust_remote_code, arithmetic=arithmetic)
+    found, speaks = fitting(found, settings.size), Ranks.joined().first
     if speaks:
         typer.echo(found.sentence(), err=True)
     with watching() as watcher:
         report = run(
-            model,
+            found,
             out,
-            method,
+            found.method,
             settings.calibration,
             sequences=settings.sequences,
             length=settings.length,
             seconds=seconds,
             chat_template=settings.chat_template,
-            rules=rules,
-            trust_remote_code=settings.trust_remote_code,
             resume=resume,
             memory=allowed(settings),
-            arithmetic=settings.arithmetic,
+            arithmetic=arithmetic,
             watcher=watcher,
         )
     if speaks:
@@ -155,13 +152,13 @@ def plan(
     from nearplane.plan.devices import known
     from nearplane.plan.estimate import estimate
     from nearplane.plan.survey import survey
-    from nearplane.plan.work import Run
+    from nearplane.plan.work import RunSize
 
     known(device)
-    Run(ranks if settings.sequences is None else settings.sequences, 2, ranks)
+    RunSize(ranks if settings.sequences is None else settings.sequences, 2, ranks)
     rules = rules_of(settings)
-    told = {"bare": True, "arithmetic": settings.arithmetic}
-    found = survey(model, method, rules, settings.trust_remote_code, **told)
+    options = {"bare": True, "arithmetic": settings.arithmetic}
+    found = survey(model, method, rules, settings.trust_remote_code, **options)
     found = fitting(found, settings.size)
     asked = (settings.sequences, settings.length, ranks, device, allowed(settings))
     expected = estimate(found, *asked)
@@ -215,7 +212,7 @@ def allowed_seconds(settings: Settings) -> float | None:
 
 def rules_of(settings: Settings) -> Any:
     """Return what the walk leaves out; NearplaneError for a pattern that is none."""
-    from nearplane.walk.walk import Rules
+    from nearplane.model.selection import Rules
 
     for pattern in settings.skip or ():
         try:
@@ -242,7 +239,7 @@ def prepare(settings: Settings) -> None:
 
 def print_totals(out: str, report: dict[str, Any]) -> None:
     """Print what was made, in a few lines."""
-    from nearplane.walk.report import few_tokens
+    from nearplane.walk.report import few_token_sentences
 
     bits, layers = report["bits"], report["layers"]
     typer.echo(f"{out}: {len(layers)} layers in {report['seconds']:.0f} s")
@@ -256,5 +253,5 @@ def print_totals(out: str, report: dict[str, Any]) -> None:
     typer.echo(certified)
     for name in report["fallbacks"]:
         typer.echo(f"warning: {name} was rounded to nearest")
-    for sentence in few_tokens({layer["name"]: layer for layer in layers}):
+    for sentence in few_token_sentences({layer["name"]: layer for layer in layers}):
         typer.echo(sentence)

@@ -46,7 +46,7 @@ def inspect(
     """Print what is stored of every layer, what it cost in bits and in error, and the recipe."""
     from nearplane.evaluate.bits import account
     from nearplane.export.checkpoint_reader import open_checkpoint
-    from nearplane.walk.report import few_tokens
+    from nearplane.walk.report import few_token_sentences
 
     path = Path(directory)
     checkpoint, bits = open_checkpoint(path), account(path)
@@ -66,7 +66,7 @@ def inspect(
     for reason in dict.fromkeys(row["void"] for row in rows if row["void"]):
         count = sum(row["void"] == reason for row in rows)
         typer.echo(f"no bound for {count} of {len(rows)} layers: {reason}")
-    for sentence in few_tokens(checkpoint.layers):
+    for sentence in few_token_sentences(checkpoint.layers):
         typer.echo(sentence)
     # the rates of single layers are in the table; --json has them all
     told = {key: value for key, value in recipe.items() if key != "allocation"}

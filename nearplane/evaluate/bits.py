@@ -39,7 +39,7 @@ class LayerBits:
 
 
 @dataclass(frozen=True)
-class Account:
+class ByteAccount:
     """The bytes of a checkpoint's directory.
 
     - `kept`: what tensors stay as they were: name with numbers as * -> (numbers, bytes).
@@ -86,11 +86,11 @@ class Account:
         return asdict(self) | {"kept": kept} | totals
 
 
-def account(directory: Path) -> Account:
+def account(directory: Path) -> ByteAccount:
     """Return where the bytes of a checkpoint are; headers of records are read, codes are not."""
     checkpoint = open_checkpoint(directory)
     shards = {directory / file for file in checkpoint.file_of.values()}
-    return Account(
+    return ByteAccount(
         layers=[layer_bits(checkpoint, name) for name in checkpoint.layers],
         kept=kept_tensors(checkpoint),
         weight_files=sum(shard.stat().st_size for shard in shards),

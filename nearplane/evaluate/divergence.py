@@ -15,9 +15,9 @@ from nearplane.evaluate.perplexity import (
     batches,
     perplexity_of,
     scored_logits,
-    told,
+    with_progress,
 )
-from nearplane.types import NearplaneError, Step, silent
+from nearplane.types import NearplaneError, Progress, no_progress
 
 MODELS = 2  # whose logits are in memory at once
 
@@ -59,20 +59,24 @@ class Sums:
 
 
 def divergence(
-    model: nn.Module, reference: nn.Module, windows: Windows, cut: Cut, step: Step = silent
+    model: nn.Module,
+    reference: nn.Module,
+    windows: Windows,
+    cut: Cut,
+    progress: Progress = no_progress,
 ) -> Divergence:
     """Return how far `model` is from `reference` on windows that `cut` made.
 
     Both run over the same windows, and only slices of their logits are ever in memory.
 
-    - `step`: is told what share of the windows has been done.
+    - `progress`: is called with the share of the windows that has been done.
 
     Raises NearplaneError when their vocabularies differ, or a loss is not a finite number.
     """
     check_vocabularies(model, reference)
     started = time.perf_counter()
     sums = Sums()
-    for tokens in told(batches(windows), step):
+    for tokens in with_progress(batches(windows), progress):
         both = (scored_logits(m, tokens, windows.scored, MODELS) for m in (model, reference))
         for (ours, target), (theirs, _) in zip(*both, strict=True):
             add_slice(sums, ours, theirs.to(ours.device), target)

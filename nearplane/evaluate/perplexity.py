@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from nearplane.types import NearplaneError, Step, silent
+from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.calibration import opening_token
 from nearplane.walk.documents import read_text
 
@@ -116,26 +116,28 @@ def cut_tokens(
     return Windows(windows, min(stride, cut.context - 1), bos)
 
 
-def perplexity(model: nn.Module, windows: Windows, cut: Cut, step: Step = silent) -> Perplexity:
+def perplexity(
+    model: nn.Module, windows: Windows, cut: Cut, progress: Progress = no_progress
+) -> Perplexity:
     """Return the perplexity of `model` on windows that `cut` made.
 
-    - `step`: is told what share of the windows has been done.
+    - `progress`: is called with the share of the windows that has been done.
 
     Raises NearplaneError when the model's loss is not a finite number.
     """
     started = time.perf_counter()
     total = 0.0
-    for batch in told(batches(windows), step):
+    for batch in with_progress(batches(windows), progress):
         total += float(losses(model, batch, windows.scored).sum())
     return perplexity_of(total, windows, cut, time.perf_counter() - started)
 
 
-def told(parts: Sequence[Tensor], step: Step) -> Iterator[Tensor]:
-    """Yield all parts, and tell what share of them has been done."""
+def with_progress(parts: Sequence[Tensor], progress: Progress) -> Iterator[Tensor]:
+    """Yield all parts, and report what share of them has been done."""
     for number, part in enumerate(parts):
-        step("evaluating", number / len(parts))
+        progress("evaluating", number / len(parts))
         yield part
-    step("evaluating", 1.0)
+    progress("evaluating", 1.0)
 
 
 def batches(windows: Windows) -> tuple[Tensor, ...]:

@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from nearplane.evaluate.replay import decoded, replayed_losses
 from nearplane.export.checkpoint_reader import Checkpoint, check_layers, open_checkpoint
 from nearplane.export.checksums import verify_sums
-from nearplane.model.blocks import Layer
+from nearplane.model.block_loading import stand_alone
+from nearplane.model.blocks import Layer, find_blocks
 from nearplane.model.compute_dtype import TYPES
 from nearplane.model.experts import split_experts_
-from nearplane.model.open_model import Source, open_source
+from nearplane.model.open_model import OpenModel, open_model, open_without_weights
 from nearplane.types import NearplaneError
-from nearplane.walk.calibration import Text, Wanted, calibrate
+from nearplane.walk.calibration import CalibrationRequest, Text, calibrate
 
 # what rounding the stored certificate to 7 digits may do
 DIGITS_TOLERANCE = 1e-6
@@ -66,16 +67,18 @@ def verify_against(
     """
     found = found or Findings()
     checkpoint = open_checkpoint(directory)
-    source = open_source(model)
+    empty = open_without_weights(model)
+    by_blocks = not empty.is_gguf and stand_alone(empty.model, find_blocks(empty.model)[1])
+    source = open_model(empty, by_blocks=by_blocks)
     split_experts_(source.model)
-    found.note("weight errors recomputed", list(wrong_weights(checkpoint, source.model)))
+    found.note("weight errors recomputed", list(wrong_weights(checkpoint, source)))
     tokens, why_not = tokens_of(checkpoint, source, calibration)
     if tokens is None:
         found.checked.append(f"not checked: the calibration loss, because {why_not}")
         return found
     compared = Compared(checkpoint)
     dtype = TYPES.get(recipe_of(checkpoint).get("arithmetic"))
-    for name, loss in replayed_losses(source.model, tokens, checkpoint, dtype):
+    for name, loss in replayed_losses(source, tokens, checkpoint, dtype):
         compared.note(name, loss)
     found.note(f"calibration losses recomputed, {compared.sentence()}", compared.problems)
     return found
@@ -121,9 +124,23 @@ def doubts(name: str, entry: dict[str, Any]) -> Iterator[str]:
         yield f"{name}: damped loss {numbers['damped_loss']:g} is above its bound {bound:g}"
 
 
-def wrong_weights(checkpoint: Checkpoint, model: nn.Module) -> Iterator[str]:
-    """Yield the layers whose ‖weight − value‖² is not what the certificate says."""
-    for name, entry in checkpoint.layers.items():
+def wrong_weights(checkpoint: Checkpoint, source: OpenModel) -> Iterator[str]:
+    """Yield the layers whose ‖weight − value‖² is not what the certificate says, block by block."""
+    prefix, blocks = find_blocks(source.model)
+    insides = [f"{prefix}.{index}." for index in range(len(blocks))]
+    outside = {n: e for n, e in checkpoint.layers.items() if not n.startswith(tuple(insides))}
+    yield from wrong_among(outside, checkpoint, source.model)
+    for index, inside in enumerate(insides):
+        layers = {n: e for n, e in checkpoint.layers.items() if n.startswith(inside)}
+        with source.loader.loaded(index):
+            yield from wrong_among(layers, checkpoint, source.model)
+
+
+def wrong_among(
+    layers: dict[str, dict[str, Any]], checkpoint: Checkpoint, model: nn.Module
+) -> Iterator[str]:
+    """Yield those of some layers, which are in memory, that are not as certified."""
+    for name, entry in layers.items():
         weight = weight_in(model, name)
         if weight is None or tuple(weight.shape) != (entry["rows"], entry["columns"]):
             yield f"{name}: the model has no such layer of {entry['rows']} x {entry['columns']}"
@@ -153,12 +170,14 @@ def recipe_of(checkpoint: Checkpoint) -> dict[str, Any]:
 
 
 def tokens_of(
-    checkpoint: Checkpoint, source: Source, calibration: Text | None
+    checkpoint: Checkpoint, source: OpenModel, calibration: Text | None
 ) -> tuple[Tensor | None, str]:
     """Return the calibration's tokens if they can be had again, or None and why not."""
     account = recipe_of(checkpoint).get("calibration") or {}
     sizes = account.get("sequences", 0), account.get("length", 0)
-    wanted = Wanted(*sizes, account.get("chat_template", False), account.get("spread", False))
+    wanted = CalibrationRequest(
+        *sizes, account.get("chat_template", False), account.get("spread", False)
+    )
     text = calibration if calibration is not None else account.get("source", "")
     try:
         tokens, again = calibrate(text, source.tokenizer, wanted)

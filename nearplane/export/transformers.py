@@ -8,6 +8,7 @@
 """
 
 import copy
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,9 +27,8 @@ from nearplane.codes import CorruptError
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import tensors_in
 from nearplane.export.compressed_linear import CompressedLinear, empty_like
-from nearplane.export.experts import split_named_experts_
 from nearplane.export.record_check import check_record
-from nearplane.model.experts import Experts, is_fused, join_experts_
+from nearplane.model.experts import Experts, is_fused, join_experts_, split_experts_
 from nearplane.model.untrusted_files import check_numbers
 from nearplane.types import NearplaneError
 
@@ -153,6 +153,24 @@ class NearplaneQuantizer(HfQuantizer):
             model.__dict__.pop("_weight_conversions", None)
         # a cast that changes nothing would still touch what the model keeps in float32
         return model if model.dtype == dtype else model.to(dtype)  # pyright: ignore[reportArgumentType]
+
+
+def split_named_experts_(
+    model: nn.Module, layers: Iterable[str], aliases: Callable[[str], list[str]]
+) -> None:
+    """Let `Experts` stand in for the fused modules of which `layers` has a part.
+
+    - `aliases`: what the model may call what a checkpoint calls so.
+    """
+    above = {above for layer in layers for above in names_above(layer)}
+    wanted = {alias for name in above for alias in aliases(name)}
+    split_experts_(model, wanted)
+
+
+def names_above(layer: str) -> list[str]:
+    """Return the names of the modules around a layer: a.b and a of a.b.c."""
+    parts = layer.split(".")
+    return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
 def narrowed(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:

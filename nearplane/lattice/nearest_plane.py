@@ -142,7 +142,7 @@ def sweep(
     factor: Float[Tensor, "n n"],
     choose: Callable[[int, Tensor], Tensor],
 ) -> Float[Tensor, "n rows"]:
-    """Walk the columns last to first; `choose(j, best)` returns the value that column j takes.
+    """Sweep the columns last to first; `choose(j, best)` returns the value that column j takes.
 
     `best` is the real number that would undo every error made so far,
 
@@ -151,19 +151,21 @@ def sweep(
     and is `choose`'s to overwrite. Columns are rows here, so that each is contiguous. The target
     is never overwritten: no drift. Returns the errors target − value.
     """
-    walk = Chosen(*begun(target, factor), choose)
+    walk = ChosenSweep(*sweep_state(target, factor), choose)
     walk.solve(0, len(target))
     return walk.error
 
 
-def begun(target: Float[Tensor, "n rows"], factor: Float[Tensor, "n n"]) -> tuple[Tensor, ...]:
-    """Return the fields of a `Walk` that has not begun."""
+def sweep_state(
+    target: Float[Tensor, "n rows"], factor: Float[Tensor, "n n"]
+) -> tuple[Tensor, ...]:
+    """Return the fields of a `Sweep` that has not begun."""
     unit = (factor / factor.diagonal()[:, None]).triu_(1)
     return target, unit, target.clone(), torch.zeros_like(target)
 
 
 @dataclass(frozen=True)
-class Walk:
+class Sweep:
     """A sweep under way: what is wished for, the unit factor, what is best now, errors made."""
 
     target: Float[Tensor, "n rows"]
@@ -187,7 +189,7 @@ class Walk:
 
 
 @dataclass(frozen=True)
-class Chosen(Walk):
+class ChosenSweep(Sweep):
     """A walk whose values are chosen by a function of torch."""
 
     choose: Callable[[int, Tensor], Tensor]

@@ -8,7 +8,7 @@ from nearplane.methods.eclq import ECLQ
 from nearplane.methods.gptq import GPTQ
 from nearplane.methods.hptq import HPTQ
 from nearplane.methods.hrtn import HRTN
-from nearplane.methods.method import METHODS, Aim, Method, OutOfRangeError, from_recipe
+from nearplane.methods.method import METHODS, Method, OutOfRangeError, Target, from_recipe
 from nearplane.methods.rate import RateError
 from nearplane.methods.rtn import RTN
 from nearplane.methods.ssqr import SSQR
@@ -22,7 +22,7 @@ __all__ = [
     "METHODS",
     "RTN",
     "SSQR",
-    "Aim",
+    "Target",
     "Method",
     "OutOfRangeError",
     "RateError",

@@ -12,8 +12,8 @@ LEAST = 1e-12  # nats below which a divergence is noise
 
 
 @dataclass(frozen=True)
-class Cause:
-    """What one layer does to the model: the divergence it causes at a known rate.
+class Sensitivity:
+    """What one layer does to the model: the divergence it sensitivities at a known rate.
 
     - `divergence`: KL to the original model, in nats, with this layer alone rounded at `bpw`.
     - `floor`: the fewest bits per weight that a record of the layer's shape can take.
@@ -25,7 +25,7 @@ class Cause:
     floor: float = 0.0
 
 
-def allocate(causes: Mapping[str, Cause], bpw: float) -> dict[str, float]:
+def allocate(sensitivities: Mapping[str, Sensitivity], bpw: float) -> dict[str, float]:
     """Return bits per weight by layer, on average `bpw`, of least total divergence.
 
     A layer's divergence falls by the factor 4 a bit, c_l 4^(−b_l), and divergences add up; equal
@@ -37,18 +37,18 @@ def allocate(causes: Mapping[str, Cause], bpw: float) -> dict[str, float]:
 
     Raises NearplaneError when no allocation has this mean.
     """
-    total = sum(cause.weights for cause in causes.values())
-    floors = {name: max(LOWEST, cause.floor) for name, cause in causes.items()}
+    total = sum(cause.weights for cause in sensitivities.values())
+    floors = {name: max(LOWEST, cause.floor) for name, cause in sensitivities.items()}
     wishes = {
         name: cause.bpw + log2(max(cause.divergence, LEAST) / cause.weights) / 2
-        for name, cause in causes.items()
+        for name, cause in sensitivities.items()
     }
 
     def bits(shift: float) -> dict[str, float]:
         return {n: max(min(wish + shift, HIGHEST), floors[n]) for n, wish in wishes.items()}
 
     def mean(shift: float) -> float:
-        return sum(b * causes[n].weights for n, b in bits(shift).items()) / total
+        return sum(b * sensitivities[n].weights for n, b in bits(shift).items()) / total
 
     low, high = -max(wishes.values()), HIGHEST - min(wishes.values())
     if mean(low) > bpw:

@@ -114,13 +114,13 @@ def certify_cells(losses: Losses) -> tuple[Float64[Tensor, " rows"] | None, str]
     return (None if beyond.all() else bound), void
 
 
-def around(
-    bound: Float64[Tensor, " rows"] | None, aside: Float64[Tensor, " rows"]
+def bound_around(
+    bound: Float64[Tensor, " rows"] | None, target_loss: Float64[Tensor, " rows"]
 ) -> Float64[Tensor, " rows"] | None:
-    """Return (√bound + √aside)²: the bound of a loss when `bound` is that of another target.
+    """Return (√bound + √target_loss)²: the bound of a loss when `bound` is that of another target.
 
-    - `aside`: the damped loss of that target itself.
+    - `target_loss`: the damped loss of that target itself.
     """
     if bound is None:
         return None
-    return torch.where(aside > 0, (bound.sqrt() + aside.sqrt()).square(), bound)
+    return torch.where(target_loss > 0, (bound.sqrt() + target_loss.sqrt()).square(), bound)

@@ -1,5 +1,7 @@
 """What the methods with a fixed number of bits share: the record and its certificate."""
 
+from math import ceil, log2
+
 from jaxtyping import Float, Float64, Int32
 from torch import Tensor
 
@@ -7,6 +9,9 @@ from nearplane import codes
 from nearplane.lattice import Basis, am_gm_bits
 from nearplane.methods.certificate import Losses
 from nearplane.types import Outliers, QuantizedWeight
+
+STEP_BITS = OUTLIER_BITS = 16
+HEADER_BYTES = 150  # of a record with its check sum, and of its entry in the file
 
 
 def pack(
@@ -18,6 +23,18 @@ def pack(
 ) -> tuple[Tensor, int]:
     """Return the record of low-bit codes and how many of its bytes are codes."""
     return codes.pack(code, step, group_size, outliers, codes.Dense(bits))
+
+
+def stored_bytes(
+    rows: int, columns: int, bits: int, group_size: int, outliers: float = 0.0
+) -> float:
+    """Return about the bytes of such a record.
+
+    - `outliers`: their share of all weights; each takes 16 bits and the number of its column.
+    """
+    groups = ceil(columns / group_size)
+    each = bits + outliers * (OUTLIER_BITS + ceil(log2(max(columns, 2))))
+    return rows * (columns * each + groups * STEP_BITS) / 8 + HEADER_BYTES
 
 
 def certified(

@@ -5,7 +5,9 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
+from nearplane import lattice
 from nearplane.lattice import Basis, nearest_plane
+from nearplane.methods import fixed_width
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.fixed_width import certified, pack
 from nearplane.methods.method import Method, check_order, check_range
@@ -37,6 +39,16 @@ class GPTQ(Method):
         check_range("group_size", self.group_size, 1, 1 << 30)
         check_order(self.order)
         check_range("damping", self.damping, 0, 1000)
+
+    def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
+        return lattice.basis(hessian, self.order, self.damping)
+
+    @property
+    def sweeps(self) -> bool:
+        return True
+
+    def stored_bytes(self, rows: int, columns: int) -> float:
+        return fixed_width.stored_bytes(rows, columns, self.bits, self.group_size)
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         group_size = check_group_size(self.group_size, weight.shape[1])

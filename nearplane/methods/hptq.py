@@ -1,30 +1,31 @@
 """HPTQ: unclipped nearest plane with one step for the matrix, entropy coded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nearplane import lattice
 from nearplane.lattice import Basis, nearest_plane
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
 from nearplane.methods.rate import Budget, expected_pull, first_scale, sample_rows
-from nearplane.methods.scale_search import Coded, Search, Stored, Try, drive, meet
+from nearplane.methods.scale_search import Coded, ScaleRequest, Search, Stored, drive, meet
 from nearplane.rows import RowsOf, by_rows, kept
 from nearplane.types import QuantizedWeight
 
 
 @dataclass(frozen=True)
-class Target:
+class TargetRows:
     """A weight on its basis's columns, some rows of it at a time."""
 
     rows: int
     some: RowsOf
 
     @classmethod
-    def of(cls, weight: Float[Tensor, "rows columns"], basis: Basis) -> "Target":
+    def of(cls, weight: Float[Tensor, "rows columns"], basis: Basis) -> "TargetRows":
         return cls(len(weight), kept(lambda rows: weight[rows][:, basis.columns]))
 
 
@@ -52,13 +53,30 @@ class HPTQ(Method):
     def check(self, rows: int, columns: int) -> None:
         Budget(self.bpw, rows, columns, 1).check()
 
+    def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
+        return lattice.basis(hessian, self.order, self.damping)
+
+    @property
+    def sweeps(self) -> bool:
+        return True
+
+    @property
+    def rate(self) -> float:
+        return self.bpw
+
+    def at(self, bpw: float) -> "HPTQ":
+        return replace(self, bpw=bpw)
+
+    def stored_bytes(self, rows: int, columns: int) -> float:
+        return rows * columns * self.bpw / 8
+
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         return self.quantize_together([weight], basis)[0]
 
     def quantize_together(self, weights: list[Tensor], basis: Basis) -> list[QuantizedWeight]:
         """Return weights that share a basis, each with its own step, in common sweeps."""
         factor = basis.factor.to(weights[0].dtype)
-        targets = [Target.of(weight, basis) for weight in weights]
+        targets = [TargetRows.of(weight, basis) for weight in weights]
         back = basis.columns.argsort()
         searches = [self.search(target, factor, back) for target in targets]
         found = drive(searches, lambda tries: sweep_together(targets, factor, tries))
@@ -67,7 +85,7 @@ class HPTQ(Method):
             for weight, (coded, stored) in zip(weights, found, strict=True)
         ]
 
-    def search(self, target: Target, factor: Tensor, back: Tensor) -> Search:
+    def search(self, target: TargetRows, factor: Tensor, back: Tensor) -> Search:
         """Return the search for the step of one matrix."""
         rows, columns = target.rows, len(back)
         sample = range(rows)[sample_rows(rows, columns)]
@@ -78,7 +96,7 @@ class HPTQ(Method):
 
 
 def sweep_together(
-    targets: list[Target], factor: Float[Tensor, "n n"], tries: dict[int, Try]
+    targets: list[TargetRows], factor: Float[Tensor, "n n"], tries: dict[int, ScaleRequest]
 ) -> dict[int, Coded]:
     """Return the codes of every try, from one walk over the columns for all of them."""
     wanted = {index: range(targets[index].rows)[wish.rows] for index, wish in tries.items()}

@@ -1,6 +1,6 @@
 """HRTN: round-to-nearest with one step for the matrix, entropy coded."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from nearplane.methods.certificate import NO_LATTICE, measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method
 from nearplane.methods.rate import Budget, first_scale, sample_rows
-from nearplane.methods.scale_search import Coded, Try, drive, meet
+from nearplane.methods.scale_search import Coded, ScaleRequest, drive, meet
 from nearplane.types import QuantizedWeight
 
 
@@ -32,10 +32,20 @@ class HRTN(Method):
     def check(self, rows: int, columns: int) -> None:
         Budget(self.bpw, rows, columns, 1).check()
 
+    @property
+    def rate(self) -> float:
+        return self.bpw
+
+    def at(self, bpw: float) -> "HRTN":
+        return replace(self, bpw=bpw)
+
+    def stored_bytes(self, rows: int, columns: int) -> float:
+        return rows * columns * self.bpw / 8
+
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         rows, columns = weight.shape
 
-        def attempt(tries: dict[int, Try]) -> dict[int, Coded]:
+        def attempt(tries: dict[int, ScaleRequest]) -> dict[int, Coded]:
             step = torch.full((1, 1), tries[0].scale, dtype=torch.float32)
             return {0: Coded(nearest_integer(weight[tries[0].rows] / step, None, None).int(), step)}
 

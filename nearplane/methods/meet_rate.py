@@ -24,11 +24,11 @@ from nearplane.rows import by_rows, in_parts
 
 PASSES = 4  # sweeps after which the best rate under the target is taken
 MOST_PASSES = 20
-FORETELLINGS = 4
+PREDICTIONS = 4
 SLOPES = (-1.2, -0.6)  # bits that doubled steps can cost
 # of layers of two small models at 1.5 to 4 bits, times 3^-bpw:
-SAVED = 1.14  # bits that rate-aware rounding saves over the foretold integers
-DRIFT = 0.14  # bits that tables of the first sweep's integers save over foretold tables
+SAVED = 1.14  # bits that rate-aware rounding saves over the predicted integers
+DRIFT = 0.14  # bits that tables of the first sweep's integers save over predicted tables
 
 
 @dataclass(frozen=True)
@@ -89,7 +89,7 @@ def excess(stored: int | float, weights: int, bpw: int | float) -> float:
 
 
 @dataclass(frozen=True)
-class Settled:
+class RateSolution:
     """Integers on the original columns, the steps and prices that decided them, and their record.
 
     - `step`, `prices`: on the basis's columns.
@@ -104,10 +104,10 @@ class Settled:
 Rounding = Callable[[Float32[Tensor, "1 n"], Prices], Int32[Tensor, "rows n"]]
 
 
-def settle(lattice: Lattice, terms: Terms, rounding: Rounding) -> Settled:
+def meet_rate(lattice: Lattice, terms: Terms, rounding: Rounding) -> RateSolution:
     """Return integers whose record meets the rate from below.
 
-    Prices come from foretold integers at first, then from those of the first sweep, and stay: an
+    Prices come from predicted integers at first, then from those of the first sweep, and stay: an
     endless exchange of integers and tables would only trade error for rate. The scale follows
     the secant of the last two rates. Taken is the first sweep whose record lies under the
     rate by at most TOLERANCE, or the best of PASSES if one of them was under it.
@@ -115,10 +115,10 @@ def settle(lattice: Lattice, terms: Terms, rounding: Rounding) -> Settled:
     Raises RateError when no scale was found whose rate is low enough.
     """
     rows = len(lattice.target)
-    scale, tables = foretell(lattice, terms)
+    scale, tables = predict_scale(lattice, terms)
     prices, columns = terms.prices(tables), lattice.back.argsort()
     seen: list[tuple[float, float]] = []
-    best: Settled | None = None
+    best: RateSolution | None = None
     least = -torch.inf
     for passes in range(1, MOST_PASSES + 1):
         step = lattice.step(scale)
@@ -132,7 +132,7 @@ def settle(lattice: Lattice, terms: Terms, rounding: Rounding) -> Settled:
             stored = codes.pack(code, step[:, lattice.back], len(columns), None, coder)
             surplus = excess(len(stored[0]), code.numel(), terms.bpw)
             if surplus <= 0:
-                best, least = Settled(code, step, prices, stored), surplus
+                best, least = RateSolution(code, step, prices, stored), surplus
         if best is not None and (least >= -TOLERANCE or passes >= PASSES):
             return best
         if passes == 1:
@@ -151,24 +151,24 @@ def next_scale(seen: list[tuple[float, float]]) -> float:
         if abs(at - earlier) > 1e-4:
             slope = (surplus - before) / (at - earlier)
     # further under the rate the longer it takes, so that it ends
-    aim = -TOLERANCE / 2 * (1 + len(seen) // 6)
-    return at + (aim - surplus) / min(max(slope, SLOPES[0]), SLOPES[1])
+    wanted = -TOLERANCE / 2 * (1 + len(seen) // 6)
+    return at + (wanted - surplus) / min(max(slope, SLOPES[0]), SLOPES[1])
 
 
-def foretell(lattice: Lattice, terms: Terms) -> tuple[float, codes.Tables]:
-    """Return a scale that should about meet the rate, and tables of integers foretold for it.
+def predict_scale(lattice: Lattice, terms: Terms) -> tuple[float, codes.Tables]:
+    """Return a scale that should about meet the rate, and tables of integers predicted for it.
 
-    Foretold integers are weights in steps plus draws of what earlier errors add (`expected_pull`);
+    Predicted integers are weights in steps plus draws of what earlier errors add (`expected_pull`);
     their rate falls by about a bit when the scale doubles.
     """
     scaled = lattice.target / lattice.side.to(lattice.target.dtype)
     sigma = float(scaled.double().square().mean().sqrt())
     unit = scaled_factor(lattice.factor, lattice.side, scaled.dtype)
-    foretold = foretelling(scaled, unit)
+    predicted = predicted_codes(scaled, unit)
     saved = SAVED * 3**-terms.bpw if terms.slope else 0.0
     scale = max(sigma * 2 ** (NORMAL_BITS - terms.bpw), lattice.finest) or 1.0
-    for _ in range(FORETELLINGS):
-        tables = terms.fit(foretold(scale))
+    for _ in range(PREDICTIONS):
+        tables = terms.fit(predicted(scale))
         surplus = terms.surplus(tables, lattice.step(scale), len(scaled)) - saved
         if abs(surplus) < 0.01:
             break
@@ -176,16 +176,16 @@ def foretell(lattice: Lattice, terms: Terms) -> tuple[float, codes.Tables]:
     return scale, tables
 
 
-def foretelling(
+def predicted_codes(
     scaled: Float[Tensor, "rows n"], unit: Float[Tensor, "n n"]
 ) -> Callable[[float], Int32[Tensor, "rows n"]]:
     """Return the function that foretells the integers at a scale."""
     pull = expected_pulls(unit, len(scaled))
 
-    def foretold(scale: float) -> Int32[Tensor, "rows n"]:
+    def predicted(scale: float) -> Int32[Tensor, "rows n"]:
         def rounded(rows: slice) -> tuple[Tensor]:
             return ((scaled[rows] / scale + pull(rows)).round_().int(),)
 
         return by_rows(rounded, len(scaled))[0]
 
-    return foretold
+    return predicted

@@ -21,10 +21,13 @@ class OutOfRangeError(NearplaneError, ValueError):
 
 
 @dataclasses.dataclass(frozen=True)
-class Aim:
-    """What to come near to in place of the weight, under the same Hessian, and facts about it."""
+class Target:
+    """A matrix that a layer is rounded towards in place of its weight, and facts for the report.
 
-    target: Float[Tensor, "rows columns"]
+    It makes up for what the layer's inputs lost in the layers before it (`lattice.cross_target`).
+    """
+
+    matrix: Float[Tensor, "rows columns"]
     facts: dict[str, float] = dataclasses.field(default_factory=dict)
 
 
@@ -32,8 +35,8 @@ class Aim:
 class Method(ABC):
     """Fields are hyper-parameters; calling it quantizes one layer. Subclasses register themselves.
 
-    `order` and `damping`, where a method has them, say on which basis it rounds; the others
-    still report their loss on the natural one.
+    A subclass in a file of its own is a method everywhere: `quantize`, `plan`, the command line,
+    the report and the contract tests ask it what it is through the properties below.
     """
 
     name: ClassVar[str]
@@ -72,23 +75,49 @@ class Method(ABC):
         return weight if weight.dtype == torch.float64 else weight.float()
 
     def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
-        """Return the basis this method rounds on; layers that share inputs can share it."""
-        return lattice.basis(
-            hessian, getattr(self, "order", "natural"), getattr(self, "damping", 0.01)
-        )
+        """Return the basis this method rounds on; layers that share inputs can share it.
+
+        Methods that round on no lattice report their loss on this one.
+        """
+        return lattice.basis(hessian, "natural", 0.01)
 
     def check(self, rows: int, columns: int) -> None:  # noqa: B027 - most methods fit any shape
         """Raise NearplaneError if no matrix of this shape can meet the method's target."""
 
+    # what a planner and a walk ask of a method before it has quantized anything
+
+    @abstractmethod
+    def stored_bytes(self, rows: int, columns: int) -> float:
+        """Return about the bytes that the record of a matrix of this shape takes."""
+
+    @property
+    def rate(self) -> float | None:
+        """The bits per weight that the method is asked to meet; None if it has no such target."""
+        return None
+
+    def at(self, bpw: float) -> "Method":
+        """Return the same method at another rate; NearplaneError if it has none."""
+        raise NearplaneError(f"{self.name} has no rate that could be another")
+
+    @property
+    def sweeps(self) -> bool:
+        """Whether it goes over the columns one after the other, each after the earlier errors."""
+        return False
+
     @property
     def compensates(self) -> bool:
-        """Whether a walk should run the original model beside, and give aims."""
-        return getattr(self, "cross", False)
+        """Whether a walk should run the original model beside, and give targets."""
+        return False
 
     @property
     def allocates(self) -> bool:
-        """Whether a walk should probe the layers, and give each a rate of its own."""
-        return getattr(self, "allocate", False)
+        """Whether a walk should measure how sensitive layers are, and give each its own rate."""
+        return False
+
+    # of one layer, beside its sweeps and its certificate: triangular solves of n² / 2 a row; and
+    # certificates more where it is rounded towards a target
+    triangular_solves: ClassVar[int] = 0
+    target_certificates: ClassVar[int] = 0
 
     def floor(self, rows: int, columns: int) -> float:
         """Return the fewest bits per weight that a matrix of this shape can be stored in."""
@@ -102,9 +131,11 @@ class Method(ABC):
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         """Return `weight`, finite and at least float32, on the lattice of `basis`."""
 
-    def aimed(self, weight: Float[Tensor, "rows columns"], basis: Basis, aim: Aim) -> Any:
-        """Return `weight` quantized so that it comes near to `aim`; losses are of `weight`."""
-        if aim.target is not weight:
+    def quantize_towards(
+        self, weight: Float[Tensor, "rows columns"], basis: Basis, target: Target
+    ) -> Any:
+        """Return `weight` quantized so that it comes near to `target`; losses are of `weight`."""
+        if target.matrix is not weight:
             raise NearplaneError(f"{self.name} rounds a layer on its own weights only")
         return self.together([weight], basis)[0]
 
@@ -113,10 +144,6 @@ class Method(ABC):
     ) -> Float[Tensor, "rows columns"]:
         """Return an error such as rounding `weight` at `bpw` would leave, drawn at random."""
         raise NotImplementedError(f"{self.name} draws no errors")
-
-    def at(self, bpw: float) -> "Method":
-        """Return the same method at another rate."""
-        return dataclasses.replace(self, bpw=bpw)  # pyright: ignore[reportCallIssue]
 
     def recipe(self) -> dict[str, Any]:
         """Return the method's name and fields, ready for JSON."""

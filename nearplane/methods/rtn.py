@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearplane.lattice import Basis, nearest_integer
+from nearplane.methods import fixed_width
 from nearplane.methods.certificate import NO_LATTICE, measure
 from nearplane.methods.fixed_width import certified, pack
 from nearplane.methods.method import Method, check_range
@@ -29,6 +30,9 @@ class RTN(Method):
     def __post_init__(self) -> None:
         check_range("bits", self.bits, 2, 8)
         check_range("group_size", self.group_size, 1, 1 << 30)
+
+    def stored_bytes(self, rows: int, columns: int) -> float:
+        return fixed_width.stored_bytes(rows, columns, self.bits, self.group_size)
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         group_size = check_group_size(self.group_size, weight.shape[1])

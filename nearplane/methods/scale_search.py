@@ -49,14 +49,14 @@ class Coded:
 
 
 @dataclass(frozen=True)
-class Try:
+class ScaleRequest:
     """What a search wants to see next: the codes of some rows at a scale of the steps."""
 
     scale: float
     rows: slice
 
 
-Search = Generator[Try, Coded, tuple[Coded, Stored]]
+Search = Generator[ScaleRequest, Coded, tuple[Coded, Stored]]
 
 
 def meet(budget: Budget, start: float, back: Int64[Tensor, " n"]) -> Search:
@@ -73,7 +73,7 @@ def meet(budget: Budget, start: float, back: Int64[Tensor, " n"]) -> Search:
     scale = (yield from on_sample(budget, start)) if budget.weights > LARGE else start
     best, smallest_gap = None, inf
     for passes in range(4 * FULL_PASSES):
-        coded = yield Try(scale, ALL)
+        coded = yield ScaleRequest(scale, ALL)
         gap = budget.bpw - MARGIN - budget.likely_rate(coded.code)
         if 0 <= gap < smallest_gap:
             best, smallest_gap = coded, gap
@@ -90,11 +90,11 @@ def meet(budget: Budget, start: float, back: Int64[Tensor, " n"]) -> Search:
     raise RateError(f"no step was found that stores {budget.bpw:g} bits per weight or fewer")
 
 
-def on_sample(budget: Budget, start: float) -> Generator[Try, Coded, float]:
+def on_sample(budget: Budget, start: float) -> Generator[ScaleRequest, Coded, float]:
     """Return the scale that some of the rows say will meet the target."""
     some, scale = sample_rows(budget.rows, budget.columns), start
     for _ in range(SAMPLE_PASSES):
-        code = (yield Try(scale, some)).code
+        code = (yield ScaleRequest(scale, some)).code
         surplus = budget.likely_rate(code) - budget.target
         scale *= 2 ** max(surplus, -headroom(code))
         if abs(surplus) < 2 * TOLERANCE:
@@ -103,7 +103,7 @@ def on_sample(budget: Budget, start: float) -> Generator[Try, Coded, float]:
 
 
 def drive(
-    searches: Sequence[Search], attempt: Callable[[dict[int, Try]], dict[int, Coded]]
+    searches: Sequence[Search], attempt: Callable[[dict[int, ScaleRequest]], dict[int, Coded]]
 ) -> list[tuple[Coded, Stored]]:
     """Run searches side by side: every round, `attempt` answers what each of them wants to see.
 

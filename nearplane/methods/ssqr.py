@@ -7,8 +7,9 @@ import torch
 from jaxtyping import Bool, Float, Float16, Int32
 from torch import Tensor
 
-from nearplane import codes
+from nearplane import codes, lattice
 from nearplane.lattice import Basis, nearest_integer, sweep
+from nearplane.methods import fixed_width
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.fixed_width import certified, pack
 from nearplane.methods.method import Method, OutOfRangeError, check_order, check_range
@@ -70,6 +71,16 @@ class SSQR(Method):
         check_range("damping", self.damping, 0, 1000)
         if self.per not in ("row", "matrix"):
             raise OutOfRangeError(f"per must be 'row' or 'matrix', not {self.per!r}")
+
+    def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
+        return lattice.basis(hessian, self.order, self.damping)
+
+    @property
+    def sweeps(self) -> bool:
+        return True
+
+    def stored_bytes(self, rows: int, columns: int) -> float:
+        return fixed_width.stored_bytes(rows, columns, self.bits, self.group_size, self.outliers)
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         group_size = check_group_size(self.group_size, weight.shape[1])

@@ -1,18 +1,18 @@
 """WaterSIC: HPTQ with one step per column, as large as its pivot is small, and a gain."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from nearplane import codes
+from nearplane import codes, lattice
 from nearplane.lattice import Basis, sweep
 from nearplane.methods.certificate import measure
 from nearplane.methods.entropy_coded import certified, check_bpw
 from nearplane.methods.method import Method, check_order, check_range
 from nearplane.methods.rate import Budget, expected_pull, first_scale, sample_rows
-from nearplane.methods.scale_search import Coded, Try, drive, meet
+from nearplane.methods.scale_search import Coded, ScaleRequest, drive, meet
 from nearplane.types import QuantizedWeight
 
 
@@ -46,12 +46,29 @@ class WaterSIC(Method):
     def check(self, rows: int, columns: int) -> None:
         Budget(self.bpw, rows, columns, columns).check()
 
+    def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
+        return lattice.basis(hessian, self.order, self.damping)
+
+    @property
+    def sweeps(self) -> bool:
+        return True
+
+    @property
+    def rate(self) -> float:
+        return self.bpw
+
+    def at(self, bpw: float) -> "WaterSIC":
+        return replace(self, bpw=bpw)
+
+    def stored_bytes(self, rows: int, columns: int) -> float:
+        return rows * columns * self.bpw / 8
+
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         rows, columns = weight.shape
         target = weight[:, basis.columns]
         inverse_pivot = 1 / basis.factor.diagonal()
 
-        def attempt(tries: dict[int, Try]) -> dict[int, Coded]:
+        def attempt(tries: dict[int, ScaleRequest]) -> dict[int, Coded]:
             side = inverse_pivot * tries[0].scale
             return {0: round_columns(target[tries[0].rows], basis, side, self.gain)}
 

@@ -14,10 +14,10 @@ from nearplane.model.process_memory import forget_file_pages, trim
 
 
 @runtime_checkable
-class Shelf(Protocol):
+class BlockLoader(Protocol):
     """Where the weights of a model's blocks are."""
 
-    def held(self, index: int) -> AbstractContextManager[None]:
+    def loaded(self, index: int) -> AbstractContextManager[None]:
         """Have the weights of block `index` in place for a while."""
         ...
 
@@ -25,7 +25,7 @@ class Shelf(Protocol):
 class InMemory:
     """All blocks are in place all the time."""
 
-    def held(self, index: int) -> AbstractContextManager[None]:
+    def loaded(self, index: int) -> AbstractContextManager[None]:
         return nullcontext()
 
 
@@ -43,7 +43,7 @@ class OnDisk:
     load: Callable[[int], nn.Module]
 
     @contextmanager
-    def held(self, index: int) -> Iterator[None]:
+    def loaded(self, index: int) -> Iterator[None]:
         block = self.blocks[index]
         fill_(block, self.load(index))
         try:

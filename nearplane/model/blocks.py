@@ -6,7 +6,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-from nearplane.model.experts import Experts
 from nearplane.types import NearplaneError
 
 
@@ -74,49 +73,6 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         )
     name = max(outer, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
     return name, lists[name]
-
-
-def layers_of(block: nn.Module, prefix: str) -> list[Layer]:
-    """Return the linear layers of a block, routers left out; one that appears twice comes once."""
-    routing = {part for router in routers(block).values() for part in router.modules()}
-    return [
-        Layer(f"{prefix}.{name}", module)
-        for name, module in block.named_modules()
-        if is_linear(module) and module not in routing
-    ]
-
-
-def routers(block: nn.Module) -> dict[str, nn.Module]:
-    """Return the parts that choose or weigh experts, by their names in the block.
-
-    They stand beside the experts, and all their matrices have a row an expert, or one row.
-    """
-    found: dict[str, nn.Module] = {}
-    for name, parent in block.named_modules():
-        counts = {len(child) for child in parent.children() if isinstance(child, Experts)}
-        for part, child in parent.named_children() if counts else ():
-            rows = {len(p) for p in child.parameters() if p.ndim == 2}
-            if rows and rows <= counts | {1} and not isinstance(child, Experts):
-                found[f"{name}.{part}".lstrip(".")] = child
-    return found
-
-
-def kept_router(name: str) -> str:
-    """Return the sentence on a router."""
-    return f"{name} stays as it is: it chooses or weighs experts"
-
-
-def unquantizable(block: nn.Module, prefix: str) -> list[str]:
-    """Return the names of the parts that hold matrices but are no linear layer that we know."""
-    strange = []
-    routing = set(routers(block).values())
-    for name, module in block.named_modules():
-        matrices = [p for p in module.parameters(recurse=False) if p.ndim >= 2]
-        known = is_linear(module) or isinstance(module, nn.Embedding) or module in routing
-        if matrices and not known:
-            full = f"{prefix}.{name}" if name else prefix
-            strange.append(f"{full} ({type(module).__name__})")
-    return strange
 
 
 def check_finite(layer: Layer) -> None:

@@ -14,7 +14,7 @@ TOKENS = 4
 
 
 @dataclass(frozen=True)
-class Flow:
+class MetaRun:
     """Layers grouped by the tensor they are given, and the share of all tokens that is in it.
 
     - `shares`: for layers of experts, if every expert is as likely as the others; by name.
@@ -24,7 +24,7 @@ class Flow:
     shares: dict[str, float]
 
 
-def flow_of(model: Any, layers: list[Layer]) -> Flow:
+def meta_run(model: Any, layers: list[Layer]) -> MetaRun:
     """Return what a run on the meta device shows of some layers.
 
     A model that cannot run so gets a stage for every layer and all tokens for every expert, which
@@ -54,7 +54,7 @@ def flow_of(model: Any, layers: list[Layer]) -> Flow:
         for hook in hooks:
             hook.remove()
     named = {layer.name: shares[layer.module] for layer in layers if layer.module in shares}
-    return Flow(list(groups.values()) or [[layer] for layer in layers], named)
+    return MetaRun(list(groups.values()) or [[layer] for layer in layers], named)
 
 
 def nothing(tokens: int) -> dict[str, Tensor]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from reprlib import repr
 from typing import Any
@@ -10,49 +10,69 @@ from typing import Any
 import torch
 from torch import nn
 
-from nearplane.model.block_loading import InMemory, OnDisk, Shelf, stand_alone
+from nearplane.model.block_loading import BlockLoader, InMemory, OnDisk, stand_alone
 from nearplane.model.blocks import find_blocks
 from nearplane.model.gguf_header import check_gguf
 from nearplane.model.process_memory import forget_file_pages
-from nearplane.model.untrusted_files import forget_fetched_code, panics_as_errors
+from nearplane.model.untrusted_files import check_blocks, forget_fetched_code, panics_as_errors
 from nearplane.model.weight_files import check_fit, empty_model, read_shapes
 from nearplane.types import NearplaneError, first_line
 
+CONFIG = "config.json"
 SUFFIXES = ("*.safetensors", "*.gguf")
 UNPACKED = torch.bfloat16  # a GGUF file's weights have many types; such models were made from this
 ADAPTER = "adapter_config.json"  # with it, transformers reads weights beside the model's
 
 
 @dataclass(frozen=True)
-class Source:
+class EmptyModel:
+    """A model without weights: what its configuration and the headers of its files say.
+
+    A run opens it once and hands it on; the weights come by `open_model`.
+
+    - `where`: the arguments by which transformers finds the model.
+    - `model`: on the meta device, where nothing takes memory.
+    - `dtype`: that the weights are stored in.
+    """
+
+    name: str
+    where: dict[str, Any]
+    config: Any
+    model: nn.Module
+    dtype: torch.dtype
+
+    @property
+    def is_gguf(self) -> bool:
+        return "gguf_file" in self.where
+
+
+@dataclass(frozen=True)
+class OpenModel:
     """An open model, its tokenizer (None where it has none) and the name it was opened by.
 
-    - `shelf`: where the weights of its blocks are.
+    - `loader`: brings the weights of its blocks into memory.
     """
 
     name: str
     model: nn.Module
     tokenizer: Any
-    shelf: Shelf = field(default_factory=InMemory)
+    loader: BlockLoader = field(default_factory=InMemory)
 
 
-def open_source(
-    name: str | Path,
-    trust_remote_code: bool = False,
-    by_blocks: bool = False,
-    dtype: torch.dtype | None = None,
-    tokenizer: Any = None,
-) -> Source:
-    """Load a causal language model and its tokenizer.
+def open_without_weights(
+    name: str | Path, trust_remote_code: bool = False, bare: bool = False
+) -> EmptyModel:
+    """Return a causal language model on the meta device.
 
-    - `by_blocks`: leave the blocks' weights on disk until they are needed.
-    - `dtype`: that the weights are converted to, all at once; the types of the file if None.
-    - `tokenizer`: the one that lies beside the model, if it is open already.
+    - `bare`: a directory that holds nothing but a config.json will do.
 
-    Raises NearplaneError when there is no such model, no weights, it is quantized already, or it
-    cannot be read by blocks.
+    Raises NearplaneError when there is no such model, no weights, a damaged file, a configuration
+    that the files do not fit, or weights that are quantized already.
     """
-    where = location(name, trust_remote_code)
+    only_config = bare and is_only_config(Path(name))
+    where = (
+        pretrained(name, trust_remote_code) if only_config else location(name, trust_remote_code)
+    )
     config = open_config(name, where)
     found = getattr(config, "quantization_config", None)
     if found and "gguf_file" not in where:
@@ -60,53 +80,91 @@ def open_source(
         raise NearplaneError(
             f"{name} is quantized already, with {repr(method)}: give the original model"
         )
+    files = {}
+    if Path(name).is_dir() and not only_config:
+        files = read_shapes(Path(name))
+        check_blocks(config, sum(map(len, files.values())))
+    try:
+        model = empty_model(config, trust_remote_code)
+    # config.json may hold anything, and every model has errors of its own for that
+    except Exception as error:
+        raise NearplaneError(f"the model {name} cannot be loaded: {first_line(error)}") from error
+    if files:
+        check_fit(files, model)
+    return EmptyModel(str(name), where, config, model, stored_dtype(config, where))
+
+
+def open_model(
+    name: str | Path | EmptyModel,
+    trust_remote_code: bool = False,
+    by_blocks: bool = False,
+    dtype: torch.dtype | None = None,
+    tokenizer: Any = None,
+) -> OpenModel:
+    """Load a causal language model and its tokenizer.
+
+    - `name`: a directory, a hub name, a .gguf file, or the same opened without weights.
+    - `by_blocks`: leave the blocks' weights on disk until they are needed.
+    - `dtype`: that the weights are converted to, all at once; the types of the file if None.
+    - `tokenizer`: the one that lies beside the model, if it is open already.
+
+    Raises NearplaneError when there is no such model, no weights, it is quantized already, or it
+    cannot be read by blocks.
+    """
+    empty = name if isinstance(name, EmptyModel) else open_without_weights(name, trust_remote_code)
     if by_blocks:
-        return opened_by_blocks(name, where, config, tokenizer)
-    model = load(name, where, config, dtype=dtype)
+        return opened_by_blocks(empty, tokenizer)
+    model = load(empty, dtype=dtype)
     model.eval().requires_grad_(False)
-    return Source(str(name), model, tokenizer or open_tokenizer(where))
+    return OpenModel(empty.name, model, tokenizer or open_tokenizer(empty.where))
 
 
-def opened_by_blocks(
-    name: str | Path, where: dict[str, Any], config: Any, tokenizer: Any
-) -> Source:
-    """Return a model whose blocks are on the meta device, and the shelf they are taken from."""
-    empty: Any = empty_model(config, where["trust_remote_code"])
-    prefix, blocks = find_blocks(empty)
-    if "gguf_file" in where or not stand_alone(empty, blocks):
-        why = "its blocks share weights" if "gguf_file" not in where else "a GGUF file is unpacked"
-        raise NearplaneError(f"{name} can only be loaded as a whole, since {why}")
+def opened_by_blocks(empty: EmptyModel, tokenizer: Any) -> OpenModel:
+    """Return a model whose blocks are on the meta device, and the loader that fetches them."""
+    prefix, blocks = find_blocks(empty.model)
+    if empty.is_gguf or not stand_alone(empty.model, blocks):
+        why = "a GGUF file is unpacked" if empty.is_gguf else "its blocks share weights"
+        raise NearplaneError(f"{empty.name} can only be loaded as a whole, since {why}")
     names = [f"{prefix}.{index}" for index in range(len(blocks))]
-    model = load(name, where, config, {"": "cpu"} | dict.fromkeys(names, "meta"))
+    model = load(empty, {"": "cpu"} | dict.fromkeys(names, "meta"))
     model.eval().requires_grad_(False)
-    here = where | {"local_files_only": True}  # it is fetched by now
+    # it is fetched by now
+    fetched = replace(empty, where=empty.where | {"local_files_only": True})
 
     def block(index: int) -> nn.Module:
-        return load(name, here, config, {"": "meta", names[index]: "cpu"}).get_submodule(
-            names[index]
-        )
+        devices = {"": "meta", names[index]: "cpu"}
+        return load(fetched, devices).get_submodule(names[index])
 
     _, blocks = find_blocks(model)
     forget_file_pages()
-    return Source(str(name), model, tokenizer or open_tokenizer(where), OnDisk(blocks, block))
+    loader = OnDisk(blocks, block)
+    return OpenModel(empty.name, model, tokenizer or open_tokenizer(empty.where), loader)
+
+
+def is_only_config(directory: Path) -> bool:
+    """Whether a directory holds nothing but a config.json."""
+    return directory.is_dir() and {file.name for file in directory.iterdir()} == {CONFIG}
+
+
+def pretrained(name: str | Path, trust_remote_code: bool) -> dict[str, Any]:
+    """Return the arguments of `from_pretrained` for a name as it is."""
+    return {"trust_remote_code": trust_remote_code, "pretrained_model_name_or_path": str(name)}
 
 
 def location(name: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
     """Return the arguments by which transformers finds the model; checks what a path must have."""
     path = Path(name)
-    common = {"trust_remote_code": trust_remote_code}
     if path.suffix == ".gguf" and path.is_file():
-        found = {"pretrained_model_name_or_path": str(path.parent), "gguf_file": path.name}
-        return common | found
+        return pretrained(path.parent, trust_remote_code) | {"gguf_file": path.name}
     if path.is_file():
         raise NearplaneError(f"{name} is a file: give the directory of a model, or a .gguf file")
     if path.is_dir():
-        if not (path / "config.json").exists():
+        if not (path / CONFIG).exists():
             raise NearplaneError(f"{name} has no config.json: it is not a model directory")
         check_weights_kind(path)
     elif path.is_absolute() or str(name).startswith((".", "~")) or str(name).count("/") > 1:
         raise NearplaneError(f"there is no model directory {name}")
-    return common | {"pretrained_model_name_or_path": str(name)}
+    return pretrained(name, trust_remote_code)
 
 
 def check_weights_kind(directory: Path) -> None:
@@ -150,39 +208,37 @@ def stored_dtype(config: Any, where: dict[str, Any]) -> torch.dtype:
 
 
 def load(
-    name: str | Path,
-    where: dict[str, Any],
-    config: Any,
-    devices: dict[str, str] | None = None,
-    dtype: torch.dtype | None = None,
+    empty: EmptyModel, devices: dict[str, str] | None = None, dtype: torch.dtype | None = None
 ) -> Any:
-    """Return the model with its weights on the CPU; a damaged file of a directory is named.
+    """Return the model with its weights on the CPU.
 
     - `devices`: module -> device, for parts that are not wanted now.
     - `dtype`: that the weights are converted to; the types of the file if None.
+
+    Raises NearplaneError when transformers cannot load it, or a tensor is missing.
     """
     from transformers import AutoModelForCausalLM
 
     kind: dict[str, Any] = {"dtype": dtype or UNPACKED}
-    if "gguf_file" not in where:
-        kind = {"dtype": dtype or "auto", "config": config, "use_safetensors": True}
+    if not empty.is_gguf:
+        kind = {"dtype": dtype or "auto", "config": empty.config, "use_safetensors": True}
     if devices is not None:
         kind["device_map"] = devices
     try:
-        # a part is taken from files that were looked at before
-        if "gguf_file" not in where and "local_files_only" not in where and Path(name).is_dir():
-            check_fit(read_shapes(Path(name)), config, where["trust_remote_code"])
         with without_dispatch() if devices else nullcontext():
             model, info = AutoModelForCausalLM.from_pretrained(
-                **where, **kind, output_loading_info=True
+                **empty.where, **kind, output_loading_info=True
             )
-    except NearplaneError:
-        raise
+    # the files may hold anything, and every model has errors of its own for that
     except Exception as error:
-        raise NearplaneError(f"the model {name} cannot be loaded: {first_line(error)}") from error
+        raise NearplaneError(
+            f"the model {empty.name} cannot be loaded: {first_line(error)}"
+        ) from error
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
-        raise NearplaneError(f"the model {name} lacks {len(info['missing_keys'])} tensors: {some}")
+        raise NearplaneError(
+            f"the model {empty.name} lacks {len(info['missing_keys'])} tensors: {some}"
+        )
     return model
 
 

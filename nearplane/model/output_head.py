@@ -1,4 +1,4 @@
-"""The output head, which is rounded only when asked: it is a layer like others, but in no block."""
+"""The output head, and the embedding that it may share its weight with: outside of the blocks."""
 
 from typing import Any
 
@@ -8,7 +8,7 @@ from nearplane.model.blocks import Layer, is_linear
 from nearplane.types import NearplaneError
 
 
-def head_of(model: Any) -> Layer:
+def output_head(model: Any) -> Layer:
     """Return the layer that makes logits; raises NearplaneError when the model has none."""
     head = model.get_output_embeddings()
     if head is None or not is_linear(head):
@@ -24,3 +24,8 @@ def untie(model: Any, head: Layer) -> None:
         head.module.weight = nn.Parameter(shared.weight.detach(), requires_grad=False)
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
+
+
+def vocabulary(model: Any) -> int:
+    """Return how many tokens a model tells apart: the rows of its output head."""
+    return model.get_output_embeddings().weight.shape[0]

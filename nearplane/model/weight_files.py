@@ -3,6 +3,7 @@
 What is wrong is said of a file, so that one file can be fetched again.
 """
 
+import copy
 import json
 from pathlib import Path
 from reprlib import repr
@@ -11,7 +12,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 
-from nearplane.model.untrusted_files import check_blocks, check_numbers
+from nearplane.model.untrusted_files import check_numbers
 from nearplane.types import NearplaneError, first_line
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
@@ -66,27 +67,27 @@ def shapes_in(path: Path) -> Shapes:
         raise NearplaneError(f"{path} is damaged: {first_line(error)}") from error
 
 
-def check_fit(files: dict[str, Shapes], config: Any, trust_remote_code: bool) -> None:
+def check_fit(files: dict[str, Shapes], empty: torch.nn.Module) -> None:
     """Raise NearplaneError if the configuration asks for other shapes, or more, than files hold.
 
-    It costs no memory: the model is built without numbers.
+    - `empty`: the model as the configuration has it, on the meta device.
     """
     stored = {name: shape for shapes in files.values() for name, shape in shapes.items()}
-    check_blocks(config, len(stored))
-    model: Any = empty_model(config, trust_remote_code)
     file_of = {name: file for file, shapes in files.items() for name in shapes}
-    for name, parameter in model.named_parameters():
+    for name, parameter in empty.named_parameters():
         if name in stored and stored[name] != list(parameter.shape):
             raise NearplaneError(
                 f"{file_of[name]} holds {name!r} of {stored[name]}, where config.json asks for "
                 f"{list(parameter.shape)}"
             )
-    check_numbers(model, stored.values())
+    check_numbers(empty, stored.values())
 
 
 def empty_model(config: Any, trust_remote_code: bool) -> torch.nn.Module:
-    """Return the model on the meta device, where nothing takes memory."""
+    """Return the model on the meta device, where nothing takes memory; `config` stays as it is."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, trust_remote_code=trust_remote_code)
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), trust_remote_code=trust_remote_code
+        )

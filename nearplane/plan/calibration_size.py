@@ -14,7 +14,7 @@ from nearplane.walk.ranks import Ranks
 
 
 @dataclass(frozen=True)
-class Amount:
+class CalibrationSize:
     """How much calibration is asked for: sequences of a length, or as many as fit a time.
 
     NearplaneError for both a number of sequences and a time, or for none of something.

@@ -6,7 +6,7 @@ import torch
 
 from nearplane.model.compute_dtype import name_of
 from nearplane.plan.survey import Survey
-from nearplane.plan.throughput import Bench, Rates, Trial
+from nearplane.plan.throughput import MachineBenchmark, MethodTrial, Throughput
 from nearplane.types import NearplaneError
 
 # of this machine: assumed, since a disk's cache and a network of one machine tell nothing
@@ -70,14 +70,14 @@ def known(name: str) -> str:
     return name
 
 
-def rates_of(name: str, ranks: int, trial: Trial) -> Rates:
+def stated_throughput(name: str, ranks: int, trial: MethodTrial) -> Throughput:
     """Return the stated rates of an accelerator that is one of `ranks`.
 
     - `trial`: by one core of this machine, as its host's: coding is done there.
     """
     device = DEVICES[name]
     stated = {rate: share * device.peaks[kind] for rate, (share, kind) in SHARES.items()}
-    return Rates(
+    return Throughput(
         **stated,
         moved_bytes=MOVED * device.moves,
         coded_weights=trial.coded_weights,
@@ -90,10 +90,10 @@ def rates_of(name: str, ranks: int, trial: Trial) -> Rates:
     )
 
 
-def measured(found: Survey, length: int, trial: Trial) -> Rates:
+def measured_throughput(found: Survey, length: int, trial: MethodTrial) -> Throughput:
     """Return what one process does on this machine; takes about a second."""
-    bench = Bench.of(found, length)
-    return Rates(
+    bench = MachineBenchmark.of(found, length)
+    return Throughput(
         forward_flops=bench.forward_flops(),
         attention_flops=bench.attention_flops(),
         moved_bytes=bench.moved_bytes(),
@@ -111,7 +111,9 @@ def measured(found: Survey, length: int, trial: Trial) -> Rates:
     )
 
 
-def measured_lines(rates: Rates, trial: Trial, dtype: torch.dtype, ranks: int) -> list[str]:
+def measured_lines(
+    rates: Throughput, trial: MethodTrial, dtype: torch.dtype, ranks: int
+) -> list[str]:
     """Return what was measured and what was not, for people."""
     kind = name_of(dtype)
     link = f"; between processes {rates.link_bytes / 1e9:g} and {MESSAGE}" if ranks > 1 else ""
@@ -130,7 +132,7 @@ def measured_lines(rates: Rates, trial: Trial, dtype: torch.dtype, ranks: int) -
 MESSAGE = f"{1e3 / MESSAGES:g} ms a message"
 
 
-def coded(trial: Trial) -> str:
+def coded(trial: MethodTrial) -> str:
     """Return the rates of searches and packing, for people."""
     return (
         f"searches and packing {trial.coded_weights / 1e6:.1f} million weights/s and "
@@ -138,7 +140,7 @@ def coded(trial: Trial) -> str:
     )
 
 
-def stated_lines(name: str, rates: Rates, trial: Trial, ranks: int) -> list[str]:
+def stated_lines(name: str, rates: Throughput, trial: MethodTrial, ranks: int) -> list[str]:
     """Return the assumptions on an accelerator, each with the parts of a run that rest on it."""
     device = DEVICES[name]
     lines = [

@@ -9,17 +9,17 @@ from nearplane.plan.devices import (
     CPU,
     DEVICES,
     known,
-    measured,
     measured_lines,
-    rates_of,
+    measured_throughput,
     stated_lines,
+    stated_throughput,
     threads,
 )
 from nearplane.plan.footprint import Memory, unfinished_bytes
-from nearplane.plan.offload import Means, means_of
+from nearplane.plan.offload import Offload, choose_offload
 from nearplane.plan.survey import Survey, bits_of
-from nearplane.plan.throughput import SMALLEST, Rates, Trial, tried
-from nearplane.plan.work import Kept, Part, Run, Sizes, network_bytes, parts_of
+from nearplane.plan.throughput import SMALLEST, MethodTrial, Throughput, tried
+from nearplane.plan.work import OffloadCost, Part, RunSize, Sizes, network_bytes, parts_of
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import MOST_TOKENS, default_length, default_sequences
 
@@ -34,9 +34,9 @@ class Estimate:
     """What a run would take."""
 
     survey: Survey
-    run: Run
-    rates: Rates
-    trial: Trial
+    run: RunSize
+    rates: Throughput
+    trial: MethodTrial
     device: str = CPU
     allowed: int | None = None
 
@@ -45,9 +45,9 @@ class Estimate:
         return parts_of(self.survey, self.run, self.trial, self.kept)
 
     @property
-    def kept(self) -> Kept:
+    def kept(self) -> OffloadCost:
         means = self.means
-        return Kept(1 - means.paused / means.batches, means.by_blocks, means.spilled)
+        return OffloadCost(1 - means.paused / means.batches, means.by_blocks, means.spilled)
 
     @property
     def groups(self) -> dict[str, float]:
@@ -72,10 +72,10 @@ class Estimate:
         return START_S + sum(self.groups.values())
 
     @cached_property
-    def means(self) -> Means:
+    def means(self) -> Offload:
         """How it keeps within the memory that it may have; NearplaneError if it cannot."""
         allowed = self.capacity if self.allowed is None else self.allowed
-        return means_of(self.survey, self.run, allowed, self.allowed is not None)
+        return choose_offload(self.survey, self.run, allowed, self.allowed is not None)
 
     @property
     def memory(self) -> Memory:
@@ -148,7 +148,7 @@ class Estimate:
     def lines(self) -> list[str]:
         """Return the estimate for people, with what it assumes."""
         lines = [*self.size_lines(), *self.time_lines(), *self.assumptions()]
-        if self.trial.sweeps == 0 and hasattr(self.survey.method, "order"):
+        if self.trial.sweeps == 0 and self.survey.method.sweeps:
             lines.append(
                 f"note: {self.survey.method.name} sweeps in a way of its own, counted as coding: "
                 f"too little for layers wider than {tried_columns(self.survey)} columns"
@@ -156,7 +156,7 @@ class Estimate:
         if self.peak_bytes > self.capacity:
             whose = "this machine has available" if self.device == CPU else f"one {self.device} has"
             lines.append(f"warning: that is more memory than {whose}")
-        return lines + self.survey.left_out
+        return lines + self.survey.selection.left_out()
 
     def size_lines(self) -> list[str]:
         survey, memory = self.survey, self.memory
@@ -250,18 +250,20 @@ def estimate(
     length = default_length(found.model) if length is None else length
     if sequences is None:
         sequences = default_sequences(found.widest, max(length, 1), ranks)
-    run = Run(sequences, length, ranks)
+    run = RunSize(sequences, length, ranks)
     if device != CPU:
         # what this machine is slow at says nothing of another one
         found = replace(found, compute=found.dtype)
         trial = tried_on_one_core(found)
-        rates = rates_of(device, ranks, trial)
+        rates = stated_throughput(device, ranks, trial)
         return Estimate(found, run, rates, trial, device, allowed)
     trial = tried(found.method, tried_columns(found))
-    return Estimate(found, run, measured(found, run.length, trial), trial, device, allowed)
+    return Estimate(
+        found, run, measured_throughput(found, run.length, trial), trial, device, allowed
+    )
 
 
-def tried_on_one_core(found: Survey) -> Trial:
+def tried_on_one_core(found: Survey) -> MethodTrial:
     """Return the method's trial for the host of an accelerator, whatever this one's threads."""
     with one_thread():
         return tried(found.method, tried_columns(found))

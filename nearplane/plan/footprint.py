@@ -6,9 +6,9 @@ from math import ceil
 
 from torch import nn
 
-from nearplane.model.blocks import find_blocks
-from nearplane.plan.run_size import Run
-from nearplane.plan.survey import Survey, record_bytes, text_config
+from nearplane.model.output_head import vocabulary
+from nearplane.plan.run_size import RunSize
+from nearplane.plan.survey import Survey
 from nearplane.walk.sensitivity import POSITIONS, SEQUENCES
 from nearplane.walk.walk import BATCH_TOKENS
 
@@ -56,11 +56,11 @@ class Memory:
 
 
 @dataclass(frozen=True)
-class Needs:
+class MemoryNeeds:
     """What the parts of a run need in one process, the one with most of the calibration."""
 
     found: Survey
-    run: Run
+    run: RunSize
 
     def memory(self, by_blocks: bool, spilled: bool, paused: int) -> Memory:
         """Return the memory of a run.
@@ -136,7 +136,7 @@ class Needs:
 
     @cached_property
     def hidden(self) -> int | float:
-        return getattr(text_config(self.found.model), "hidden_size", self.width)
+        return getattr(self.found.config, "hidden_size", self.width)
 
     @property
     def waiting(self) -> int | float:
@@ -167,7 +167,7 @@ class Needs:
     @cached_property
     def parts(self) -> tuple[int | float, list[int | float]]:
         """The bytes outside of blocks, and of every block."""
-        _, blocks = find_blocks(self.found.model)
+        blocks = self.found.blocks
         scale = self.found.dtype.itemsize / next(self.found.model.parameters()).itemsize
         sizes = [scale * bytes_of(block) for block in blocks]
         return scale * bytes_of(self.found.model) - sum(sizes), sizes
@@ -223,8 +223,8 @@ class Needs:
         """Of the predictions of all copies that a block's disturbed layers end in."""
         if not self.found.method.allocates:
             return 0
-        _, blocks = find_blocks(self.found.model)
-        words = self.found.model.get_output_embeddings().weight.shape[0]
+        blocks = self.found.blocks
+        words = vocabulary(self.found.model)
         copies = ceil(self.found.units / len(blocks)) + 1
         return 2 * 4 * copies * SEQUENCES * POSITIONS * words
 
@@ -240,6 +240,5 @@ def bytes_of(module: nn.Module) -> int:
 
 def unfinished_bytes(found: Survey) -> int | float:
     """Return what the folder of finished layers holds at the end, when the checkpoint is whole."""
-    records = sum(record_bytes(found.method, *layer.shape) for layer in found.layers)
     rows = sum(layer.shape[0] for layer in found.layers)
-    return records + LOSS_BYTES * rows + GROUP_BYTES * len(found.stages)
+    return found.record_bytes + LOSS_BYTES * rows + GROUP_BYTES * len(found.stages)

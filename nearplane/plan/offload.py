@@ -7,18 +7,17 @@ from pathlib import Path
 
 from nearplane.lattice.nearest_plane import TILE
 from nearplane.model.block_loading import stand_alone
-from nearplane.model.blocks import find_blocks
-from nearplane.plan.footprint import Memory, Needs
-from nearplane.plan.run_size import Run
+from nearplane.plan.footprint import Memory, MemoryNeeds
+from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
 from nearplane.types import NearplaneError
-from nearplane.walk.activation_limits import Room
+from nearplane.walk.placement import ActivationLimits
 
 GIB = 2**30
 
 
 @dataclass(frozen=True)
-class Means:
+class Offload:
     """What a run does to keep within its memory, and the memory that it then needs.
 
     - `by_blocks`: whether one block's weights are in memory at a time, or all.
@@ -35,11 +34,11 @@ class Means:
     memory: Memory
     columns: int
 
-    def room(self, out: str | Path) -> Room:
-        """Return the room of a walk whose files go beside OUT, or where temporary files go."""
+    def limits(self, out: str | Path) -> ActivationLimits:
+        """Return the limits of a walk whose files go beside OUT, or where temporary files go."""
         beside = Path(out).expanduser().resolve().parent
         directory = beside if beside.is_dir() else Path(tempfile.gettempdir())
-        return Room(self.paused, directory if self.spilled else None)
+        return ActivationLimits(self.paused, directory if self.spilled else None)
 
     def sentence(self) -> str:
         """Say in one line what is done."""
@@ -61,12 +60,14 @@ class Means:
         )
 
 
-def means_of(found: Survey, run: Run, allowed: int | float, promised: bool = False) -> Means:
+def choose_offload(
+    found: Survey, run: RunSize, allowed: int | float, promised: bool = False
+) -> Offload:
     """Return the fastest means by which a run keeps within the memory that it is allowed.
 
     If none does, those of least memory; NearplaneError that says so if it was promised.
     """
-    needs = Needs(found, run)
+    needs = MemoryNeeds(found, run)
     means = None
     for means in ways(found, needs):
         if means.memory.total <= allowed:
@@ -80,27 +81,26 @@ def means_of(found: Survey, run: Run, allowed: int | float, promised: bool = Fal
     return means
 
 
-def ways(found: Survey, needs: Needs) -> Iterator[Means]:
+def ways(found: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
     """Yield what can be done about memory, the fastest first and that of least memory last."""
     batches = needs.batches
-    yield means_by(needs, False, False, batches)
+    yield offload_by(needs, False, False, batches)
     by_blocks = can_be_read_by_blocks(found)
     if by_blocks:
-        yield means_by(needs, True, False, batches)
+        yield offload_by(needs, True, False, batches)
     paused = batches
     while True:
-        yield means_by(needs, by_blocks, True, paused)
+        yield offload_by(needs, by_blocks, True, paused)
         if not paused:
             return
         paused = paused * 3 // 4
 
 
-def means_by(needs: Needs, by_blocks: bool, spilled: bool, paused: int) -> Means:
+def offload_by(needs: MemoryNeeds, by_blocks: bool, spilled: bool, paused: int) -> Offload:
     memory = needs.memory(by_blocks, spilled, paused)
-    return Means(by_blocks, spilled, paused, needs.batches, memory, needs.widest)
+    return Offload(by_blocks, spilled, paused, needs.batches, memory, needs.widest)
 
 
 def can_be_read_by_blocks(found: Survey) -> bool:
     """Whether blocks can be loaded one by one: not of GGUF files, nor where they share weights."""
-    _, blocks = find_blocks(found.model)
-    return not found.name.endswith(".gguf") and stand_alone(found.model, blocks)
+    return not found.empty.is_gguf and stand_alone(found.model, found.blocks)

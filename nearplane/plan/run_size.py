@@ -8,7 +8,7 @@ from nearplane.walk.calibration import check_size
 
 
 @dataclass(frozen=True)
-class Run:
+class RunSize:
     """What is asked of a run: the calibration, and by how many processes.
 
     NearplaneError if there are fewer sequences than processes, or nothing of one of them.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from nearplane.lattice import nearest_plane, rate_aware_plane
 from nearplane.methods import Method, certificate
 from nearplane.op import Op
-from nearplane.plan.survey import Survey, text_config
+from nearplane.plan.survey import Survey
 from nearplane.rows import TILE, Work, in_parts
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.messages import narrowest
@@ -29,7 +29,7 @@ BLOCK_PASSES = 0.625  # of a full product: what times_triangle does, its zeros m
 
 
 @dataclass(frozen=True)
-class Rates:
+class Throughput:
     """What one process does in a second.
 
     - `forward_flops`, `attention_flops`: of forward passes, in the type that is computed in.
@@ -62,15 +62,15 @@ class Rates:
 
 
 @dataclass(frozen=True)
-class Trial:
+class MethodTrial:
     """A method tried on a few matrices.
 
     - `sweeps`, `checks`: how often it went over all rows, rounding and certifying, on average.
     - the seconds of both, for all matrices, and of all else: `rows_s` of what can be cut between
       tiles of rows, `pieces_s` between pieces of integers, `each_s` of what cannot be shared.
     - `matrix_s`: seconds of a matrix that cannot be shared, however small it is; not in `each_s`.
-    - `calls`: how often processes would wait for each other at a matrix, and `told` the bytes a
-      weight that all would know then.
+    - `calls`: how often processes would wait for each other at a matrix, and `sent` the bytes a
+      weight that they would send each other then.
     - `weights`: of all matrices; `size` is Σ rows · n².
     """
 
@@ -83,7 +83,7 @@ class Trial:
     each_s: float
     matrix_s: float
     calls: float
-    told: float
+    sent: float
     weights: int
     size: int
 
@@ -152,13 +152,13 @@ class Timed:
 class Shared:
     """What is done in parts, which processes share: by rows, or by pieces of integers.
 
-    - `told`: bytes of what all are given.
+    - `sent`: bytes of the results, which all processes are sent.
     """
 
     rows_s: float = 0.0
     pieces_s: float = 0.0
     calls: int = 0
-    told: int = 0
+    sent: int = 0
     working: bool = False
 
     def noted(self, parts: Callable[..., Any]) -> Callable[..., Any]:
@@ -176,16 +176,16 @@ class Shared:
             self.rows_s += seconds if grain == TILE else 0.0
             self.pieces_s += seconds if grain != TILE else 0.0
             self.calls += 1
-            self.told += sum(bytes_of(each) for part in made for each in part)
+            self.sent += sum(bytes_of(each) for part in made for each in part)
             return made
 
         return noted
 
 
-def bytes_of(told: Tensor) -> int:
-    """Return about what `parcel.wrapped` takes; of many integers, a thousand are looked at."""
-    some = told.reshape(-1)[:: max(1, told.numel() // 1000)]
-    return told.numel() * narrowest(some).dtype.itemsize
+def bytes_of(result: Tensor) -> int:
+    """Return about the bytes of a message; of many integers, a thousand are looked at."""
+    some = result.reshape(-1)[:: max(1, result.numel() // 1000)]
+    return result.numel() * narrowest(some).dtype.itemsize
 
 
 @contextmanager
@@ -212,25 +212,25 @@ def watched_checks(noted: Callable[[Callable], Callable]) -> Iterator[None]:
         certificate.times_triangle = before
 
 
-def tried(method: Method, columns: int) -> Trial:
+def tried(method: Method, columns: int) -> MethodTrial:
     """Return how `method` spends its time on a few tiles of rows."""
     small = least_of_two(method, 0, SMALLEST)
     best = [least_of_two(method, seed, columns) for seed in range(TRIALS)]
     sums: dict[str, Any] = {
-        field.name: sum(getattr(each, field.name) for each in best) for field in fields(Trial)
+        field.name: sum(getattr(each, field.name) for each in best) for field in fields(MethodTrial)
     }
-    means = {name: sums[name] / TRIALS for name in ("sweeps", "checks", "calls", "told")}
+    means = {name: sums[name] / TRIALS for name in ("sweeps", "checks", "calls", "sent")}
     each_s = max(sums["each_s"] - TRIALS * small.each_s, 0.0)
-    return Trial(**sums | means | {"each_s": each_s, "matrix_s": small.each_s})
+    return MethodTrial(**sums | means | {"each_s": each_s, "matrix_s": small.each_s})
 
 
-def least_of_two(method: Method, seed: int, columns: int) -> Trial:
+def least_of_two(method: Method, seed: int, columns: int) -> MethodTrial:
     """Return the faster of two trials: other programs take time, and nothing gives it."""
     found = problem(seed, columns)
     return min((once(method, *found) for _ in range(2)), key=lambda trial: trial.seconds)
 
 
-def once(method: Method, weight: Tensor, hessian: Tensor) -> Trial:
+def once(method: Method, weight: Tensor, hessian: Tensor) -> MethodTrial:
     """Return how `method` spends its time on one matrix; `matrix_s` is not known from one."""
     basis = method.basis(hessian)
     sweep, check, shared = Timed(), Timed(), Shared()
@@ -244,7 +244,7 @@ def once(method: Method, weight: Tensor, hessian: Tensor) -> Trial:
         method(weight, basis)
         seconds = started.seconds
     rows, columns = weight.shape
-    return Trial(
+    return MethodTrial(
         sweeps=sweep.rows / rows,
         checks=check.rows / rows,
         sweep_s=sweep.seconds,
@@ -254,7 +254,7 @@ def once(method: Method, weight: Tensor, hessian: Tensor) -> Trial:
         each_s=max(seconds - shared.rows_s - shared.pieces_s, 0.0),
         matrix_s=0.0,
         calls=float(shared.calls),
-        told=shared.told / weight.numel(),
+        sent=shared.sent / weight.numel(),
         weights=rows * columns,
         size=rows * columns**2,
     )
@@ -278,7 +278,7 @@ def problem(seed: int, columns: int) -> tuple[Tensor, Tensor]:
 
 
 @dataclass(frozen=True)
-class Bench:
+class MachineBenchmark:
     """Short measurements at a model's width, type and length of sequences."""
 
     dtype: torch.dtype
@@ -288,8 +288,8 @@ class Bench:
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     @classmethod
-    def of(cls, found: Survey, length: int) -> "Bench":
-        hidden = getattr(text_config(found.model), "hidden_size", LARGEST)
+    def of(cls, found: Survey, length: int) -> "MachineBenchmark":
+        hidden = getattr(found.config, "hidden_size", LARGEST)
         return cls(found.compute, min(max(hidden, SMALLEST), LARGEST), min(length, TOKENS))
 
     def random(self, *shape: int) -> Tensor:

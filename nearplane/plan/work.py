@@ -8,32 +8,37 @@ from operator import attrgetter
 from typing import Any, NamedTuple
 
 from nearplane.codes.alphabet import PIECE
-from nearplane.methods import ECLQ
+from nearplane.lattice.cross_target import RIDGES
 from nearplane.methods.rate import SAMPLE_WEIGHTS
-from nearplane.model.blocks import Layer, find_blocks
-from nearplane.plan.run_size import Run
-from nearplane.plan.survey import Survey, text_config
-from nearplane.plan.throughput import BLOCK_PASSES, MOVED, Rates, Trial, attended
+from nearplane.model.blocks import Layer
+from nearplane.model.output_head import vocabulary
+from nearplane.plan.run_size import RunSize
+from nearplane.plan.survey import Survey
+from nearplane.plan.throughput import BLOCK_PASSES, MOVED, MethodTrial, Throughput, attended
 from nearplane.rows import TILE
 from nearplane.walk.expert_hessians import ENOUGH, borrowed
+from nearplane.walk.hessian import NARROW, STRIPES
 from nearplane.walk.sensitivity import HESSIAN_TOKENS, POSITIONS, SEQUENCES
 from nearplane.walk.sensitivity import LENGTH as PROBED_LENGTH
 
-FORWARDS = 1.1  # of all layers: a paused run does every product once, and a few tokens are observed
-NARROW, HESSIAN_SHARE = 1024, 5 / 8  # of the full product in wider Hessians, see hessian.py
-RIDGES = 4  # ridges whose factors a stage of drifted inputs needs: three tried, one taken
-SOLVED = 2  # a product with a triangle is about half as fast as one of squares
-# times rows · n², in float32: three wishes and three curvatures; solutions of four ridges
-AIMED = 6 * 2 + 4 * 2 * SOLVED
-AIMED_BYTES = 28  # a weight, sent around: two wishes, three moves, one wish and one move taken
-AIMED_CHECKS = 2  # certificates beyond one: of the weight, and of the target under it
-REPORTED = 2  # times rows · n²: the energy that a report puts the loss over
-PROBED = SOLVED  # times rows · n², in float32: an error drawn
-FORETOLD = 0.5  # of what is done for every matrix, however small: tables of foretold integers
+FORWARDS = 1.1  # of all layers: a paused run does every product once, and a few tokens are traced
+GRAM_SHARE = (STRIPES + 1) / (2 * STRIPES)  # of the full product that a wide Hessian's sum takes
+TRIANGLE = 2  # a product or a solve with a triangle is about half as fast as a product of squares
+# What targets take, in units of rows · n², see lattice/cross_target.py. Products: the gradients on
+# the fitted, the held-out and all tokens, and a curvature for every ridge. Triangular solves: two
+# for every ridge tried, and two for the one that is taken.
+TARGET_PRODUCTS = (3 + len(RIDGES)) * 2 + (len(RIDGES) + 1) * 2 * TRIANGLE
+# float32 numbers a weight that processes send each other for them: the gradients on fitted and on
+# held-out tokens, a move for every ridge, and for the ridge that is taken a gradient and a move
+TARGET_BYTES = 4 * (2 + len(RIDGES) + 2)
+REPORTED = 2  # of rows · n²: the energy that a report puts the loss over
+DRAWN = TRIANGLE  # of rows · n²: an error drawn for probing
+# of what a method does once for every matrix it quantizes, the share that drawing an error does
+DRAWN_MATRICES = 0.5
 CODE_BYTES, FACTOR_BYTES, SUM_BYTES = 4, 8, 4
 
 
-class Kept(NamedTuple):
+class OffloadCost(NamedTuple):
     """What a run does to keep within its memory, as far as it takes time.
 
     - `again`: the share of the calibration that is computed again for every stage.
@@ -47,7 +52,7 @@ class Kept(NamedTuple):
 
 
 FIRST = 1.0  # the share of what the first process does while the others wait
-PLAIN = Kept()
+PLAIN = OffloadCost()
 
 
 @dataclass(frozen=True)
@@ -55,7 +60,7 @@ class Part:
     """Work of one kind.
 
     - `group`: the line of the plan that it is told in.
-    - `rate`: the field of Rates that decides how long it takes; `amount` is in its unit.
+    - `rate`: the field of Throughput that decides how long it takes; `amount` is in its unit.
     - `share`: what the process has of it that the others wait for. None where each does all.
     """
 
@@ -64,12 +69,12 @@ class Part:
     amount: int | float
     share: int | float | None = None
 
-    def seconds(self, rates: Rates) -> int | float:
+    def seconds(self, rates: Throughput) -> int | float:
         """Return how long a run waits for it."""
         share = 1.0 if self.share is None else self.share
         return self.amount * share / getattr(rates, self.rate)
 
-    def spent(self, rates: Rates, ranks: int) -> int | float:
+    def spent(self, rates: Throughput, ranks: int) -> int | float:
         """Return what all processes together are at work for it."""
         times = ranks if self.share is None else 1
         return self.amount * times / getattr(rates, self.rate)
@@ -106,7 +111,7 @@ class Sizes:
     """The sums over a model's layers and stages that work is proportional to."""
 
     found: Survey
-    run: Run
+    run: RunSize
 
     def kind(self, layer: Layer, alone: bool = False) -> Kind:
         expert = layer.name in self.found.shares
@@ -123,11 +128,11 @@ class Sizes:
     @cached_property
     def hidden(self) -> int:
         widest = max(kind.columns for kind in self.layers)
-        return getattr(text_config(self.found.model), "hidden_size", widest)
+        return getattr(self.found.config, "hidden_size", widest)
 
     @property
     def blocks(self) -> int:
-        return getattr(text_config(self.found.model), "num_hidden_layers", 1)
+        return getattr(self.found.config, "num_hidden_layers", 1)
 
     @property
     def streams(self) -> int:
@@ -163,14 +168,13 @@ class Sizes:
     @property
     def inside(self) -> float:
         """The share of the model's numbers that is in its blocks."""
-        _, blocks = find_blocks(self.found.model)
-        numbers = sum(parameter.numel() for parameter in blocks.parameters())
-        return numbers / (self.found.quantized + self.found.kept)
+        numbers = sum(parameter.numel() for parameter in self.found.blocks.parameters())
+        return numbers / (self.found.quantized + self.found.unquantized)
 
     def moments(self, stage: Kind) -> tuple[int | float, int | float]:
         """Return the flops a token that a stage's sums take, and the numbers that they hold."""
         n = stage.columns
-        gram = 2 * n**2 * (HESSIAN_SHARE if n > NARROW else 1)
+        gram = 2 * n**2 * (GRAM_SHARE if n > NARROW else 1)
         if not self.found.method.compensates or stage.expert:
             return gram, n**2
         # hidden states lag where one layer's output is added to them
@@ -208,12 +212,14 @@ class Sizes:
         )
 
     def sampled(self) -> int | float:
-        """Return the weights that rates are foretold from."""
+        """Return the weights that rates are predicted from."""
         kinds = ((kind.rows * kind.columns, count) for kind, count in self.layers.items())
         return sum(count * min(n, max(SAMPLE_WEIGHTS, n / 20)) for n, count in kinds)
 
 
-def parts_of(found: Survey, run: Run, trial: Trial, kept: Kept = PLAIN) -> list[Part]:
+def parts_of(
+    found: Survey, run: RunSize, trial: MethodTrial, kept: OffloadCost = PLAIN
+) -> list[Part]:
     """Return all parts of a run, those of one line of the plan beside each other."""
     sizes = Sizes(found, run)
     parts = [*reading(sizes, kept), *calibration(sizes), *repeated(sizes, kept), *hessians(sizes)]
@@ -228,7 +234,7 @@ def parts_of(found: Survey, run: Run, trial: Trial, kept: Kept = PLAIN) -> list[
     return [*parts, *writing(sizes, kept)]
 
 
-def reading(sizes: Sizes, kept: Kept) -> list[Part]:
+def reading(sizes: Sizes, kept: OffloadCost) -> list[Part]:
     """Every process reads all weights: to check them, to probe them and to round them.
 
     Blocks that stay on disk are read once more to observe them; by the first process, which the
@@ -249,7 +255,7 @@ def reading(sizes: Sizes, kept: Kept) -> list[Part]:
     return parts
 
 
-def writing(sizes: Sizes, kept: Kept) -> list[Part]:
+def writing(sizes: Sizes, kept: OffloadCost) -> list[Part]:
     """The first process writes the checkpoint and the folder of finished layers."""
     parts = [Part("writing", "write_bytes", 2 * sizes.found.stored_bytes, FIRST)]
     if kept.spilled:
@@ -272,7 +278,7 @@ def calibration(sizes: Sizes) -> list[Part]:
     ]
 
 
-def repeated(sizes: Sizes, kept: Kept) -> list[Part]:
+def repeated(sizes: Sizes, kept: OffloadCost) -> list[Part]:
     """Runs that start anew go through half of their block on average, once for every stage."""
     # what enters experts is kept, so that they count once
     shares = sizes.found.shares
@@ -291,13 +297,11 @@ def hessians(sizes: Sizes) -> list[Part]:
     return [Part("Hessians", "gram_flops", amount, max(sizes.run.of_sequences()))]
 
 
-def probing(sizes: Sizes, trial: Trial) -> list[Part]:
+def probing(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     """Every process disturbs every layer: a run of the blocks behind it, half of all on average."""
     found = sizes.found
     tokens = found.units * SEQUENCES * PROBED_LENGTH
-    # the head stays as it is, so its size is not in the survey
-    vocabulary = found.model.get_output_embeddings().weight.shape[0]  # pyright: ignore
-    head = 2 * found.units * SEQUENCES * POSITIONS * vocabulary * sizes.hidden
+    head = 2 * found.units * SEQUENCES * POSITIONS * vocabulary(found.model) * sizes.hidden
     moved = MOVED * sizes.hidden * found.compute.itemsize * sizes.blocks * tokens / 2
     attention = attended(PROBED_LENGTH, sizes.hidden) * sizes.blocks * tokens / 2
     few = min(HESSIAN_TOKENS, sizes.run.tokens) / sizes.run.tokens
@@ -308,36 +312,35 @@ def probing(sizes: Sizes, trial: Trial) -> list[Part]:
         Part("probing", "gram_flops", few * sizes.hessian_flops()),
         Part("probing", "factor_flops", sizes.factors()),
         Part("probing", "coded_weights", sizes.sampled()),
-        Part("probing", "coded_matrices", FORETOLD * len(found.layers)),
-        Part("probing", "float32_flops", PROBED * sizes.rows_by_squares()),
+        Part("probing", "coded_matrices", DRAWN_MATRICES * len(found.layers)),
+        Part("probing", "float32_flops", DRAWN * sizes.rows_by_squares()),
     ]
 
 
 def factoring(sizes: Sizes) -> list[Part]:
     """Every process makes every factor, and takes the first one's."""
-    again = RIDGES if sizes.found.method.compensates else 0
+    again = len(RIDGES) + 1 if sizes.found.method.compensates else 0
     return [Part("factors", "factor_flops", sizes.factors(again))]
 
 
 def targets(sizes: Sizes) -> Part:
     """Targets are made by rows; the factors of their ridges are with the others."""
-    amount = AIMED * sizes.rows_by_squares(drifted=True)
+    amount = TARGET_PRODUCTS * sizes.rows_by_squares(drifted=True)
     return Part("targets", "float32_flops", amount, sizes.busiest(size_of, rows_of))
 
 
-def rounding(sizes: Sizes, trial: Trial) -> list[Part]:
+def rounding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     size = sizes.rows_by_squares()
     share = sizes.busiest(size_of, rows_of)
     checked = trial.checks * size
-    if sizes.found.method.compensates:
-        checked += AIMED_CHECKS * sizes.rows_by_squares(drifted=True)
+    checked += sizes.found.method.target_certificates * sizes.rows_by_squares(drifted=True)
     return [
         Part("rounding", "solve_flops", trial.sweeps * size, share),
         Part("rounding", "float64_flops", 2 * BLOCK_PASSES * checked, share),
     ]
 
 
-def coding(sizes: Sizes, trial: Trial) -> list[Part]:
+def coding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     """Searches for the steps, and packing: by rows, by pieces of integers, and by every process.
 
     How much of each there is was seen in the trial.
@@ -347,20 +350,19 @@ def coding(sizes: Sizes, trial: Trial) -> list[Part]:
     by_rows = sizes.busiest(weights_of, rows_of)
     by_pieces = sizes.busiest(weights_of, weights_of, PIECE)
     of_rest = found.quantized / trial.rest_s
-    # what earlier errors add to all rows is drawn by a triangular solve, see settle.py
-    drawn = SOLVED * size if isinstance(found.method, ECLQ) else 0.0
+    solved = found.method.triangular_solves * TRIANGLE * size
     return [
         Part("coding", "coded_weights", of_rest * trial.rows_s, by_rows),
         Part("coding", "coded_weights", of_rest * trial.pieces_s, by_pieces),
         Part("coding", "coded_weights", of_rest * trial.each_s),
         Part("coding", "coded_matrices", len(found.layers)),
         Part("coding", "host_bytes", CODE_BYTES * trial.sweeps * found.quantized),
-        Part("coding", "float32_flops", drawn, sizes.busiest(size_of, rows_of)),
+        Part("coding", "float32_flops", solved, sizes.busiest(size_of, rows_of)),
         Part("coding", "float32_flops", REPORTED * size),
     ]
 
 
-def exchange(sizes: Sizes, trial: Trial) -> list[Part]:
+def exchange(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     """All wait for each other before they send, part by part, what the others are to know."""
     run = sizes.run
     messages = trial.calls * sum(
@@ -373,13 +375,13 @@ def exchange(sizes: Sizes, trial: Trial) -> list[Part]:
     ]
 
 
-def network_bytes(sizes: Sizes, trial: Trial) -> int | float:
+def network_bytes(sizes: Sizes, trial: MethodTrial) -> int | float:
     """Return what one process is sent: sums by a ring, factors, and what others made in parts."""
     others = (sizes.run.ranks - 1) / sizes.run.ranks
     ring = 2 * others * SUM_BYTES * sizes.summed()
     squares = sum(count * stage.columns**2 for stage, count in sizes.stages.items())
-    told = trial.told * sizes.found.quantized
+    sent = trial.sent * sizes.found.quantized
     if sizes.found.method.compensates:
-        told += AIMED_BYTES * sizes.drifted
-    made = others * told
+        sent += TARGET_BYTES * sizes.drifted
+    made = others * sent
     return ring + FACTOR_BYTES * squares + made if others else 0.0

@@ -8,7 +8,7 @@
 | blocks | a model's blocks and linear layers, found by walking it |
 | observe | which layers share their inputs, seen in one short run |
 | capture | running one block at a time, with pauses |
-| shelf | blocks that lie on disk until the walk comes to them |
+| loader | blocks that lie on disk until the walk comes to them |
 | states | hidden states between two blocks, in memory or in a file |
 | room | what may stay in memory from one stage to the next |
 | means | how a run keeps within its memory |

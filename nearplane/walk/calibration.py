@@ -24,7 +24,7 @@ Text = str | Path | list[str] | Tensor | list[Tensor]
 
 
 @dataclass(frozen=True)
-class Wanted:
+class CalibrationRequest:
     """How much calibration to use, and how.
 
     - `sequences`, `length`: at most so many sequences of exactly so many tokens.
@@ -39,7 +39,7 @@ class Wanted:
 
 
 @dataclass(frozen=True)
-class Account:
+class TokenAccount:
     """Where the tokens of a calibration went; counts are tokens unless said otherwise."""
 
     source: str
@@ -89,8 +89,8 @@ def check_size(sequences: int, length: int) -> None:
 
 
 def calibrate(
-    text: Text, tokenizer: Any, wanted: Wanted
-) -> tuple[Int64[Tensor, "n length"], Account]:
+    text: Text, tokenizer: Any, wanted: CalibrationRequest
+) -> tuple[Int64[Tensor, "n length"], TokenAccount]:
     """Return packed sequences of tokens and their account.
 
     Documents are joined by the tokenizer's end-of-sequence token and cut; what does not fill a
@@ -135,7 +135,9 @@ def opening_token(tokenizer: Any) -> int | None:
     return bos if bos is not None and opened and opened[0] == bos else None
 
 
-def tokenized(text: Text, tokenizer: Any, wanted: Wanted) -> tuple[str, Iterable[list[int]]]:
+def tokenized(
+    text: Text, tokenizer: Any, wanted: CalibrationRequest
+) -> tuple[str, Iterable[list[int]]]:
     """Return the text's name and its documents as lists of tokens."""
     if isinstance(text, Tensor):
         return "token tensors", [text.flatten().tolist()]
@@ -178,11 +180,13 @@ def pack(stream: Int64[Tensor, " tokens"], body: int, sequences: int, bos: int |
     return torch.cat([torch.full((n, 1), bos), packed], dim=1)
 
 
-def account_of(packed: Tensor, name: str, documents: int, read: int, bos: int | None) -> Account:
+def account_of(
+    packed: Tensor, name: str, documents: int, read: int, bos: int | None
+) -> TokenAccount:
     """Return the account of packed sequences out of `read` tokens."""
     opened = len(packed) if bos is not None else 0
     used = packed.numel()
-    return Account(
+    return TokenAccount(
         source=name,
         documents=documents,
         sequences=len(packed),

@@ -30,6 +30,10 @@ class Call:
             return replace(self, args=(hidden, *self.args[1:]))
         return replace(self, kwargs=self.kwargs | {"hidden_states": hidden})
 
+    def without_hidden(self) -> "Call":
+        """Return the same call with an empty tensor in the place of its hidden states."""
+        return self.on(self.hidden.new_empty(0))
+
     def sharing(self, other: "Call") -> "Call":
         """Return the same call with the tensors of `other` where they hold the same numbers."""
         return Call(shared(self.args, other.args), shared(self.kwargs, other.kwargs))
@@ -89,7 +93,7 @@ def calls_of_blocks(
 
     def record(index: int, args: tuple, kwargs: dict) -> Any:
         call = Call(args, kwargs)
-        calls.append(call if index == 0 else call.on(torch.empty(0)))
+        calls.append(call if index == 0 else call.without_hidden())
         if index == len(blocks) - 1:
             raise Stop
         return (call.hidden,) if tuples[index] else call.hidden

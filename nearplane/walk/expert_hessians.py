@@ -1,6 +1,6 @@
 """Experts that few tokens reach: their Hessians borrow from all tokens of their layer."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 
@@ -8,10 +8,11 @@ import torch
 from torch import Tensor
 
 from nearplane.model.experts import Experts
-from nearplane.walk.hidden_states import States, each
-from nearplane.walk.input_statistics import Seen, see
+from nearplane.walk.hidden_states import HiddenStates, each
+from nearplane.walk.input_statistics import InputStatistics, sum_inputs
+from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import ALONE, Ranks
-from nearplane.walk.streams import Given, Streams
+from nearplane.walk.streams import StageInputs, Streams
 from nearplane.walk.trace import Stage
 
 ENOUGH = 4  # tokens a column: from here on a Hessian stands alone
@@ -19,28 +20,33 @@ LENT = 1  # tokens a column: what others weigh beside fewer
 
 
 @dataclass(frozen=True)
-class Entered:
+class ExpertTokens:
     """The tokens that enter the experts of a layer, batch by batch.
 
     - `ranks`: the processes that have others; all of them ask for the same at the same time.
     """
 
     among: Experts
-    batches: States
+    batches: HiddenStates
     ranks: Ranks = ALONE
 
     @cached_property
-    def shared(self) -> Seen:
+    def shared(self) -> InputStatistics:
         """The Hessian that all of them make."""
         columns = next(iter(self.among)).first[0].weight.shape[1]
-        return see(columns, map(Given, each(self.batches)), self.ranks)
+        return self.summed(columns, each(self.batches))
 
     @cached_property
     def total(self) -> int:
         """How many there are."""
         return self.ranks.total(sum(map(len, each(self.batches))))
 
-    def lent(self, stage: Stage) -> Seen:
+    def summed(self, columns: int, batches: Iterable[Tensor]) -> InputStatistics:
+        """Return what inputs come to, summed where the experts are."""
+        device = next(iter(self.among)).first[0].weight.device
+        return sum_inputs(columns, map(StageInputs, batches), self.ranks, device)
+
+    def lent(self, stage: Stage) -> InputStatistics:
         """Return the Hessian that a stage of an expert would have if other tokens came to it.
 
         Layers that are given an expert's tokens are lent all of them. A down projection is lent
@@ -52,7 +58,7 @@ class Entered:
         columns = stage.layers[0].shape[1]
         with torch.no_grad():
             inner = (self.among.inner(stage.expert, x) for x in self.picked(ENOUGH * columns))
-            return see(columns, map(Given, inner), self.ranks)
+            return self.summed(columns, inner)
 
     def picked(self, count: int) -> Iterable[Tensor]:
         """Yield about `count` tokens, evenly spaced, or all if there are fewer."""
@@ -62,7 +68,7 @@ class Entered:
             yield batch[first::every]
             first = (first - len(batch)) % every
 
-    def blended(self, stage: Stage, own: Seen) -> Seen:
+    def blended(self, stage: Stage, own: InputStatistics) -> InputStatistics:
         """Return what an expert's own tokens came to, with borrowed ones if they are few.
 
         H = (n H_own + m H_lent) / (n + m)   for n tokens and m = borrowed(n, columns)
@@ -77,22 +83,27 @@ class Entered:
 
 
 @dataclass
-class Entering:
-    """The tokens that enter each of a block's experts, taken from its runs once."""
+class BlockExperts:
+    """The experts of a block, and the tokens that enter each, taken from the block's runs once.
+
+    - `placement`: where these tokens are kept; in memory if None.
+    """
 
     streams: Streams
     ranks: Ranks = ALONE
-    states: Callable[[], States] = list
-    known: dict[Experts, Entered] = field(default_factory=dict)
+    placement: Placement | None = None
+    known: dict[Experts, ExpertTokens] = field(default_factory=dict)
 
-    def of(self, stage: Stage) -> Entered | None:
+    def tokens_of(self, stage: Stage) -> ExpertTokens | None:
         """Return what enters the experts that a stage is part of; None if it is part of none.
 
         To be asked before what the stage is given.
         """
         among = stage.among
         if among is not None and among not in self.known:
-            self.known[among] = Entered(among, self.streams.entered(among, self.states), self.ranks)
+            states = list if self.placement is None else self.placement.hidden_states
+            entered = self.streams.entered(among, states)
+            self.known[among] = ExpertTokens(among, entered, self.ranks)
         return None if among is None else self.known[among]
 
 

@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from nearplane.model.experts import Expert, Experts, routes
-from nearplane.walk.hidden_states import States
+from nearplane.walk.hidden_states import HiddenStates
 
 
 @dataclass
-class Routed:
+class RoutedTokens:
     """The tokens that enter the experts of a layer, and the experts that each is sent to.
 
     Runs that start anew need not do so for every expert: an expert's inputs are these tokens, and
@@ -22,7 +22,7 @@ class Routed:
     """
 
     among: Experts
-    tokens: States | None
+    tokens: HiddenStates | None
     at: list[int | None] = field(default_factory=list)
     places: list[list[Tensor]] = field(default_factory=list)
     k: int = 1

@@ -8,6 +8,7 @@ import torch
 from jaxtyping import Float, Float32
 from torch import Tensor
 
+from nearplane.walk.hidden_states import CPU
 from nearplane.walk.ranks import Ranks
 
 STRIPES = 4  # only the stripes on and above the diagonal are computed: 5/8 of the full product
@@ -15,10 +16,13 @@ NARROW = 1024  # columns up to which one product is as fast
 
 
 class HessianSum:
-    """Σ x xᵀ over tokens, in float32, without the tokens that hold NaN or infinity."""
+    """Σ x xᵀ over tokens, in float32, without the tokens that hold NaN or infinity.
 
-    def __init__(self, columns: int):
-        self.sum = torch.zeros(columns, columns)
+    - `device`: where the inputs are, and the sum with them.
+    """
+
+    def __init__(self, columns: int, device: torch.device = CPU):
+        self.sum = torch.zeros(columns, columns, device=device)
         self.tokens = 0
         self.dropped = 0
 

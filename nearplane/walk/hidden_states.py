@@ -12,11 +12,12 @@ from torch import Tensor
 
 from nearplane.types import NearplaneError
 
+CPU = torch.device("cpu")
 PAGE = 4096  # bytes to which a tensor's place in the file is rounded up, so that it can be mapped
 
 
 @runtime_checkable
-class States(Protocol):
+class HiddenStates(Protocol):
     """Tensors that are appended one by one and read as often as is needed."""
 
     def append(self, tensor: Tensor, /) -> None: ...
@@ -35,25 +36,25 @@ class Place:
     dtype: torch.dtype
 
 
-class Mapped:
-    """States in a file without a name: its bytes are free again when this goes, or the process.
+class StatesInFile:
+    """Hidden states in a file without a name, whose bytes are free again when this goes.
 
     A tensor that is read is mapped as long as it lives, and in memory only as far as it is looked
     at; who writes to it changes a copy.
     """
 
-    def __init__(self, directory: Path):
+    def __init__(self, directory: Path, device: torch.device = CPU):
         try:
             self.file: IO[bytes] = tempfile.TemporaryFile(dir=directory, buffering=0)  # noqa: SIM115
         except OSError as error:
             raise NearplaneError(f"cannot write in {directory}: {error.strerror}") from error
-        self.directory = directory
+        self.directory, self.device = directory, device
         self.places: list[Place] = []
         self.end = 0
 
     def append(self, tensor: Tensor) -> None:
         """Write a tensor; NearplaneError if the disk is full."""
-        numbers = tensor.detach().contiguous().flatten().view(torch.uint8).numpy()
+        numbers = tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy()
         try:
             self.file.seek(self.end)
             numbers.tofile(self.file)
@@ -69,14 +70,14 @@ class Mapped:
         place = self.places[index]
         bytes_ = place.shape.numel() * place.dtype.itemsize
         if not bytes_:
-            return torch.empty(place.shape, dtype=place.dtype)
+            return torch.empty(place.shape, dtype=place.dtype, device=self.device)
         mapped: Any = np.memmap(self.file, np.uint8, "c", place.offset, bytes_)  # pyright: ignore
-        return torch.from_numpy(mapped).view(place.dtype).view(place.shape)
+        return torch.from_numpy(mapped).view(place.dtype).view(place.shape).to(self.device)
 
     def __len__(self) -> int:
         return len(self.places)
 
 
-def each(states: States) -> Iterator[Tensor]:
+def each(states: HiddenStates) -> Iterator[Tensor]:
     """Yield all tensors, in their order."""
     return (states[index] for index in range(len(states)))

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from nearplane.lattice.cross_target import Moments
 from nearplane.walk.hessian import HessianSum, mirror_, products_as_exact_as
+from nearplane.walk.hidden_states import CPU
 from nearplane.walk.ranks import ALONE, Ranks
-from nearplane.walk.streams import Given
+from nearplane.walk.streams import StageInputs
 
 HELD_OUT = 4  # one batch in so many judges what the others fit
 
@@ -21,12 +22,12 @@ class DriftSum:
     - `rows`: of the outputs, where they are added to hidden states; None elsewhere.
     """
 
-    def __init__(self, columns: int, rows: int | None):
-        self.moment = HessianSum(columns)
-        self.cross = torch.zeros(columns, columns)
-        self.lag = None if rows is None else torch.zeros(rows, columns)
+    def __init__(self, columns: int, rows: int | None, device: torch.device = CPU):
+        self.moment = HessianSum(columns, device)
+        self.cross = torch.zeros(columns, columns, device=device)
+        self.lag = None if rows is None else torch.zeros(rows, columns, device=device)
 
-    def add(self, tokens: "Tokens") -> None:
+    def add(self, tokens: "StreamTokens") -> None:
         """Add every token that is finite in both streams."""
         tokens = tokens.finite()
         self.moment.add(tokens.drifted)
@@ -49,7 +50,7 @@ class DriftSum:
 
 
 @dataclass
-class Parts:
+class HeldOutMoments:
     """The moments of two streams, summed over three quarters of the tokens and over the others.
 
     They are large, and gone when they were joined.
@@ -58,7 +59,7 @@ class Parts:
     fitted: Moments | None
     held: Moments | None
 
-    def joined(self, seen: "Seen") -> Moments:
+    def joined(self, seen: "InputStatistics") -> Moments:
         """Return the mean moments of all tokens, made in the memory of the fitted ones."""
         fitted, held = self.fitted, self.held
         if fitted is None or held is None:
@@ -71,7 +72,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class Tokens:
+class StreamTokens:
     """The tokens of one batch, a row each; `lag` is h − ĥ."""
 
     drifted: Float[Tensor, "tokens columns"]
@@ -79,11 +80,11 @@ class Tokens:
     lag: Float32[Tensor, "tokens rows"] | None
 
     @classmethod
-    def of(cls, given: Given) -> "Tokens":
+    def of(cls, given: StageInputs) -> "StreamTokens":
         lag = None if given.lag is None else flat(given.lag)
         return cls(flat(given.inputs), flat(given.original), lag)
 
-    def finite(self) -> "Tokens":
+    def finite(self) -> "StreamTokens":
         """Return the tokens that hold neither NaN nor infinity."""
         parts = [part for part in (self.drifted, self.original, self.lag) if part is not None]
         if all(torch.isfinite(part.sum(dtype=torch.float32)) for part in parts):
@@ -91,14 +92,14 @@ class Tokens:
         keep = torch.stack([torch.isfinite(part).all(1) for part in parts]).all(0)
         return self.where(keep)
 
-    def where(self, keep: Tensor | slice) -> "Tokens":
+    def where(self, keep: Tensor | slice) -> "StreamTokens":
         """Return some of the tokens."""
         lag = None if self.lag is None else self.lag[keep]
-        return Tokens(self.drifted[keep], self.original[keep], lag)
+        return StreamTokens(self.drifted[keep], self.original[keep], lag)
 
 
 @dataclass(frozen=True)
-class Seen:
+class InputStatistics:
     """What a stage's inputs came to.
 
     - `parts`: of two streams; None where only one was run.
@@ -108,22 +109,32 @@ class Seen:
     hessian: Float32[Tensor, "n n"]
     tokens: int
     dropped: int
-    parts: Parts | None = None
+    parts: HeldOutMoments | None = None
     borrowed: int = 0
 
 
-def see(columns: int, batches: Iterable[Given], ranks: Ranks = ALONE) -> Seen:
+def sum_inputs(
+    columns: int,
+    batches: Iterable[StageInputs],
+    ranks: Ranks = ALONE,
+    device: torch.device = CPU,
+) -> InputStatistics:
     """Sum up the inputs of one stream, over all processes."""
-    moment = HessianSum(columns)
+    moment = HessianSum(columns, device)
     for given in batches:
         moment.add(given.inputs)
     moment.add_up(ranks)
-    return Seen(moment.mean(), moment.tokens, moment.dropped)
+    return InputStatistics(moment.mean(), moment.tokens, moment.dropped)
 
 
-def see_drift(
-    columns: int, rows: int, batches: Iterable[Given], count: int, ranks: Ranks = ALONE
-) -> Seen:
+def sum_both_streams(
+    columns: int,
+    rows: int,
+    batches: Iterable[StageInputs],
+    count: int,
+    ranks: Ranks = ALONE,
+    device: torch.device = CPU,
+) -> InputStatistics:
     """Sum up the inputs of two streams over all processes, a quarter of them apart.
 
     - `rows`: of the outputs, all layers of the stage together.
@@ -135,8 +146,8 @@ def see_drift(
     for index, given in enumerate(batches):
         if fitted is None or held is None:
             adds = rows if given.lag is not None else None
-            fitted, held = DriftSum(columns, adds), DriftSum(columns, adds)
-        tokens = Tokens.of(given)
+            fitted, held = DriftSum(columns, adds, device), DriftSum(columns, adds, device)
+        tokens = StreamTokens.of(given)
         seen += len(tokens.drifted)
         if count >= HELD_OUT:
             (held if index % HELD_OUT == HELD_OUT - 1 else fitted).add(tokens)
@@ -147,18 +158,18 @@ def see_drift(
     lag = fitted is not None and fitted.lag is not None
     some, lagging = ranks.total(int(fitted is not None)), ranks.total(int(lag))
     if not some:
-        return Seen(torch.zeros(columns, columns), 0, 0)
+        return InputStatistics(torch.zeros(columns, columns, device=device), 0, 0)
     if fitted is None or held is None:
         # others were given something
-        fitted, held = (DriftSum(columns, rows if lagging else None) for _ in range(2))
+        fitted, held = (DriftSum(columns, rows if lagging else None, device) for _ in range(2))
     for part in (fitted, held):
         part.add_up(ranks)
     seen = ranks.total(seen)
-    whole = HessianSum(0)
+    whole = HessianSum(0, device)
     whole.sum = fitted.moment.sum + held.moment.sum
     whole.tokens = fitted.moment.tokens + held.moment.tokens
-    parts = Parts(fitted.moments(), held.moments())
-    return Seen(whole.mean(), whole.tokens, seen - whole.tokens, parts)
+    parts = HeldOutMoments(fitted.moments(), held.moments())
+    return InputStatistics(whole.mean(), whole.tokens, seen - whole.tokens, parts)
 
 
 def flat(states: Float[Tensor, "*batch columns"]) -> Float[Tensor, "tokens columns"]:

@@ -25,8 +25,8 @@ def narrowest(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def wrapped(tensors: tuple[Tensor, ...]) -> UInt8[Tensor, " bytes"]:
-    """Return one row of bytes that `unwrapped` makes the tensors of again, bit by bit."""
+def to_message(tensors: tuple[Tensor, ...]) -> UInt8[Tensor, " bytes"]:
+    """Return one row of bytes that `from_message` makes the tensors of again, bit by bit."""
     sent = [narrowest(tensor).contiguous() for tensor in tensors]
     forms = [
         (name(tensor), name(small), list(tensor.shape))
@@ -41,8 +41,8 @@ def wrapped(tensors: tuple[Tensor, ...]) -> UInt8[Tensor, " bytes"]:
     return whole
 
 
-def unwrapped(parcel: UInt8[Tensor, " bytes"]) -> tuple[Tensor, ...]:
-    """Return the tensors that `wrapped` was given."""
+def from_message(parcel: UInt8[Tensor, " bytes"]) -> tuple[Tensor, ...]:
+    """Return the tensors that `to_message` was given."""
     length = int(parcel[:WORD].view(torch.int64))
     forms = json.loads(parcel[WORD : WORD + length].numpy().tobytes())
     at, tensors = WORD + padded(length), []

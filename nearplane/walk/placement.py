@@ -1,4 +1,4 @@
-"""A model's weights while it runs: in place, and in the type that products run in.
+"""Where a walk's tensors live, and the type that a model's weights have while they are used.
 
 What is stored in a type that this processor multiplies slowly is widened for as long as it is
 computed with: a block at a time, and what is outside of the blocks only while that runs.
@@ -9,15 +9,17 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from nearplane.model.block_loading import InMemory, Shelf
+from nearplane.model.block_loading import BlockLoader, InMemory
 from nearplane.model.blocks import find_blocks
+from nearplane.walk.hidden_states import CPU, HiddenStates, StatesInFile
 
-Parts = Iterable[tuple[str, nn.Module]]
+NamedModules = Iterable[tuple[str, nn.Module]]
 Tensors = dict[str, Any]  # of a module, by name: its parameters, or its buffers
 
 
@@ -41,28 +43,57 @@ class Converted:
         self.tensors[self.name] = self.before
 
 
-@dataclass
-class Weights:
-    """The weights of a model that runs, or whose blocks run one by one.
+@dataclass(frozen=True)
+class ActivationLimits:
+    """How much of a calibration's activations stays in memory; results do not depend on it.
 
-    - `shelf`: where those of its blocks are.
+    - `paused`: how many batches' runs of a block wait in memory from stage to stage, with all that
+      they have computed; the others start anew for every stage. All wait if None.
+    - `directory`: where hidden states go between blocks; they stay in memory if None.
+    """
+
+    paused: int | None = None
+    directory: Path | None = None
+
+
+@dataclass
+class Placement:
+    """The one owner of where a walk's tensors live: on which device, in memory or in a file.
+
+    What is made of tensors lives where they do; what is made of nothing is asked for here.
+
+    - `model`: that runs, or whose blocks run one by one.
+    - `loader`: brings the weights of its blocks into memory.
     - `dtype`: of the products; None is as stored. Tensors that it holds exactly are converted, and
       parameters of the model's own type, but for those that its class wants in float32.
+    - `limits`: of the activations in memory.
+    - `device`: that blocks run on, and what is summed of them.
     """
 
     model: nn.Module
-    shelf: Shelf = field(default_factory=InMemory)
+    loader: BlockLoader = field(default_factory=InMemory)
     dtype: torch.dtype | None = None
+    limits: ActivationLimits = field(default_factory=ActivationLimits)
+    device: torch.device = CPU
     stored: dict[int, Tensor] = field(default_factory=dict)
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
         return find_blocks(self.model)[1]
 
+    def hidden_states(self) -> HiddenStates:
+        """Return an empty list for the hidden states of all batches, in memory or in a file."""
+        directory = self.limits.directory
+        return [] if directory is None else StatesInFile(directory, self.device)
+
+    def on_device(self, tokens: Tensor) -> Tensor:
+        """Return tokens where the model runs."""
+        return tokens.to(self.device)
+
     @contextmanager
     def block(self, index: int) -> Iterator[None]:
         """Have the weights of a block in place, and in the type of the products, for a while."""
-        with self.shelf.held(index), self.converted(self.blocks[index].named_modules()):
+        with self.loader.loaded(index), self.converted(self.blocks[index].named_modules()):
             yield
 
     @contextmanager
@@ -78,7 +109,7 @@ class Weights:
         return self.stored.get(id(weight), weight).detach()
 
     @contextmanager
-    def converted(self, parts: Parts) -> Iterator[None]:
+    def converted(self, parts: NamedModules) -> Iterator[None]:
         """Have the numbers of some modules in another type; what is changed then stays changed."""
         made: dict[int, Tensor] = {}
         swaps: list[Converted] = []
@@ -97,7 +128,7 @@ class Weights:
                 swap.undo()
                 self.stored.pop(id(swap.now), None)
 
-    def to_convert(self, parts: Parts) -> Iterator[tuple[Tensors, str, Tensor]]:
+    def to_convert(self, parts: NamedModules) -> Iterator[tuple[Tensors, str, Tensor]]:
         """Yield the tensors of some modules that are of another type than the products."""
         for prefix, module in parts if self.dtype is not None else ():
             for tensors in (module._parameters, module._buffers):

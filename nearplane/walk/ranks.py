@@ -20,7 +20,7 @@ from torch import Tensor
 
 from nearplane.rows import TILE, Work, in_parts, starts_of_parts
 from nearplane.types import NearplaneError, first_line
-from nearplane.walk.messages import unwrapped, wrapped
+from nearplane.walk.messages import from_message, to_message
 
 FAILED = -1  # in place of a size
 
@@ -135,7 +135,7 @@ class Ranks:
 
     def _gathered(self, own: tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
         """Return what every process has made, in their order, but for those that have nothing."""
-        parcel = torch.zeros(0, dtype=torch.uint8) if own is None else wrapped(own)
+        parcel = torch.zeros(0, dtype=torch.uint8) if own is None else to_message(own)
         sizes, parts = self._sizes(len(parcel)), []
         if FAILED in sizes:
             failed = sizes.index(FAILED)
@@ -145,7 +145,7 @@ class Ranks:
                 continue
             part = parcel if rank == self.rank else torch.empty(size, dtype=torch.uint8)
             self._together(lambda part=part, rank=rank: dist.broadcast(part, rank))
-            parts.append(own if rank == self.rank else unwrapped(part))
+            parts.append(own if rank == self.rank else from_message(part))
         return parts
 
     def _sizes(self, own: int) -> list[int]:

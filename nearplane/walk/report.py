@@ -1,13 +1,80 @@
-"""The account of a whole run: every layer, the totals, the calibration and the time."""
+"""What is reported of a run: every layer's certificate, the totals, the calibration, the time."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from math import isfinite
 from typing import Any
 
-from nearplane.types import LayerReport
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nearplane.methods import Method
+from nearplane.model.blocks import Layer
+from nearplane.types import LayerReport, QuantizedWeight
+from nearplane.walk.expert_hessians import ENOUGH
+from nearplane.walk.input_statistics import InputStatistics
 
 FORMAT = 1
+TO_NEAREST = "rounded to nearest"  # how a report begins to say that there was no lattice
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What the walk knows of a layer beside its weights."""
+
+    inputs: InputStatistics
+    fallback: str
+    seconds: float
+
+
+def report_of(
+    layer: Layer,
+    method: Method,
+    original: Float[Tensor, "rows columns"],
+    quantized: QuantizedWeight,
+    measured: Measured,
+) -> LayerReport:
+    """Return what the report and the certificate say of a layer."""
+    bound = quantized.facts.get("layer_bound")
+    if bound is None and quantized.bound is not None and not quantized.bound.isnan().any():
+        bound = float(quantized.bound.sum())
+    energy = ((original @ measured.inputs.hessian) * original).sum(dtype=torch.float64)
+    error = original.double() - quantized.value().double()
+    borrowed = 0 if measured.fallback else measured.inputs.borrowed
+    void = f"{TO_NEAREST}: {measured.fallback}" if measured.fallback else quantized.void
+    return LayerReport(
+        name=layer.name,
+        method=method.name,
+        rows=original.shape[0],
+        columns=original.shape[1],
+        stored_bytes=len(quantized.record),
+        bpw=quantized.bpw,
+        code_bpw=quantized.code_bpw,
+        loss=float(quantized.loss.sum()),
+        damped_loss=float(quantized.damped_loss.sum()),
+        energy=float(energy),
+        bound=None if measured.fallback else bound,
+        void=void,
+        weight_error=float(error.square().sum()),
+        tokens=measured.inputs.tokens,
+        dropped_tokens=measured.inputs.dropped,
+        dead_columns=int((measured.inputs.hessian.diagonal() == 0).sum()),
+        seconds=measured.seconds,
+        fallback=measured.fallback or borrowing(measured.inputs),
+        facts=quantized.facts | ({"borrowed": float(borrowed)} if borrowed else {}),
+    )
+
+
+def borrowing(inputs: InputStatistics) -> str:
+    """Return why a Hessian is not of a layer's own tokens alone; "" if it is."""
+    if not inputs.borrowed:
+        return ""
+    return (
+        f"{inputs.tokens} tokens for {len(inputs.hessian)} columns are less than "
+        f"{ENOUGH * len(inputs.hessian)}: the Hessian counts "
+        f"{inputs.borrowed} of the whole layer, too"
+    )
 
 
 @dataclass(frozen=True)
@@ -69,7 +136,7 @@ def is_nearest(entry: Mapping[str, Any]) -> bool:
     return bool(entry.get("fallback")) and "borrowed" not in facts
 
 
-def few_tokens(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
+def few_token_sentences(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """Return a sentence for the experts of every layer that were rounded on borrowed tokens, too.
 
     - `entries`: reports or certificates of layers by name.

@@ -12,18 +12,17 @@ from torch import Tensor
 
 from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.methods import Method
-from nearplane.methods.allocation import Cause
+from nearplane.methods.allocation import Sensitivity
 from nearplane.model.blocks import Layer
-from nearplane.model.output_head import head_of
-from nearplane.types import Step, silent
-from nearplane.walk.activation_limits import Room
+from nearplane.model.output_head import output_head
+from nearplane.types import Progress, no_progress
 from nearplane.walk.capture import Call, calls_of_blocks
-from nearplane.walk.expert_hessians import Entering
-from nearplane.walk.hidden_states import States
-from nearplane.walk.input_statistics import see
-from nearplane.walk.placement import Weights
+from nearplane.walk.expert_hessians import BlockExperts
+from nearplane.walk.hidden_states import HiddenStates
+from nearplane.walk.input_statistics import sum_inputs
+from nearplane.walk.placement import Placement
 from nearplane.walk.streams import Streams
-from nearplane.walk.trace import Plan, head_inputs
+from nearplane.walk.trace import ModelTrace, head_inputs
 
 Error = tuple[Layer, Tensor]  # as (out, in)
 
@@ -43,42 +42,41 @@ class Probe:
     its lattice, from the Hessian of a few tokens. The rest of the model stays as it is.
     """
 
-    weights: Weights
-    plan: Plan
+    placement: Placement
+    trace: ModelTrace
     method: Method
     tokens: Int64[Tensor, "n length"]
     wanted: set[str]
-    room: Room = field(default_factory=Room)
-    step: Step = silent
+    progress: Progress = no_progress
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
     calls: dict[int, list[Call]] = field(default_factory=dict)
 
     @cached_property
     def units(self) -> dict[str, str]:
-        """Wanted layer -> what it is disturbed and given a rate with: itself, or its like."""
+        """Layer to quantize -> what it shares a rate with: itself, or its kind in all experts."""
         return {
             layer.name: layer.name if stage.among is None else kind_of(layer)
-            for stages in self.plan.stages
+            for stages in self.trace.stages
             for stage in stages
             for layer in stage.layers
             if layer.name in self.wanted
         }
 
     @torch.no_grad()
-    def causes(self) -> dict[str, Cause]:
+    def sensitivities(self) -> dict[str, Sensitivity]:
         """Return what every unit of wanted layers does to the model, which stays as it was."""
-        with self.weights.outside():
+        with self.placement.outside():
             return dict(self.probed())
 
-    def probed(self) -> Iterator[tuple[str, Cause]]:
+    def probed(self) -> Iterator[tuple[str, Sensitivity]]:
         """Go through the blocks once, and take along what was disturbed in earlier ones."""
         calls = self.calls_on(self.tokens[: max(1, HESSIAN_TOKENS // self.tokens.shape[1])])
         self.asked = self.tokens[-SEQUENCES:, :LENGTH]
         hidden, state = calls[0].hidden, self.copies(1)[0].hidden
         units: list[list[list[Layer]]] = []
-        states = self.room.states()
-        for index, block in enumerate(self.plan.blocks):
-            with self.weights.block(index):
+        states = self.placement.hidden_states()
+        for index, block in enumerate(self.trace.blocks):
+            with self.placement.block(index):
                 call = calls[index].on(hidden)
                 disturbed = [
                     ([layer for layer, _ in errors], self.block_output(index, state, errors))
@@ -90,18 +88,18 @@ class Probe:
                     states.append(torch.cat([output for _, output in disturbed]))
                 hidden, state = call.run(block), self.copies(1)[index].on(state).run(block)
             # every block adds copies that the later ones run on
-            self.step("probing the layers", ((index + 1) / len(self.plan.blocks)) ** 2)
+            self.progress("probing the layers", ((index + 1) / len(self.trace.blocks)) ** 2)
         reference = self.predictions(self.asked, state)
         for number, layers in enumerate(units):
             yield from self.compared(layers, states[number], reference)
 
-    def further(self, index: int, states: States) -> States:
+    def further(self, index: int, states: HiddenStates) -> HiddenStates:
         """Return what block `index` makes of the states of several copies of what is asked."""
-        made = self.room.states()
+        made = self.placement.hidden_states()
         for number in range(len(states)):
             hidden = states[number]
             call = self.copies(len(hidden) // len(self.asked))[index]
-            made.append(call.on(hidden).run(self.plan.blocks[index]))
+            made.append(call.on(hidden).run(self.trace.blocks[index]))
         return made
 
     def together(self, index: int, call: Call) -> Iterator[list[Error]]:
@@ -121,15 +119,17 @@ class Probe:
         """Yield every wanted layer of a block with an error such as rounding it would leave."""
         stages = [
             stage
-            for stage in self.plan.stages[index]
+            for stage in self.trace.stages[index]
             if any(layer.name in self.wanted for layer in stage.layers)
         ]
-        streams = Streams.of(self.plan, index, stages, [lambda: call])
-        entered = Entering(streams)
+        streams = Streams.of(self.trace, index, stages, [lambda: call])
+        experts, device = BlockExperts(streams), self.placement.device
         for stage in stages:
-            lender = entered.of(stage)
+            lender = experts.tokens_of(stage)
             # a layer that is called again is judged by the first call
-            seen = see(stage.layers[0].shape[1], islice(streams.given(stage), 1))
+            seen = sum_inputs(
+                stage.layers[0].shape[1], islice(streams.given(stage), 1), device=device
+            )
             seen = lender.blended(stage, seen) if lender else seen
             if not (seen.tokens or seen.borrowed):
                 continue
@@ -149,14 +149,14 @@ class Probe:
         try:
             for layer, error in errors:
                 layer.assign(layer.weight().detach().float() + error)
-            return self.copies(1)[index].on(hidden).run(self.plan.blocks[index])
+            return self.copies(1)[index].on(hidden).run(self.trace.blocks[index])
         finally:
             for (layer, _), weight in zip(errors, weights, strict=True):
                 layer.module.weight.data = weight
 
     def compared(
         self, units: list[list[Layer]], hidden: Tensor, reference: list[Tensor]
-    ) -> Iterator[tuple[str, Cause]]:
+    ) -> Iterator[tuple[str, Sensitivity]]:
         """Yield the divergence that each of a block's disturbed outputs ends in."""
         many = self.predictions(self.asked.repeat(len(units), 1), hidden)
         for index, layers in enumerate(units):
@@ -164,7 +164,7 @@ class Probe:
             floor = max(self.method.floor(*layer.shape) for layer in layers)
             weights = sum(layer.weight().numel() for layer in layers)
             unit = self.units[layers[0].name]
-            yield unit, Cause(divergence(reference, found), weights, DRAWN_BPW, floor)
+            yield unit, Sensitivity(divergence(reference, found), weights, DRAWN_BPW, floor)
 
     def copies(self, count: int) -> list[Call]:
         """Return the calls of all blocks on `count` copies of what is asked."""
@@ -174,12 +174,12 @@ class Probe:
 
     def calls_on(self, tokens: Int64[Tensor, "n length"]) -> list[Call]:
         """Return the calls of all blocks on some tokens."""
-        return calls_of_blocks(self.weights.model, self.plan.blocks, self.plan.tuples, tokens)
+        return calls_of_blocks(self.placement.model, self.trace.blocks, self.trace.tuples, tokens)
 
     def predictions(self, tokens: Tensor, hidden: Tensor) -> list[Tensor]:
         """Return the log-probabilities at the compared positions, sequence by sequence."""
-        model: Any = self.weights.model
-        given = head_inputs(model, self.plan, head_of(model), tokens, hidden)
+        model: Any = self.placement.model
+        given = head_inputs(model, self.trace, output_head(model), tokens, hidden)
         head = model.get_output_embeddings()
         return [
             torch.log_softmax(head(sequence.contiguous()).float(), -1)

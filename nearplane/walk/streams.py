@@ -11,17 +11,17 @@ from torch import Tensor, nn
 from nearplane.model.blocks import Layer
 from nearplane.model.experts import Experts
 from nearplane.walk.capture import Call, PausedRun, RepeatedRun, inputs_of
-from nearplane.walk.expert_inputs import Routed
-from nearplane.walk.hidden_states import States
+from nearplane.walk.expert_inputs import RoutedTokens
+from nearplane.walk.hidden_states import HiddenStates
 from nearplane.walk.rms_norm import before_norm
-from nearplane.walk.trace import Plan, Stage
+from nearplane.walk.trace import ModelTrace, Stage
 
-Run = PausedRun | RepeatedRun
+BlockRun = PausedRun | RepeatedRun
 Calls = Sequence[Callable[[], Call]]  # one a batch, made when it is needed
 
 
 @dataclass(frozen=True)
-class Given:
+class StageInputs:
     """What the layers of a stage are given in one batch.
 
     - `inputs`: behind quantized layers; `original`: behind original ones, None where that stream
@@ -45,16 +45,16 @@ class Streams:
     """
 
     block: nn.Module
-    runs: list[Run]
-    originals: list[Run]
+    runs: list[BlockRun]
+    originals: list[BlockRun]
     added: dict[str, nn.Module]
     before: dict[nn.Module, Tensor | None]
-    routed: dict[Experts, tuple[Routed, Routed]] = field(default_factory=dict)
+    routed: dict[Experts, tuple[RoutedTokens, RoutedTokens]] = field(default_factory=dict)
 
     @classmethod
     def of(
         cls,
-        plan: Plan,
+        trace: ModelTrace,
         index: int,
         stages: list[Stage],
         calls: Calls,
@@ -66,12 +66,12 @@ class Streams:
         - `paused`: how many batches' runs wait for the next stage where they are, the first ones;
           the others start anew for each. All if None.
         """
-        block = plan.blocks[index]
+        block = trace.blocks[index]
         stops = [stage.layers[0].module for stage in stages]
         stops += {stage.among.entry for stage in stages if stage.among is not None}
         # the residual is followed only where it will be asked for
-        names = plan.added if original else {}
-        layers = [layer for stage in plan.stages[index] for layer in stage.layers]
+        names = trace.added if original else {}
+        layers = [layer for stage in trace.stages[index] for layer in stage.layers]
         added = [names[layer.name] for layer in layers if layer.name in names]
         held = len(calls) if paused is None else paused
         again = [la for stage in stages for la in run_later(stage, held < len(original))]
@@ -81,7 +81,7 @@ class Streams:
         def started(call: Callable[[], Call], weights: dict[nn.Module, Tensor | None]) -> PausedRun:
             return PausedRun(block, stops, call(), added, weights)
 
-        def run(number: int, call: Callable[[], Call], weights: dict) -> Run:
+        def run(number: int, call: Callable[[], Call], weights: dict) -> BlockRun:
             return (
                 started(call, weights)
                 if number < held
@@ -92,15 +92,15 @@ class Streams:
         originals = [run(number, call, before) for number, call in enumerate(original)]
         return cls(block, runs, originals, names, before)
 
-    def entered(self, among: Experts, states: Callable[[], States] = list) -> States:
+    def entered(self, among: Experts, states: Callable[[], HiddenStates] = list) -> HiddenStates:
         """Return what all experts of a layer are given together, batch by batch.
 
         To be asked once, before what any one of them is given.
 
         - `states`: makes an empty list for them.
         """
-        routed = Routed(among, states())
-        original = Routed(among, None)
+        routed = RoutedTokens(among, states())
+        original = RoutedTokens(among, None)
         for runs, found in ((self.originals, original), (self.runs, routed)):
             for run in runs:
                 reached = run.to(among.entry) is not None
@@ -121,13 +121,13 @@ class Streams:
                 runs[index].pass_by()
         return routed.inputs(index, expert, stage.layers[0].module is expert.down_proj)
 
-    def given(self, stage: Stage) -> Iterator[Given]:
+    def given(self, stage: Stage) -> Iterator[StageInputs]:
         """Yield what a stage is given, batch by batch; then let the original runs leave it."""
         module = stage.layers[0].module
         for index, run in enumerate(self.runs):
             if stage.among is not None and isinstance(run, RepeatedRun):
                 inputs = self.to_expert(stage, index)
-                yield from [] if inputs is None else [Given(inputs)]
+                yield from [] if inputs is None else [StageInputs(inputs)]
                 continue
             inputs = run.to(module)
             original = self.originals[index] if self.originals else None
@@ -137,7 +137,7 @@ class Streams:
                 if stage.times > 1:
                     # what a layer is given later in the same run is not known yet
                     later = inputs_of(self.block, module, stage.times, run.call)[1:]
-                    yield from map(Given, later)
+                    yield from map(StageInputs, later)
             run.rest()
             if original is not None:
                 original.rest()
@@ -149,20 +149,20 @@ class Streams:
     def compared(
         self,
         stage: Stage,
-        run: Run,
-        original: Run | None,
+        run: BlockRun,
+        original: BlockRun | None,
         inputs: Tensor,
         twin: Tensor | None,
-    ) -> Given:
+    ) -> StageInputs:
         """Return what a stage is given in one batch, beside what the original run is given."""
         if original is None:
-            return Given(inputs)
+            return StageInputs(inputs)
         if twin is None or twin.shape != inputs.shape:
             # an expert that other tokens reach there: nothing to compare, so no drift
-            return Given(inputs, inputs)
-        return Given(inputs, twin, self.lag(stage, run, original, twin))
+            return StageInputs(inputs, inputs)
+        return StageInputs(inputs, twin, self.lag(stage, run, original, twin))
 
-    def lag(self, stage: Stage, run: Run, original: Run, inputs: Tensor) -> Tensor | None:
+    def lag(self, stage: Stage, run: BlockRun, original: BlockRun, inputs: Tensor) -> Tensor | None:
         """Return what the stage's output would have to add to make up for drifted hidden states."""
         layer = stage.layers[0]
         if len(stage.layers) > 1 or layer.name not in self.added:
@@ -175,7 +175,9 @@ class Streams:
         with torch.no_grad():
             return before_norm(lag, layer.module(inputs), adder)
 
-    def finish(self, states: Callable[[], States] = list) -> tuple[States, States]:
+    def finish(
+        self, states: Callable[[], HiddenStates] = list
+    ) -> tuple[HiddenStates, HiddenStates]:
         """Go on to the block's end; returns the hidden states of both streams."""
         both = states(), states()
         for made, runs in zip(both, (self.runs, self.originals), strict=True):

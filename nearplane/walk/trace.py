@@ -11,13 +11,14 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from nearplane.model.blocks import Layer, find_blocks, layers_of
+from nearplane.model.blocks import Layer, find_blocks
 from nearplane.model.experts import Expert, Experts, split_experts_
+from nearplane.model.selection import linear_layers
 from nearplane.walk.capture import Stop, hidden_of, replaced_forward
-from nearplane.walk.placement import Weights
+from nearplane.walk.placement import Placement
 from nearplane.walk.rms_norm import is_rms_norm
 
-OBSERVED_TOKENS = 16
+TRACED_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -37,11 +38,11 @@ class Stage:
 
 
 @dataclass(frozen=True)
-class Plan:
+class ModelTrace:
     """What was seen of a model: its blocks, their stages in the order they run.
 
     - `tuples`: which blocks return a tuple that starts with the hidden states.
-    - `silent`: layers that no token reached.
+    - `unreached`: layers that no token reached.
     - `added`: for the layers whose output the block adds to its hidden states, the module that
       gives what is added: the layer, or a norm behind it.
     """
@@ -50,7 +51,7 @@ class Plan:
     blocks: nn.ModuleList
     tuples: list[bool]
     stages: list[list[Stage]]
-    silent: list[Layer]
+    unreached: list[Layer]
     added: dict[str, nn.Module] = field(default_factory=dict)
 
     def shared(self, layer: Layer) -> bool:
@@ -68,7 +69,7 @@ class Plan:
 
 
 @dataclass
-class Watch:
+class BlockRecorder:
     """Records what the parts of one block are given, and what its layers make of it.
 
     Inputs are kept so that no address is reused.
@@ -87,10 +88,10 @@ class Watch:
     added: dict[str, nn.Module] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, block: nn.Module, prefix: str) -> "Watch":
+    def of(cls, block: nn.Module, prefix: str) -> "BlockRecorder":
         mixtures = {n: m for n, m in block.named_modules() if isinstance(m, Experts)}
         named = {f"{prefix}.{name}": mixture for name, mixture in mixtures.items()}
-        return cls(layers_of(block, prefix), named)
+        return cls(linear_layers(block, prefix), named)
 
     def run(self, block: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
         """Return what `forward`, the block's own, gives, and conclude what there was to see."""
@@ -198,7 +199,7 @@ class Watch:
         return {layer.name for layer in self.layers if layer.module in inside}
 
     @property
-    def silent(self) -> list[Layer]:
+    def unreached(self) -> list[Layer]:
         """The layers that are in no stage."""
         reached = {layer.name for stage in self.stages for layer in stage.layers}
         return [layer for layer in self.layers if layer.name not in reached]
@@ -218,9 +219,9 @@ def identity(tensor: Tensor) -> tuple:
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
 
 
-def observe(
-    model: nn.Module, tokens: Int64[Tensor, "n length"], weights: Weights | None = None
-) -> Plan:
+def trace_model(
+    model: nn.Module, tokens: Int64[Tensor, "n length"], weights: Placement | None = None
+) -> ModelTrace:
     """Run the model on a few tokens and return its blocks and stages.
 
     Fused experts are replaced by `Experts` for good.
@@ -231,24 +232,28 @@ def observe(
     """
     split_experts_(model)
     name, blocks = find_blocks(model)
-    watches = [Watch.of(block, f"{name}.{index}") for index, block in enumerate(blocks)]
+    watches = [BlockRecorder.of(block, f"{name}.{index}") for index, block in enumerate(blocks)]
     forwards = [block.forward for block in blocks]
-    weights = weights or Weights(model)
+    weights = weights or Placement(model)
 
     def watched(index: int, args: tuple, kwargs: dict) -> Any:
         with weights.block(index):
             return watches[index].run(blocks[index], forwards[index], args, kwargs)
 
     with weights.outside(), replaced_forward(blocks, watched), torch.no_grad():
-        model(input_ids=tokens[:1, :OBSERVED_TOKENS], use_cache=False)
-    silent = [layer for watch in watches for layer in watch.silent]
+        model(input_ids=tokens[:1, :TRACED_TOKENS], use_cache=False)
+    unreached = [layer for watch in watches for layer in watch.unreached]
     added = {name: module for watch in watches for name, module in watch.added.items()}
     stages = [watch.stages for watch in watches]
-    return Plan(name, blocks, [w.is_tuple for w in watches], stages, silent, added)
+    return ModelTrace(name, blocks, [w.is_tuple for w in watches], stages, unreached, added)
 
 
 def head_inputs(
-    model: nn.Module, plan: Plan, head: Layer, tokens: Int64[Tensor, "n length"], hidden: Tensor
+    model: nn.Module,
+    trace: ModelTrace,
+    head: Layer,
+    tokens: Int64[Tensor, "n length"],
+    hidden: Tensor,
 ) -> Float[Tensor, "n length columns"]:
     """Return what the head is given when the last block gives `hidden`."""
     seen: list[Tensor] = []
@@ -258,11 +263,11 @@ def head_inputs(
         raise Stop
 
     def hand_on(index: int, args: tuple, kwargs: dict) -> Any:
-        return (hidden,) if plan.tuples[index] else hidden
+        return (hidden,) if trace.tuples[index] else hidden
 
     hook = head.module.register_forward_pre_hook(take)
     try:
-        with replaced_forward(plan.blocks, hand_on), torch.no_grad():
+        with replaced_forward(trace.blocks, hand_on), torch.no_grad():
             model(input_ids=tokens, use_cache=False)
     except Stop:
         pass

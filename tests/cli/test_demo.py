@@ -9,8 +9,8 @@ import torch
 
 import nearplane as npl
 from nearplane.cli import demo
-from nearplane.export.dense import save_dense
-from nearplane.model.open_model import open_source
+from nearplane.export.uncompressed import save_uncompressed
+from nearplane.model.open_model import open_model
 from tests.cli import tiny
 from tests.cli.test_quantize import refused
 
@@ -102,9 +102,9 @@ def test_a_missing_model_is_said_with_the_command_that_brings_it(nearplane, monk
 
 @pytest.mark.parametrize("layers", [1, 2])
 def test_a_dense_directory_is_the_same_model(tmp_path, layers):
-    source = open_source(tiny.write_model(tmp_path / "a", layers))
-    save_dense(source.model, source.tokenizer, tmp_path / "b")
-    again = open_source(tmp_path / "b")
+    source = open_model(tiny.write_model(tmp_path / "a", layers))
+    save_uncompressed(source.model, source.tokenizer, tmp_path / "b")
+    again = open_model(tmp_path / "b")
     tokens = torch.arange(20)[None]
     assert torch.equal(source.model(tokens).logits, again.model(tokens).logits)
     assert again.tokenizer("the plane").input_ids == source.tokenizer("the plane").input_ids

@@ -6,8 +6,9 @@ import pytest
 
 from nearplane.evaluate.verify import verify_against
 from nearplane.methods import ECLQ, HPTQ
+from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import survey
-from nearplane.plan.work import Run, Sizes
+from nearplane.plan.work import Sizes
 from tests.cli import tiny
 from tests.plan.test_estimate import made as planned
 from tests.walk import moe
@@ -84,10 +85,10 @@ def test_the_plan_is_what_the_run_did(made, experts_dir, nearplane):
     report = json.loads((out / "report.json").read_text())
     found = survey(experts_dir, HPTQ(bpw=6.0))
     assert {layer.name for layer in found.layers} == {row["name"] for row in report["layers"]}
-    assert found.kept == report["bits"]["other_numbers"]
+    assert found.unquantized == report["bits"]["other_numbers"]
     stored = report["bits"]["quantized_bytes"] + report["bits"]["other_bytes"]
     assert found.stored_bytes == pytest.approx(stored, rel=0.15)
-    assert sum("stays as it is" in sentence for sentence in found.left_out) == 4
+    assert sum("stays as it is" in sentence for sentence in found.selection.left_out()) == 4
     assert nearplane("plan", experts_dir, "--method", "hptq", "--bpw", "6").exit_code == 0
 
 
@@ -104,7 +105,7 @@ def test_the_plan_counts_the_share_of_tokens_that_an_expert_sees(experts_dir):
     few, many = (planned(found, sequences=8, length=length).seconds for length in (32, 3200))
     assert few < many
     # 64 tokens an expert, fewer than four for each of its columns; and 6400, which are enough
-    assert min(Sizes(found, Run(8, 32)).lent_flops()) > 0
-    assert Sizes(found, Run(8, 3200)).lent_flops() == (0, 0)
+    assert min(Sizes(found, RunSize(8, 32)).lent_flops()) > 0
+    assert Sizes(found, RunSize(8, 3200)).lent_flops() == (0, 0)
     said = planned(found, ranks=2).lines()
     assert not any("refuse" in line for line in said)

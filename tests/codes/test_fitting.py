@@ -81,12 +81,12 @@ def test_side_information_is_small():
 def test_a_sample_of_rows_foretells_the_whole(octaves, every):
     code = spread(8, 1400, 300, 2.1, octaves)
     size = len(Rans().encode(code))
-    foretold = [
+    predicted = [
         fit(code[first::every], rows=len(code)).likely_bytes(code.size) for first in range(every)
     ]
     # the mean over all samples: single ones scatter with the spread of their rows
     # measured 0.0008; without an allowance for the columns' classes 0.004
-    assert abs(np.mean(foretold) - size) < 0.0015 * size
+    assert abs(np.mean(predicted) - size) < 0.0015 * size
 
 
 def test_one_table_where_contexts_are_not_wanted():

@@ -21,8 +21,9 @@ import nearplane as npl
 from nearplane.export import checkpoint_reader
 from nearplane.export.compressed_linear import CompressedLinear
 from nearplane.model.experts import Experts, split_experts_
+from nearplane.model.selection import Rules
 from nearplane.types import NearplaneError
-from nearplane.walk.walk import Rules, Walk
+from nearplane.walk.walk import Walk
 from tests.export.test_load import assert_as_near
 from tests.walk import moe
 from tests.walk.tiny import TOKENS

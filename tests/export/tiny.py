@@ -20,7 +20,7 @@ from transformers.pytorch_utils import Conv1D
 from nearplane import codes, types
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_writer import SHARD_BYTES, CheckpointWriter
-from nearplane.export.uncompressed import remaining_tensors
+from nearplane.export.uncompressed import without_weights
 from nearplane.types import LayerReport, Outliers
 
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61}
@@ -123,7 +123,7 @@ def write(model: PreTrainedModel, out: Path, max_shard_bytes: int = SHARD_BYTES)
     with CheckpointWriter(out, max_shard_bytes) as writer:
         for name, part in packed.items():
             writer.add(name + fmt.RECORD, part.record)
-        for name, tensor in remaining_tensors(model, packed).items():
+        for name, tensor in without_weights(model.state_dict(), packed, model).items():
             writer.add(name, tensor)
         writer.finish(config_of(model, packed), {"report.json": {"a": 1}, "notes/a.txt": b"hello"})
     return dense

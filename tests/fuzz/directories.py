@@ -14,7 +14,7 @@ from nearplane.evaluate.verify import doubts
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export import checksums, load
 from nearplane.export.checkpoint_reader import check_layers, open_checkpoint
-from nearplane.model.open_model import open_source
+from nearplane.model.open_model import open_model
 from nearplane.types import NearplaneError
 from tests.cli import tiny as tiny_model
 from tests.export import tiny
@@ -128,8 +128,8 @@ def load_tokenizer(directory: Path) -> None:
     load.load_tokenizer(directory)
 
 
-def open_model(directory: Path) -> None:
-    open_source(directory)
+def open_source_model(directory: Path) -> None:
+    open_model(directory)
 
 
 class DirectoryTarget:

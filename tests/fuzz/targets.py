@@ -87,7 +87,7 @@ def source_target(place: Path) -> Target:
     from tests.fuzz import directories as d
 
     whole = d.written_model(d.fresh(place, "source"), shards=True)
-    return d.DirectoryTarget(d.Damage(whole, d.files_of(whole, "*")), d.open_model)
+    return d.DirectoryTarget(d.Damage(whole, d.files_of(whole, "*")), d.open_source_model)
 
 
 def gguf_target(place: Path) -> Target:
@@ -96,7 +96,9 @@ def gguf_target(place: Path) -> Target:
     folder = d.fresh(place, "gguf")
     folder.mkdir()
     name = d.written_gguf(folder / "a.gguf").name
-    return d.DirectoryTarget(d.Damage(folder, [name]), lambda whole: d.open_model(whole / name))
+    return d.DirectoryTarget(
+        d.Damage(folder, [name]), lambda whole: d.open_source_model(whole / name)
+    )
 
 
 def text_target(place: Path) -> Target:

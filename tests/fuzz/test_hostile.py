@@ -19,10 +19,10 @@ from nearplane.export.checkpoint_reader import check_layers, open_checkpoint
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companion_files import companion_files
 from nearplane.export.load import load_tokenizer
-from nearplane.model.open_model import open_source, open_tokenizer
+from nearplane.model.open_model import open_model, open_tokenizer
 from nearplane.types import NearplaneError
-from nearplane.walk.calibration import Wanted, calibrate
-from nearplane.walk.report import few_tokens
+from nearplane.walk.calibration import CalibrationRequest, calibrate
+from nearplane.walk.report import few_token_sentences
 from tests.cli import tiny
 from tests.fuzz import directories
 from tests.fuzz.mutate import assert_one_sentence
@@ -67,7 +67,7 @@ def test_a_name_that_is_too_long_leaves_nothing(name, tmp_path):
 
 @pytest.mark.parametrize("name", [*HOSTILE_NAMES, "x" * 5000])
 def test_no_shard_lies_elsewhere(name, copied):
-    for kind, read in (("shards", npl.load), ("model in shards", open_source)):
+    for kind, read in (("shards", npl.load), ("model in shards", open_model)):
         copy = copied(kind)
         index = copy / fmt.INDEX
         files = json.loads(index.read_text())["weight_map"]
@@ -141,7 +141,7 @@ def test_weights_that_are_not_the_checkpoints_own(copied):
     ],
 )
 def test_a_configuration_that_asks_for_more_than_the_files_hold(changes, says, copied):
-    for kind, read in (("checkpoint", npl.load), ("model", open_source)):
+    for kind, read in (("checkpoint", npl.load), ("model", open_model)):
         copy = copied(kind)
         edited(copy / fmt.CONFIG, **changes)
         if kind == "model" and "vocab_size" in changes:
@@ -177,7 +177,7 @@ def test_certificates_of_odd_numbers_and_names_are_shown(copied):
         entry["facts"] = {"borrowed": None, "entropy": 3, "am_gm_bits": None}
     (copy / fmt.CONFIG).write_text(json.dumps(config))
     directories.read_all(copy)
-    assert few_tokens({"plain": {"facts": {"borrowed": 1.0}}}) == []
+    assert few_token_sentences({"plain": {"facts": {"borrowed": 1.0}}}) == []
 
 
 def test_a_bound_that_is_no_number_bounds_nothing(copied):
@@ -229,7 +229,7 @@ def test_a_damaged_shard_of_the_source_is_named(how, copied):
     copy = copied("model in shards")
     shard = sorted(copy.glob("model-*.safetensors"))[1]
     SHARD_DAMAGE[how](shard)
-    refused(open_source, copy, says=shard.name)
+    refused(open_model, copy, says=shard.name)
 
 
 def test_a_gguf_file_that_promises_2_60_elements(tmp_path):
@@ -244,11 +244,11 @@ def test_a_gguf_file_that_promises_2_60_elements(tmp_path):
         *((strings, "strings"), (numbers, "an array")),
     ):
         path.write_bytes(whole[:place] + struct.pack("<Q", 2**60) + whole[place + 8 :])
-        refused(open_source, path, says=f"a.gguf is no whole GGUF file: .*({says})")
+        refused(open_model, path, says=f"a.gguf is no whole GGUF file: .*({says})")
     path.write_bytes(whole[:40])
-    refused(open_source, path, says="a.gguf is no whole GGUF file")
+    refused(open_model, path, says="a.gguf is no whole GGUF file")
     path.write_bytes(b"")
-    refused(open_source, path, says="too short")
+    refused(open_model, path, says="too short")
 
 
 BAD_LINES = {
@@ -266,7 +266,7 @@ def test_bad_lines_of_a_calibration_file(name, tmp_path):
     line, says = BAD_LINES[name]
     path = tmp_path / "a.jsonl"
     path.write_bytes(line)
-    refused(calibrate, path, tiny.tokenizer(True), Wanted(4, 16), says=says)
+    refused(calibrate, path, tiny.tokenizer(True), CalibrationRequest(4, 16), says=says)
 
 
 @pytest.mark.parametrize("messages", [[{"content": 1}], [{"role": [], "content": {"a": []}}]])
@@ -276,7 +276,7 @@ def test_a_template_that_fails_is_said(messages, tmp_path):
     tokenizer = tiny.tokenizer(True)
     tokenizer.chat_template = "{{ messages[0].content.nothing.more }}\n{{ raise_exception('no') }}"
     says = "the chat template refuses"
-    refused(calibrate, path, tokenizer, Wanted(4, 16, chat_template=True), says=says)
+    refused(calibrate, path, tokenizer, CalibrationRequest(4, 16, chat_template=True), says=says)
 
 
 def test_a_tokenizer_that_its_library_panics_at(copied):

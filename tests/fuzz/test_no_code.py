@@ -65,7 +65,7 @@ def test_code_is_trusted_by_default_nowhere():
     for function in (
         npl.load,
         npl.quantize,
-        open_model.open_source,
+        open_model.open_model,
         open_model.location,
         survey.survey,
     ):
@@ -106,12 +106,12 @@ def with_code(copied):
     [
         ("checkpoint", npl.load),
         ("checkpoint", npl.load_tokenizer),
-        ("checkpoint", lambda path: evaluate.open_model(str(path), dequantize=True)),
-        ("model", open_model.open_source),
+        ("checkpoint", lambda path: evaluate.open_any(str(path), dequantize=True)),
+        ("model", open_model.open_model),
         ("model", lambda path: survey.survey(path, RTN(4))),
-        ("model", lambda path: evaluate.open_model(str(path), dequantize=True)),
+        ("model", lambda path: evaluate.open_any(str(path), dequantize=True)),
     ],
-    ids=["load", "load_tokenizer", "run", "open_source", "plan", "eval"],
+    ids=["load", "load_tokenizer", "run", "open_model", "plan", "eval"],
 )
 def test_python_files_of_a_directory_are_not_run(kind, read, model_type, with_code, monkeypatch):
     ran = []
@@ -134,7 +134,7 @@ def test_python_files_are_run_when_the_user_says_so(with_code, monkeypatch, tmp_
     )
     copy = with_code("model", "strange")
     with pytest.raises(NearplaneError):
-        open_model.open_source(copy, trust_remote_code=True)
+        open_model.open_model(copy, trust_remote_code=True)
     assert ran
 
 
@@ -151,10 +151,10 @@ def test_a_pickle_is_not_opened(copied, monkeypatch, tmp_path):
     (copy / "model.safetensors").unlink()
     torch.save({"a": Harm()}, copy / "pytorch_model.bin")
     with pytest.raises(NearplaneError, match="pickles and may run code: convert"):
-        open_model.open_source(copy)
+        open_model.open_model(copy)
     (copy / "other.safetensors").touch()
     with pytest.raises(NearplaneError, match="holds neither model.safetensors nor"):
-        open_model.open_source(copy)
+        open_model.open_model(copy)
     assert not Path(MARK).exists()
     pickle.loads(pickle.dumps(Harm()))
     assert Path(MARK).exists(), "the test itself"
@@ -165,7 +165,7 @@ def test_compiled_code_is_not_fetched_for_a_configuration(copied, monkeypatch):
     monkeypatch.setattr(
         "transformers.modeling_utils.lazy_import_flash_attention", lambda *a, **k: asked.append(a)
     )
-    for kind, read in (("checkpoint", npl.load), ("model", open_model.open_source)):
+    for kind, read in (("checkpoint", npl.load), ("model", open_model.open_model)):
         copy = copied(kind)
         config = json.loads((copy / fmt.CONFIG).read_text())
         config["attn_implementation"] = config["_attn_implementation"] = "somebody/kernels"

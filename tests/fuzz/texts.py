@@ -8,7 +8,7 @@ from random import Random
 from typing import Any
 
 from nearplane.types import NearplaneError
-from nearplane.walk.calibration import Wanted, calibrate
+from nearplane.walk.calibration import CalibrationRequest, calibrate
 from tests.cli import tiny
 from tests.fuzz.mutate import (
     TEXTS,
@@ -71,7 +71,7 @@ class TextTarget:
             said = []
             for chat in (False, True):
                 try:
-                    calibrate(path, tokenizer(), Wanted(4, 16, chat))
+                    calibrate(path, tokenizer(), CalibrationRequest(4, 16, chat))
                 except NearplaneError as error:
                     assert_one_sentence(error)
                     said.append(error)

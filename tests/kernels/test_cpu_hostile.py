@@ -82,8 +82,8 @@ def test_damaged_layouts_are_refused_or_harmless(name, places, fields, part):
 @given(data=st.binary(max_size=2000))
 @laws
 def test_any_bytes_are_refused(data):
-    begun = b"NPLC" + (1).to_bytes(4, "little") + len(data).to_bytes(8, "little") + data[16:]
-    for bytes_ in (data, begun):
+    sweep_state = b"NPLC" + (1).to_bytes(4, "little") + len(data).to_bytes(8, "little") + data[16:]
+    for bytes_ in (data, sweep_state):
         use(torch.from_numpy(np.frombuffer(bytes_, np.uint8).copy()))
 
 

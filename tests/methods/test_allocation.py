@@ -4,13 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearplane.methods.allocation import HIGHEST, LOWEST, Cause, allocate
+from nearplane.methods.allocation import HIGHEST, LOWEST, Sensitivity, allocate
 from nearplane.types import NearplaneError
 
-causes = st.dictionaries(
+sensitivities = st.dictionaries(
     st.text("abcdefgh", min_size=1, max_size=3),
     st.builds(
-        Cause,
+        Sensitivity,
         divergence=st.floats(0, 10),
         weights=st.integers(1, 10**9),
         bpw=st.just(3.0),
@@ -30,7 +30,7 @@ def divergence(bits, of) -> float:
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
-@given(causes, st.floats(1.6, 8))
+@given(sensitivities, st.floats(1.6, 8))
 def test_the_mean_is_met_from_below(of, bpw):
     """To 1e-9: 60 halvings of at most some hundred bits."""
     bits = allocate(of, bpw)
@@ -40,7 +40,11 @@ def test_the_mean_is_met_from_below(of, bpw):
 
 
 def test_slopes_are_equal_and_nothing_else_is_better():
-    of = {"a": Cause(0.3, 1000, 3.0), "b": Cause(0.02, 5000, 3.0), "c": Cause(0.1, 200, 3.0)}
+    of = {
+        "a": Sensitivity(0.3, 1000, 3.0),
+        "b": Sensitivity(0.02, 5000, 3.0),
+        "c": Sensitivity(0.1, 200, 3.0),
+    }
     bits = allocate(of, 3.0)
     slopes = [c.divergence * 4.0 ** (3 - bits[n]) / c.weights for n, c in of.items()]
     assert slopes == pytest.approx([slopes[0]] * 3, rel=1e-6)
@@ -54,15 +58,15 @@ def test_slopes_are_equal_and_nothing_else_is_better():
 
 
 def test_equal_layers_get_equal_bits():
-    bits = allocate({n: Cause(0.1, 500, 3.0) for n in "abc"}, 2.5)
+    bits = allocate({n: Sensitivity(0.1, 500, 3.0) for n in "abc"}, 2.5)
     assert list(bits.values()) == pytest.approx([2.5] * 3)
 
 
 def test_a_layer_without_effect_gets_the_least():
-    bits = allocate({"a": Cause(1.0, 100, 3.0), "b": Cause(0.0, 100, 3.0)}, 3.0)
+    bits = allocate({"a": Sensitivity(1.0, 100, 3.0), "b": Sensitivity(0.0, 100, 3.0)}, 3.0)
     assert bits["b"] == LOWEST and bits["a"] == pytest.approx(6 - LOWEST)
 
 
 def test_a_mean_below_every_floor_is_refused():
     with pytest.raises(NearplaneError, match=r"at least 2\.00"):
-        allocate({"a": Cause(1.0, 100, 3.0, floor=2.0)}, 1.5)
+        allocate({"a": Sensitivity(1.0, 100, 3.0, floor=2.0)}, 1.5)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from nearplane import codes, lattice
-from nearplane.methods import ECLQ, HPTQ, Aim
+from nearplane.methods import ECLQ, HPTQ, Target
 from nearplane.methods.eclq import lattice_of
 from nearplane.methods.meet_rate import TOLERANCE
 from tests.problem import problem
@@ -42,7 +42,7 @@ def test_under_an_aim_the_bound_is_of_the_weight():
     p = problem(4, 96, 128, dtype=torch.float32)
     basis = lattice.basis(p.hessian, "activation", 0.01)
     aside = 0.05 * torch.randn(96, 128, generator=torch.Generator().manual_seed(0))
-    w = ECLQ(3.0).aimed(p.weight, basis, Aim(p.weight + aside, {"strength": 0.5}))
+    w = ECLQ(3.0).quantize_towards(p.weight, basis, Target(p.weight + aside, {"strength": 0.5}))
     damped = lattice.damp(p.hessian, basis.damping)
     error = (p.weight - w.value()).double()
     assert torch.allclose(w.damped_loss, ((error @ damped) * error).sum(1), rtol=1e-9)
@@ -59,7 +59,7 @@ def test_under_an_aim_the_bound_is_of_the_weight():
 def test_an_aim_at_the_weight_is_no_aim():
     p = problem(5, 64, 96, dtype=torch.float32)
     basis = lattice.basis(p.hessian, "activation", 0.01)
-    with_aim = ECLQ(3.5).aimed(p.weight, basis, Aim(p.weight))
+    with_aim = ECLQ(3.5).quantize_towards(p.weight, basis, Target(p.weight))
     assert torch.equal(with_aim.record, ECLQ(3.5)(p.weight, basis).record)
 
 

@@ -10,7 +10,7 @@ from nearplane.model import compute_dtype
 from nearplane.model.blocks import find_blocks
 from nearplane.model.compute_dtype import arithmetic_for
 from nearplane.types import NearplaneError
-from nearplane.walk.placement import Weights
+from nearplane.walk.placement import Placement
 from tests.cli import tiny
 
 SLOW = (torch.bfloat16, torch.float16)
@@ -93,7 +93,7 @@ def test_certificates_hold_for_the_stored_weights(places, tmp_path, asked):
 
 def test_what_is_changed_while_converted_stays_changed():
     model = tiny.model().to(torch.bfloat16)
-    weights = Weights(model, dtype=torch.float32)
+    weights = Placement(model, dtype=torch.float32)
     layer = weights.blocks[0].mlp.down_proj
     before = layer.weight
     with weights.block(0):
@@ -114,5 +114,5 @@ def test_what_is_wider_than_the_model_stays_wide():
     norm = find_blocks(model)[1][0].input_layernorm
     norm.weight.data = norm.weight.data.float()
     for dtype in (torch.bfloat16, torch.float16):
-        with Weights(model, dtype=dtype).block(0):
+        with Placement(model, dtype=dtype).block(0):
             assert norm.weight.dtype == torch.float32

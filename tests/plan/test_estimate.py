@@ -11,26 +11,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearplane.methods import ECLQ, HPTQ, METHODS
-from nearplane.model.open_model import open_source
-from nearplane.plan.devices import DECIDES, DEVICES, known, rates_of
+from nearplane.model.open_model import open_model
+from nearplane.plan.devices import DECIDES, DEVICES, known, stated_throughput
 from nearplane.plan.estimate import Estimate, estimate
 from nearplane.plan.footprint import BASE_BYTES, Memory
 from nearplane.plan.survey import survey
-from nearplane.plan.throughput import Rates, Trial, tried
-from nearplane.plan.work import Kept, Part, Run, Sizes, network_bytes, parts_of, targets
+from nearplane.plan.throughput import MethodTrial, Throughput, tried
+from nearplane.plan.work import OffloadCost, Part, RunSize, Sizes, network_bytes, parts_of, targets
 from nearplane.types import NearplaneError
-from nearplane.walk import walk
+from nearplane.walk import rounding, walk
 from nearplane.walk.calibration import MOST_TOKENS, default_sequences
 from nearplane.walk.ranks import Ranks
-from nearplane.walk.walk import aims_of
+from nearplane.walk.rounding import targets_of
 from tests.cli.conftest import checkpoint, model_dir, nearplane, text
 
 __all__ = ["checkpoint", "model_dir", "nearplane", "text"]
 
 CODING = {"coded_weights": 1e6, "coded_matrices": 50.0}
 MOVING = {"read_bytes": 1e9, "write_bytes": 1e9, "link_bytes": 1e9, "link_messages": 1e4}
-RATES = Rates(*[1e9] * 8, **CODING, **MOVING)
-TRIAL = Trial(
+RATES = Throughput(*[1e9] * 8, **CODING, **MOVING)
+TRIAL = MethodTrial(
     sweeps=3.0,
     checks=1.0,
     sweep_s=0.3,
@@ -40,13 +40,13 @@ TRIAL = Trial(
     each_s=0.1,
     matrix_s=0.02,
     calls=50.0,
-    told=10.0,
+    sent=10.0,
     weights=10**6,
     size=10**9,
 )
 ESTIMATE = importlib.import_module("nearplane.plan.estimate")
 RANKS = (1, 2, 3, 8, 64)
-KEPT = Kept(), Kept(again=0.5, by_blocks=True, spilled=True)
+KEPT = OffloadCost(), OffloadCost(again=0.5, by_blocks=True, spilled=True)
 
 
 @pytest.fixture(scope="module")
@@ -67,8 +67,8 @@ def much_memory(monkeypatch):
 
 
 def made(found, ranks=1, sequences=64, length=512, device="cpu") -> Estimate:
-    rates = RATES if device == "cpu" else rates_of(device, ranks, TRIAL)
-    return Estimate(found, Run(sequences, length, ranks), rates, TRIAL, device)
+    rates = RATES if device == "cpu" else stated_throughput(device, ranks, TRIAL)
+    return Estimate(found, RunSize(sequences, length, ranks), rates, TRIAL, device)
 
 
 def test_an_estimate_grows_with_the_tokens(wide):
@@ -90,10 +90,10 @@ def test_calibration_and_hessians_take_time_by_the_token(wide, method):
 
 
 def test_more_processes_never_take_longer_in_a_part_that_is_divided(wide):
-    alone = parts_of(wide, Run(64, 512, 1), TRIAL)
+    alone = parts_of(wide, RunSize(64, 512, 1), TRIAL)
     before = [part.seconds(RATES) for part in alone]
     for ranks in RANKS[1:]:
-        parts = [p for p in parts_of(wide, Run(64, 512, ranks), TRIAL) if p.group != "exchange"]
+        parts = [p for p in parts_of(wide, RunSize(64, 512, ranks), TRIAL) if p.group != "exchange"]
         assert [(p.group, p.rate) for p in parts] == [(p.group, p.rate) for p in alone]
         now = [part.seconds(RATES) for part in parts]
         assert all(a <= b for a, b in zip(now, before, strict=True))
@@ -106,7 +106,7 @@ def test_more_processes_never_take_longer_in_a_part_that_is_divided(wide):
 
 def test_what_processes_divide(wide):
     """Sequences, rows and pieces of integers, as walk/ranks.py does; all else is done by each."""
-    parts = parts_of(wide, Run(64, 512, 8), TRIAL)
+    parts = parts_of(wide, RunSize(64, 512, 8), TRIAL)
     assert {part.group for part in parts if part.share is None} == {
         "reading",
         "probing",
@@ -140,15 +140,15 @@ def test_the_walk_shares_what_the_plan_says(model_dir, monkeypatch):
             yield
             shared.pop()
 
-    def aims(*arguments):
+    def noted(*arguments):
         made.append(bool(shared))
-        return aims_of(*arguments)
+        return targets_of(*arguments)
 
-    monkeypatch.setattr(walk, "aims_of", aims)
-    model, method = open_source(model_dir).model, ECLQ(bpw=5.0, allocate=False)
+    monkeypatch.setattr(rounding, "targets_of", noted)
+    model, method = open_model(model_dir).model, ECLQ(bpw=5.0, allocate=False)
     tokens = torch.randint(3, 40, (4, 32), generator=torch.Generator().manual_seed(0))
     list(walk.Walk(model, method, tokens, ranks=Noted()))
-    divides = targets(Sizes(survey(model_dir, method), Run(4, 32, 2))).share
+    divides = targets(Sizes(survey(model_dir, method), RunSize(4, 32, 2))).share
     assert made and set(made) == {divides is not None}
 
 
@@ -159,7 +159,7 @@ def test_the_walk_shares_what_the_plan_says(model_dir, monkeypatch):
     size=st.integers(1, 70),
 )
 def test_processes_divide_the_work_as_ranks_do(count, grain, sequences, size):
-    run = Run(max(sequences, size), 8, size)
+    run = RunSize(max(sequences, size), 8, size)
     starts = Ranks(0, size)._starts(count, grain)
     shares = [(b - a) / count for a, b in pairwise(starts)]
     assert run.of_things(count, grain) == shares
@@ -172,10 +172,10 @@ def test_processes_divide_the_work_as_ranks_do(count, grain, sequences, size):
 
 
 def test_few_rows_are_rounded_by_one_process():
-    assert max(Run(64, 8, 2).of_things(1023)) == 1.0
-    assert max(Run(64, 8, 2).of_things(1024)) == 0.5
+    assert max(RunSize(64, 8, 2).of_things(1023)) == 1.0
+    assert max(RunSize(64, 8, 2).of_things(1024)) == 0.5
     # the short tile at the end goes to the one before
-    assert Run(64, 8, 2).of_things(1500) == pytest.approx([512 / 1500, 988 / 1500])
+    assert RunSize(64, 8, 2).of_things(1500) == pytest.approx([512 / 1500, 988 / 1500])
 
 
 def test_processes_are_never_more_than_evenly_faster(wide):
@@ -203,7 +203,7 @@ def test_processors_are_at_work_for_all_that_is_repeated(wide):
 
 def test_memory_is_kept_to_in_time_that_the_plan_counts(wide):
     """Blocks are read more often, hidden states pass a file, and runs start anew."""
-    run = Run(64, 512, 2)
+    run = RunSize(64, 512, 2)
     plain, kept = (made(wide, 2).grouped(parts_of(wide, run, TRIAL, k)) for k in KEPT)
     assert "calibration again" not in plain
     # two blocks with four stages each: half of a block for every stage
@@ -213,7 +213,7 @@ def test_memory_is_kept_to_in_time_that_the_plan_counts(wide):
         assert plain[group] == kept[group]
     # blocks are read to observe, check, probe and round them by all, to store what stays by one
     blocks = Sizes(wide, run).inside * wide.model_bytes
-    parts = parts_of(wide, run, TRIAL, Kept(by_blocks=True))
+    parts = parts_of(wide, run, TRIAL, OffloadCost(by_blocks=True))
     read = [p.amount for p in parts if (p.group, p.rate) == ("reading", "read_bytes")]
     assert read == pytest.approx([wide.model_bytes + 3 * blocks, blocks])
     # bfloat16 states of two streams: half of the tokens, written once for either block
@@ -223,12 +223,12 @@ def test_memory_is_kept_to_in_time_that_the_plan_counts(wide):
 
 def test_what_is_exchanged_grows_with_the_calls_and_with_what_is_told(wide):
     def waited(ranks, **changed):
-        run, trial = Run(64, 512, ranks), ESTIMATE.replace(TRIAL, **changed)
+        run, trial = RunSize(64, 512, ranks), ESTIMATE.replace(TRIAL, **changed)
         parts = parts_of(wide, run, trial)
         return {p.rate: p.amount for p in parts if p.group == "exchange"}
 
     assert waited(1) == {}
-    two, more = waited(2), waited(2, told=20.0, calls=100.0)
+    two, more = waited(2), waited(2, sent=20.0, calls=100.0)
     assert more["link_bytes"] - two["link_bytes"] == pytest.approx(10 * wide.quantized / 2)
     assert more["link_messages"] == 2 * two["link_messages"]
     # two ask for sizes, and both send: in matrices of one piece, one of them
@@ -238,9 +238,9 @@ def test_what_is_exchanged_grows_with_the_calls_and_with_what_is_told(wide):
 
 def test_sums_over_a_ring_reach_twice_their_size(wide):
     """Of W bytes, each of N processes sends 2 (N − 1) / N · W, and is sent as much."""
-    quiet, wide = ESTIMATE.replace(TRIAL, told=0.0), ESTIMATE.replace(wide, method=HPTQ())
-    summed = 4 * Sizes(wide, Run(64, 512)).summed()
-    two, eight = (network_bytes(Sizes(wide, Run(64, 512, ranks)), quiet) for ranks in (2, 8))
+    quiet, wide = ESTIMATE.replace(TRIAL, sent=0.0), ESTIMATE.replace(wide, method=HPTQ())
+    summed = 4 * Sizes(wide, RunSize(64, 512)).summed()
+    two, eight = (network_bytes(Sizes(wide, RunSize(64, 512, ranks)), quiet) for ranks in (2, 8))
     assert eight - two == pytest.approx((2 * 7 / 8 - 2 * 1 / 2) * summed)
     # beside them the factors, in float64
     assert two - summed == pytest.approx(8 * 2 * (3 * 2048**2 + 4096**2))
@@ -248,7 +248,7 @@ def test_sums_over_a_ring_reach_twice_their_size(wide):
 
 def test_work_of_one_layer_by_hand(wide):
     """The sums of the first stage of a model of two streams: 2048 columns, no hidden states."""
-    sizes = Sizes(wide, Run(64, 512))
+    sizes = Sizes(wide, RunSize(64, 512))
     first = next(stage for stage in sizes.stages if not stage.alone)
     flops, numbers = sizes.moments(first)
     assert flops == 2048**2 * (2 * 5 / 8 + 2)
@@ -292,7 +292,7 @@ def test_every_method_can_be_tried(wide, name):
     trial = tried(found.method, 128)
     assert (trial.sweeps > 0) == (name in ("gptq", "hptq", "eclq"))
     assert min(trial.solve_flops, trial.float64_flops, trial.coded_weights) > 1e3
-    made = Estimate(found, Run(8, 64), RATES, trial)
+    made = Estimate(found, RunSize(8, 64), RATES, trial)
     assert 0 < made.seconds < float("inf")
     said = any("too little for layers wider than" in line for line in made.lines())
     assert said == (name in ("ssqr", "watersic"))
@@ -301,12 +301,12 @@ def test_every_method_can_be_tried(wide, name):
 @pytest.mark.parametrize("ranks", [0, -1])
 def test_no_process_is_refused(ranks):
     with pytest.raises(NearplaneError, match="--ranks must be at least 1, not"):
-        Run(64, 512, ranks)
+        RunSize(64, 512, ranks)
 
 
 def test_more_processes_than_sequences_are_refused():
     with pytest.raises(NearplaneError, match="8 sequences cannot be shared by 9 processes"):
-        Run(8, 512, 9)
+        RunSize(8, 512, 9)
 
 
 def test_an_unknown_device_is_refused(wide):
@@ -343,12 +343,12 @@ def test_a_projection_says_so_and_all_that_it_rests_on(wide, device):
 
 def test_a_device_is_never_faster_than_its_peaks():
     for name, device in DEVICES.items():
-        rates = rates_of(name, 1, TRIAL)
+        rates = stated_throughput(name, 1, TRIAL)
         assert rates.forward_flops < device.peaks["bfloat16"]
         assert rates.solve_flops < device.peaks["float32"]
         assert rates.factor_flops < device.peaks["float64"]
         assert rates.link_bytes < device.link and rates.moved_bytes < device.moves
-        assert rates_of(name, 64, TRIAL).link_bytes < rates.link_bytes
+        assert stated_throughput(name, 64, TRIAL).link_bytes < rates.link_bytes
 
 
 def test_every_part_of_a_run_is_told(wide):
@@ -383,7 +383,7 @@ def test_the_machine_is_measured(wide):
     assert trial.sweeps >= 1 and trial.checks == 1
     assert min(trial.rows_s, trial.pieces_s, trial.matrix_s) > 0 <= trial.each_s
     # a sweep's integers fit in a byte, and are packed at three bits; losses and counts are few
-    assert trial.sweeps + 3 / 8 < trial.told < 20
+    assert trial.sweeps + 3 / 8 < trial.sent < 20
     assert 10 < trial.calls < 200
 
 

@@ -6,17 +6,17 @@ from pathlib import Path
 import pytest
 
 from nearplane.methods import ECLQ
-from nearplane.plan.devices import DEVICES, rates_of
+from nearplane.plan.devices import DEVICES, stated_throughput
 from nearplane.plan.estimate import Estimate
 from nearplane.plan.survey import survey
-from nearplane.plan.throughput import Trial
-from nearplane.plan.work import Run, Sizes
+from nearplane.plan.throughput import MethodTrial
+from nearplane.plan.work import RunSize, Sizes
 
 BENCH = Path(__file__).parents[2] / "bench" / "plan_models.py"
 H100 = DEVICES["h100"]
 BPW, CODED = 3.125, 5e6
 SEQUENCES, LENGTH = 128, 2048
-TRIAL = Trial(
+TRIAL = MethodTrial(
     sweeps=3.0,
     checks=1.0,
     sweep_s=0.3,
@@ -26,7 +26,7 @@ TRIAL = Trial(
     each_s=0.02,
     matrix_s=0.03,
     calls=60.0,
-    told=12.0,
+    sent=12.0,
     weights=10**6,
     size=10**9,
 )
@@ -54,7 +54,7 @@ def plans(found, allowed: int | None = 10**13) -> dict[int, Estimate]:
     """Return plans for H100s, by the number of processes; all fits in memory unless asked."""
 
     def made(ranks: int) -> Estimate:
-        run, rates = Run(SEQUENCES, LENGTH, ranks), rates_of("h100", ranks, TRIAL)
+        run, rates = RunSize(SEQUENCES, LENGTH, ranks), stated_throughput("h100", ranks, TRIAL)
         return Estimate(found, run, rates, TRIAL, "h100", allowed)
 
     return {ranks: made(ranks) for ranks in (1, 8, 64)}
@@ -72,12 +72,12 @@ def test_plans_are_bounded_by_what_is_known(models, name):
     one = made[1]
 
     # published counts have three digits; routers and norms are less than a thousandth
-    assert found.quantized + found.kept == pytest.approx(whole, rel=2e-3)
+    assert found.quantized + found.unquantized == pytest.approx(whole, rel=2e-3)
     assert found.active == pytest.approx(active, rel=0.02)
 
     # two bytes a weight in memory, and a block twice; records and what is kept on the disk
     assert 1 < one.memory.weights / found.model_bytes < 1.04
-    stored = found.quantized * BPW / 8 + 2 * found.kept
+    stored = found.quantized * BPW / 8 + 2 * found.unquantized
     assert found.stored_bytes == pytest.approx(stored, rel=1e-3)
     # the widest matrix as it is needed for targets: at the least a Hessian and its float64 factor
     widest = max(layer.shape[1] for layer in found.layers)

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from nearplane.methods import GPTQ, HPTQ, METHODS, SSQR
-from nearplane.plan.survey import record_bytes, survey
+from nearplane.model.selection import Rules
+from nearplane.plan.survey import survey
 from nearplane.types import NearplaneError
-from nearplane.walk.walk import Rules
 from tests.cli.conftest import checkpoint, model_dir, nearplane, text
 from tests.problem import problem
 
@@ -21,7 +21,7 @@ def test_the_survey_is_what_the_run_did(checkpoint, model_dir):
     found = survey(model_dir, HPTQ(bpw=5.0))
     assert {layer.name for layer in found.layers} == {row["name"] for row in report["layers"]}
     assert found.quantized == report["bits"]["quantized_weights"]
-    assert found.kept == report["bits"]["other_numbers"]
+    assert found.unquantized == report["bits"]["other_numbers"]
     assert found.dtype == torch.float32
     stored = report["bits"]["quantized_bytes"] + report["bits"]["other_bytes"]
     assert found.stored_bytes == pytest.approx(stored, rel=0.05)
@@ -44,8 +44,8 @@ def test_no_weight_is_loaded(model_dir):
 
 def test_skipped_layers_are_kept(model_dir):
     whole, part = survey(model_dir, GPTQ()), survey(model_dir, GPTQ(), Rules(skip=("mlp",)))
-    assert whole.quantized + whole.kept == part.quantized + part.kept
-    assert len(part.layers) == 8 and len(part.left_out) == 6
+    assert whole.quantized + whole.unquantized == part.quantized + part.unquantized
+    assert len(part.layers) == 8 and len(part.selection.left_out()) == 6
 
 
 def test_a_target_that_no_matrix_meets_is_refused(model_dir):
@@ -61,7 +61,7 @@ def test_a_target_that_no_matrix_meets_is_refused(model_dir):
 def test_sizes_of_fixed_width_methods(method):
     made = problem(0, 96, 200, dtype=torch.float32)
     quantized = method(made.weight, made.hessian)
-    assert len(quantized.record) == pytest.approx(record_bytes(method, 96, 200), rel=0.06)
+    assert len(quantized.record) == pytest.approx(method.stored_bytes(96, 200), rel=0.06)
 
 
 def test_a_configuration_alone_will_do(model_dir, tmp_path):
@@ -69,7 +69,7 @@ def test_a_configuration_alone_will_do(model_dir, tmp_path):
     with pytest.raises(NearplaneError, match="no weights"):
         survey(tmp_path, GPTQ())
     bare, whole = survey(tmp_path, GPTQ(), bare=True), survey(model_dir, GPTQ())
-    assert (bare.quantized, bare.kept) == (whole.quantized, whole.kept)
+    assert (bare.quantized, bare.unquantized) == (whole.quantized, whole.unquantized)
     (tmp_path / "pytorch_model.bin").touch()
     with pytest.raises(NearplaneError, match="pickles"):
         survey(tmp_path, GPTQ(), bare=True)

@@ -14,7 +14,7 @@ from transformers import (
 
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_writer import CheckpointWriter
-from nearplane.export.uncompressed import remaining_tensors
+from nearplane.export.uncompressed import without_weights
 from tests.cli.tiny import tokenizer
 from tests.export import tiny
 
@@ -69,7 +69,7 @@ def write(family: str, out: Path) -> Path:
     with CheckpointWriter(out) as writer:
         for name, part in packed.items():
             writer.add(name + fmt.RECORD, part.record)
-        for name, tensor in remaining_tensors(model, packed).items():
+        for name, tensor in without_weights(model.state_dict(), packed, model).items():
             writer.add(name, tensor)
         writer.finish(tiny.config_of(model, packed), {})
     tokenizer(bos=False).save_pretrained(out)

@@ -13,13 +13,14 @@ from torch import Tensor, nn
 
 from nearplane.methods import ECLQ, GPTQ, HPTQ
 from nearplane.model.block_loading import InMemory, OnDisk, fill_, stand_alone
-from nearplane.model.open_model import open_source
+from nearplane.model.open_model import open_model
+from nearplane.model.selection import Rules
 from nearplane.types import NearplaneError
 from nearplane.walk import walk as walk_file
-from nearplane.walk.activation_limits import Room
 from nearplane.walk.capture import Call, PausedRun, RepeatedRun, shared
-from nearplane.walk.hidden_states import Mapped
-from nearplane.walk.walk import Rules, Walk
+from nearplane.walk.hidden_states import StatesInFile
+from nearplane.walk.placement import ActivationLimits, Placement
+from nearplane.walk.walk import Walk
 from tests.walk import moe
 from tests.walk.tiny import FAMILIES, TOKENS, Blocks, Residual, linear
 
@@ -40,7 +41,8 @@ def small_batches(monkeypatch):
 
 
 def results(model: nn.Module, method, **options) -> dict[str, Tensor]:
-    walk = Walk(model, method, TOKENS, Rules(skip=("block_sparse_moe.gate",)), **options)
+    rules, place = Rules(skip=("block_sparse_moe.gate",)), Placement(model, **options)
+    walk = Walk(model, method, TOKENS, rules, placement=place).prepare()
     if method.allocates:
         walk.allocate()
     return {layer.name: weight.record for layer, weight, _ in walk}
@@ -51,36 +53,36 @@ def same(one: dict[str, Tensor], other: dict[str, Tensor]) -> bool:
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
-def test_nothing_depends_on_the_room(name, method, tmp_path):
+def test_nothing_depends_on_the_activation_limits(name, method, tmp_path):
     model = MODELS[name]()
     expected = results(copy.deepcopy(model), method)
     for paused, directory in ((0, tmp_path), (2, None)):
-        found = results(copy.deepcopy(model), method, room=Room(paused, directory))
+        found = results(copy.deepcopy(model), method, limits=ActivationLimits(paused, directory))
         assert same(expected, found), (paused, directory)
     assert not os.listdir(tmp_path)
 
 
 @pytest.mark.parametrize(("name", "method"), CASES)
-def test_nothing_depends_on_the_shelf(name, method, tmp_path):
+def test_nothing_depends_on_where_blocks_lie(name, method, tmp_path):
     """Two blocks are never in memory together, and none at the end."""
     model = MODELS[name]()
     expected = results(copy.deepcopy(model), method)
     model.save_pretrained(tmp_path)
-    source = open_source(tmp_path, by_blocks=True)
-    shelf = source.shelf
-    assert isinstance(shelf, OnDisk)
-    load, most = shelf.load, 0
+    source = open_model(tmp_path, by_blocks=True)
+    loader = source.loader
+    assert isinstance(loader, OnDisk)
+    load, most = loader.load, 0
 
     def counted(index: int) -> nn.Module:
         nonlocal most
-        most = max(most, sum(not all(p.is_meta for p in b.parameters()) for b in shelf.blocks))
+        most = max(most, sum(not all(p.is_meta for p in b.parameters()) for b in loader.blocks))
         return load(index)
 
-    counting = OnDisk(shelf.blocks, counted)
-    found = results(source.model, method, shelf=counting, room=Room(1, tmp_path))
+    counting = OnDisk(loader.blocks, counted)
+    found = results(source.model, method, loader=counting, limits=ActivationLimits(1, tmp_path))
     assert same(expected, found)
     assert most == 0
-    assert all(parameter.is_meta for parameter in shelf.blocks.parameters())
+    assert all(parameter.is_meta for parameter in loader.blocks.parameters())
 
 
 class Twice(nn.Module):
@@ -99,7 +101,9 @@ def test_layers_that_are_called_twice(method):
     model = Blocks(Twice(), Residual(a=linear(), b=linear()))
     expected = results(copy.deepcopy(model), method)
     for paused in (0, 2):
-        assert same(expected, results(copy.deepcopy(model), method, room=Room(paused)))
+        assert same(
+            expected, results(copy.deepcopy(model), method, limits=ActivationLimits(paused))
+        )
 
 
 def test_a_repeated_run_is_a_paused_run_that_holds_nothing():
@@ -138,7 +142,7 @@ def test_a_repeated_run_is_a_paused_run_that_holds_nothing():
 def test_states_in_a_file_are_what_was_put_in(kinds):
 
     with TemporaryDirectory() as directory:
-        states = Mapped(Path(directory))
+        states = StatesInFile(Path(directory))
         put = [torch.randint(-99, 99, shape).to(dtype) for dtype, shape in kinds]
         for tensor in put:
             states.append(tensor)
@@ -153,8 +157,8 @@ def test_states_in_a_file_are_what_was_put_in(kinds):
 
 def test_states_that_do_not_fit_are_an_error_with_a_reason(tmp_path):
     with pytest.raises(NearplaneError, match="cannot write in"):
-        Mapped(tmp_path / "none")
-    states = Mapped(tmp_path)
+        StatesInFile(tmp_path / "none")
+    states = StatesInFile(tmp_path)
     states.file = open("/dev/full", "wb", buffering=0)  # noqa: SIM115
     with pytest.raises(NearplaneError, match="hidden states could not be written"):
         states.append(torch.zeros(10**6))
@@ -178,7 +182,7 @@ def test_blocks_that_share_a_weight_do_not_stand_alone(tmp_path):
 
 
 def test_a_shelf_in_memory_does_nothing():
-    with InMemory().held(3):
+    with InMemory().loaded(3):
         pass
 
 
@@ -199,5 +203,5 @@ def test_experts_are_not_run_again_for_every_expert(monkeypatch):
     begun = []
     run = PausedRun.run
     monkeypatch.setattr(PausedRun, "run", lambda self: begun.append(self) or run(self))
-    results(model, HPTQ(bpw=9.5), room=Room(0))
+    results(model, HPTQ(bpw=9.5), limits=ActivationLimits(0))
     assert len(begun) == 4 * len(model.model.layers) * len(TOKENS)

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from nearplane.types import NearplaneError
-from nearplane.walk.calibration import READ, Account, Wanted, calibrate
+from nearplane.walk.calibration import READ, CalibrationRequest, TokenAccount, calibrate
 from tests.cli import tiny
 from tests.cli.tiny import TEXT
 
 BOS, EOS = 0, 1
-FEW = Wanted(sequences=4, length=16)
-ALL = Wanted(sequences=10_000, length=16)
+FEW = CalibrationRequest(sequences=4, length=16)
+ALL = CalibrationRequest(sequences=10_000, length=16)
 
 
 @functools.cache
@@ -28,7 +28,7 @@ def ids(text: str) -> list[int]:
     return tokenizer()(text, add_special_tokens=False).input_ids
 
 
-def assert_adds_up(tokens: torch.Tensor, account: Account, read: int) -> None:
+def assert_adds_up(tokens: torch.Tensor, account: TokenAccount, read: int) -> None:
     """Assert that what was read is used, dropped or padded; opening tokens are not read."""
     opened = 0 if account.opened_by is None else account.sequences
     assert tuple(tokens.shape) == (account.sequences, account.length)
@@ -60,7 +60,7 @@ def test_a_tokenizer_without_such_a_token_opens_nothing():
 
 def test_documents_are_joined_by_the_end_token():
     texts = [TEXT[:40], "", TEXT[50:90], TEXT[100:200]]
-    tokens, account = calibrate(texts, tokenizer(False), Wanted(100, 4))
+    tokens, account = calibrate(texts, tokenizer(False), CalibrationRequest(100, 4))
     stream = [*ids(texts[0]), EOS, *ids(texts[2]), EOS, *ids(texts[3])]
     used = len(stream) // 4 * 4
     assert tokens.flatten().tolist() == stream[:used]
@@ -73,7 +73,7 @@ def test_no_more_documents_are_read_than_are_needed(bos):
     length = len(ids(TEXT))
     texts = [TEXT] * (2 * READ + 3)
     for spread, documents in ((True, 2 * READ), (False, 2)):
-        wanted = Wanted(2, length + bos, spread=spread)
+        wanted = CalibrationRequest(2, length + bos, spread=spread)
         tokens, account = calibrate(texts, tokenizer(bos), wanted)
         assert tuple(tokens.shape) == (2, length + bos)
         assert (account.documents, account.spread) == (documents, spread)
@@ -84,10 +84,10 @@ def test_no_more_documents_are_read_than_are_needed(bos):
 @pytest.mark.parametrize("count", [1, 3, 7, 8])
 def test_sequences_come_evenly_from_the_whole_text(count):
     stream = torch.arange(8 * 16 + 5)
-    tokens, _ = calibrate(stream, None, Wanted(count, 16))
+    tokens, _ = calibrate(stream, None, CalibrationRequest(count, 16))
     rows = stream[: 8 * 16].view(8, 16)
     assert torch.equal(tokens, rows[[index * 8 // count for index in range(count)]])
-    tokens, _ = calibrate(stream, None, Wanted(count, 16, spread=False))
+    tokens, _ = calibrate(stream, None, CalibrationRequest(count, 16, spread=False))
     assert torch.equal(tokens, rows[:count])
 
 
@@ -95,11 +95,11 @@ def test_sequences_come_evenly_from_the_whole_text(count):
 def test_a_text_of_just_one_sequence(short):
     length = len(ids(TEXT)) + 1
     if not short:
-        tokens, account = calibrate([TEXT], tokenizer(), Wanted(9, length))
+        tokens, account = calibrate([TEXT], tokenizer(), CalibrationRequest(9, length))
         assert (account.sequences, account.dropped) == (1, 0)
         return
     with pytest.raises(NearplaneError, match=f"{length - 1} tokens, and one sequence needs"):
-        calibrate([TEXT], tokenizer(), Wanted(9, length + 1))
+        calibrate([TEXT], tokenizer(), CalibrationRequest(9, length + 1))
 
 
 def lines(records: list) -> str:
@@ -172,7 +172,7 @@ def test_the_chat_template_is_used_when_asked_for(tmp_path):
     made = tiny.tokenizer(bos=False)
     made.chat_template = "{% for m in messages %}[{{ m['role'] }}]{{ m['content'] }}{% endfor %}"
     talk = [{"role": "user", "content": TEXTS[0]}, {"role": "assistant", "content": TEXTS[1]}]
-    wanted = Wanted(4, 16, chat_template=True, spread=False)
+    wanted = CalibrationRequest(4, 16, chat_template=True, spread=False)
     path = tmp_path / "a.jsonl"
     path.write_text(lines([{"messages": talk}]))
     tokens, account = calibrate(path, made, wanted)
@@ -189,13 +189,13 @@ def test_a_missing_chat_template_is_named():
     made = tiny.tokenizer(bos=False)
     made.chat_template = None
     with pytest.raises(NearplaneError, match="no chat template"):
-        calibrate([TEXT], made, Wanted(4, 16, chat_template=True))
+        calibrate([TEXT], made, CalibrationRequest(4, 16, chat_template=True))
 
 
 @pytest.mark.parametrize("kept", [2, 5, 9])
 def test_two_dimensional_tokens_are_taken_as_they_are(kept):
     given = torch.arange(5 * 7, dtype=torch.int32).reshape(5, 7)
-    tokens, account = calibrate(given, tokenizer(), Wanted(kept, 16))
+    tokens, account = calibrate(given, tokenizer(), CalibrationRequest(kept, 16))
     assert tokens.dtype == torch.int64 and torch.equal(tokens, given[:kept].long())
     assert account.opened_by is None and account.length == 7 and account.documents == 5
     assert_adds_up(tokens, account, 35)
@@ -260,7 +260,7 @@ def test_bad_files_get_one_sentence(tmp_path, name, chat):
     content, said = BAD[name]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(NearplaneError, match=said) as raised:
-        calibrate(tmp_path / name, tokenizer(), Wanted(4, 16, chat))
+        calibrate(tmp_path / name, tokenizer(), CalibrationRequest(4, 16, chat))
     assert "\n" not in str(raised.value)
 
 
@@ -300,7 +300,9 @@ def test_text_without_a_tokenizer_is_refused():
         calibrate([TEXT], None, FEW)
 
 
-@pytest.mark.parametrize("wanted", [Wanted(0, 16), Wanted(4, 1), Wanted(-1, 16)])
+@pytest.mark.parametrize(
+    "wanted", [CalibrationRequest(0, 16), CalibrationRequest(4, 1), CalibrationRequest(-1, 16)]
+)
 def test_too_little_wanted_is_refused(wanted):
     with pytest.raises(NearplaneError, match="at least 1 sequence of at least 2 tokens"):
         calibrate([TEXT], tokenizer(), wanted)

@@ -10,16 +10,17 @@ from torch import Tensor, nn
 
 from nearplane.methods import ECLQ, HPTQ, RTN, SSQR
 from nearplane.model.experts import Experts, join_experts_, routes, split_experts_
+from nearplane.model.selection import Rules
 from nearplane.types import NearplaneError
 from nearplane.walk import expert_hessians
 from nearplane.walk import walk as walk_file
-from nearplane.walk.expert_hessians import Entered, borrowed
-from nearplane.walk.placement import Weights
-from nearplane.walk.report import few_tokens, is_nearest, layer_row, relative_loss
+from nearplane.walk.expert_hessians import ExpertTokens, borrowed
+from nearplane.walk.placement import Placement
+from nearplane.walk.report import few_token_sentences, is_nearest, layer_row, relative_loss
 from nearplane.walk.sensitivity import Probe
 from nearplane.walk.streams import Streams
-from nearplane.walk.trace import observe
-from nearplane.walk.walk import Rules, Walk
+from nearplane.walk.trace import trace_model
+from nearplane.walk.walk import Walk
 from tests.walk import moe
 from tests.walk.tiny import TOKENS
 
@@ -44,11 +45,18 @@ class Watched(Walk):
     seen: dict[str, Tensor] = field(default_factory=dict)
     stages: list[list[str]] = field(default_factory=list)
 
-    def basis_of(self, measured, layers):
-        self.stages.append([layer.name for layer in layers])
-        for layer in layers:
-            self.seen[layer.name] = measured.hessian.clone()
-        return super().basis_of(measured, layers)
+    def rounder_for(self, found):
+        rounder = super().rounder_for(found)
+        basis_of = rounder.basis_of
+
+        def noted(inputs, layers):
+            self.stages.append([layer.name for layer in layers])
+            for layer in layers:
+                self.seen[layer.name] = inputs.hessian.clone()
+            return basis_of(inputs, layers)
+
+        rounder.basis_of = noted
+        return rounder
 
 
 def walked(model: nn.Module, method=METHODS[1], tokens: Tensor = TOKENS, **options):
@@ -115,7 +123,7 @@ def test_transformers_decides_what_is_fused():
     assert any(s.startswith("model.layers.0.mlp.experts (Mixtral") for s in walk.left_out)
     assert not any(name.startswith("model.layers.0.mlp") for name in done)
     with pytest.raises(NearplaneError, match="MixtralExperts"):
-        Walk(model, METHODS[1], TOKENS, Rules(strict=True))
+        Walk(model, METHODS[1], TOKENS, Rules(strict=True)).prepare()
 
 
 @families
@@ -137,7 +145,7 @@ def test_every_expert_is_walked_and_no_router_is(family):
     assert f"{known.router} stays as it is: it chooses or weighs experts" in walk.left_out
     assert not walk.fallbacks
     # routers are no reason to refuse a model
-    Walk(copy.deepcopy(model), METHODS[1], TOKENS, Rules(strict=True))
+    Walk(copy.deepcopy(model), METHODS[1], TOKENS, Rules(strict=True)).prepare()
 
 
 @families
@@ -227,7 +235,7 @@ def test_how_many_tokens_are_borrowed(tokens, columns, count):
 
 def test_lent_tokens_are_evenly_spaced_over_batches():
     batches = [torch.arange(start, stop)[:, None] for start, stop in ((0, 7), (7, 8), (8, 20))]
-    entered = Entered(Experts(moe.mixtral().model.layers[0].mlp.experts), batches)
+    entered = ExpertTokens(Experts(moe.mixtral().model.layers[0].mlp.experts), batches)
     for count in (1, 3, 5, 9, 20, 50):
         picked = torch.cat(list(entered.picked(count)))[:, 0].tolist()
         assert picked == list(range(0, 20, max(1, 20 // count))), count
@@ -245,7 +253,7 @@ def test_borrowing_is_reported():
         # the loss is one under the Hessian of the energy, with a bound
         assert report.bound is not None and report.damped_loss <= report.bound
         assert not is_nearest(entry) and entry["relative_loss"] == relative_loss(entry) > 0
-    sentences = few_tokens({name: layer_row(report) for name, (_, report) in few.items()})
+    sentences = few_token_sentences({name: layer_row(report) for name, (_, report) in few.items()})
     assert [s.split(":")[0] for s in sentences] == [
         f"model.layers.{index}.mlp.experts" for index in range(2)
     ]
@@ -321,15 +329,15 @@ def test_the_other_stream_is_the_original_model(family, monkeypatch):
 
 def test_experts_of_a_layer_are_given_one_rate():
     model = moe.FAMILIES["deepseek_v3"].model(n_routed_experts=4)
-    walk = Walk(copy.deepcopy(model), ECLQ(bpw=9.5), TOKENS)
+    walk = Walk(copy.deepcopy(model), ECLQ(bpw=9.5), TOKENS).prepare()
     before = {name: tensor.clone() for name, tensor in walk.model.state_dict().items()}
     bits = walk.allocate()
-    assert set(bits) == {layer.name for layer in walk.wanted}
+    assert set(bits) == {layer.name for layer in walk.layers}
     experts = moe.FAMILIES["deepseek_v3"].experts
     for kind in ("gate_proj", "up_proj", "down_proj"):
         assert len({bits[f"{experts}.{index}.{kind}"] for index in range(4)}) == 1
-    mean = sum(bits[la.name] * la.weight().numel() for la in walk.wanted)
-    assert mean / sum(la.weight().numel() for la in walk.wanted) == pytest.approx(9.5, abs=1e-6)
+    mean = sum(bits[la.name] * la.weight().numel() for la in walk.layers)
+    assert mean / sum(la.weight().numel() for la in walk.layers) == pytest.approx(9.5, abs=1e-6)
     assert all(torch.equal(before[n], part) for n, part in walk.model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in walk.model.modules())
     # and the walk keeps to it
@@ -340,14 +348,16 @@ def test_experts_of_a_layer_are_given_one_rate():
 def test_all_experts_are_disturbed_at_once():
     """Quiet up projections, all but one expert's, leave a divergence: the loud one's is in it."""
     model = moe.FAMILIES["mixtral"].model()
-    plan = observe(model, TOKENS)
-    names = {layer.name for layer in plan.layers if layer.name.endswith("up_proj")}
-    probe = Probe(Weights(model), plan, ECLQ(bpw=9.5), TOKENS, names)
-    causes = probe.causes()
-    assert list(causes) == [f"model.layers.{index}.mlp.experts.up_proj" for index in range(2)]
-    weights = plan.layers[-1].weight().numel()
-    assert all(cause.weights == 4 * weights for cause in causes.values())
-    assert all(cause.divergence > 0 for cause in causes.values())
+    trace = trace_model(model, TOKENS)
+    names = {layer.name for layer in trace.layers if layer.name.endswith("up_proj")}
+    probe = Probe(Placement(model), trace, ECLQ(bpw=9.5), TOKENS, names)
+    sensitivities = probe.sensitivities()
+    assert list(sensitivities) == [
+        f"model.layers.{index}.mlp.experts.up_proj" for index in range(2)
+    ]
+    weights = trace.layers[-1].weight().numel()
+    assert all(cause.weights == 4 * weights for cause in sensitivities.values())
+    assert all(cause.divergence > 0 for cause in sensitivities.values())
 
 
 def test_the_constants_are_those_of_the_documents():

@@ -41,9 +41,16 @@ class Watched(Walk):
 
     seen: list[tuple[list[str], Tensor]] = field(default_factory=list)
 
-    def basis_of(self, measured, layers):
-        self.seen.append(([layer.name for layer in layers], measured.hessian.clone()))
-        return super().basis_of(measured, layers)
+    def rounder_for(self, found):
+        rounder = super().rounder_for(found)
+        basis_of = rounder.basis_of
+
+        def noted(inputs, layers):
+            self.seen.append(([layer.name for layer in layers], inputs.hessian.clone()))
+            return basis_of(inputs, layers)
+
+        rounder.basis_of = noted
+        return rounder
 
 
 def walked(

@@ -8,7 +8,7 @@ from transformers import AutoModelForCausalLM
 
 import nearplane as npl
 from nearplane.evaluate.verify import verify, verify_against
-from nearplane.walk.walk import Rules
+from nearplane.model.selection import Rules
 from tests.cli.conftest import model_dir, nearplane, text
 from tests.export.tiny import llama, llama_tied
 

@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from nearplane.methods import ECLQ
 from nearplane.walk import sensitivity as probe_file
-from nearplane.walk.placement import Weights
+from nearplane.walk.placement import Placement
 from nearplane.walk.sensitivity import DRAWN_BPW, Probe
-from nearplane.walk.trace import observe
+from nearplane.walk.trace import trace_model
 from nearplane.walk.walk import Walk
 from tests.walk.tiny import FAMILIES, TOKENS
 
@@ -20,21 +20,21 @@ METHOD = ECLQ(bpw=9.5)
 
 
 def probe(model, wanted=None, tokens=TOKENS) -> Probe:
-    plan = observe(model, tokens)
-    names = {layer.name for layer in plan.layers} if wanted is None else wanted
-    return Probe(Weights(model), plan, METHOD, tokens, names)
+    trace = trace_model(model, tokens)
+    names = {layer.name for layer in trace.layers} if wanted is None else wanted
+    return Probe(Placement(model), trace, METHOD, tokens, names)
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
 def test_every_layer_is_probed_and_the_model_stays(family):
     model = family.model()
     before = copy.deepcopy(model.state_dict())
-    causes = probe(model).causes()
-    assert list(causes) == [name for stage in family.stage_names(model) for name in stage]
-    assert all(cause.divergence >= 0 and cause.bpw == DRAWN_BPW for cause in causes.values())
+    sensitivities = probe(model).sensitivities()
+    assert list(sensitivities) == [name for stage in family.stage_names(model) for name in stage]
+    assert all(cause.divergence >= 0 and cause.bpw == DRAWN_BPW for cause in sensitivities.values())
     # attention that is nearly uniform does not feel an error of keys beyond float32's last bits
-    felt = [name for name, cause in causes.items() if cause.divergence > 0]
-    assert len(felt) >= 0.8 * len(causes)
+    felt = [name for name, cause in sensitivities.items() if cause.divergence > 0]
+    assert len(felt) >= 0.8 * len(sensitivities)
     assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
     assert not any(module._forward_pre_hooks for module in model.modules())
 
@@ -43,7 +43,7 @@ def test_the_divergence_is_that_of_the_whole_model():
     """Against the model's own forward pass with the error put in; float32 sums agree to 1e-3."""
     model = FAMILIES["llama"].model()
     name = "model.layers.0.mlp.up_proj"
-    found = probe(model, {name}).causes()[name].divergence
+    found = probe(model, {name}).sensitivities()[name].divergence
     again = probe(model, {name})
     asked = TOKENS[-probe_file.SEQUENCES :, : probe_file.LENGTH]
     call = again.calls_on(TOKENS)[0]
@@ -67,12 +67,12 @@ def test_a_layer_that_matters_less_gets_fewer_bits():
     for size in (1, 0.1):
         model = FAMILIES["llama"].model()
         model.get_submodule(quiet).weight.data.mul_(size)
-        walk = Walk(model, ECLQ(bpw=9.5), TOKENS)
+        walk = Walk(model, ECLQ(bpw=9.5), TOKENS).prepare()
         bits = walk.allocate()
         above.append(bits[loud] - bits[quiet])
-        assert set(bits) == {layer.name for layer in walk.wanted}
-        mean = sum(bits[la.name] * la.weight().numel() for la in walk.wanted)
-        mean /= sum(la.weight().numel() for la in walk.wanted)
+        assert set(bits) == {layer.name for layer in walk.layers}
+        mean = sum(bits[la.name] * la.weight().numel() for la in walk.layers)
+        mean /= sum(la.weight().numel() for la in walk.layers)
         assert 9.5 - 1e-6 < mean <= 9.5
     assert above[1] - above[0] > 2
 
@@ -86,7 +86,7 @@ def test_positions_are_few_and_evenly_spaced(length):
 
 def test_skipped_layers_are_not_probed():
     model = FAMILIES["llama"].model()
-    assert list(probe(model, {"model.layers.1.mlp.up_proj"}).causes()) == [
+    assert list(probe(model, {"model.layers.1.mlp.up_proj"}).sensitivities()) == [
         "model.layers.1.mlp.up_proj"
     ]
-    assert probe(model, set()).causes() == {}
+    assert probe(model, set()).sensitivities() == {}

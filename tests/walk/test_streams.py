@@ -9,10 +9,10 @@ from transformers.models.gemma3.modeling_gemma3 import Gemma3RMSNorm
 
 from nearplane.methods import ECLQ
 from nearplane.walk import walk as walk_file
-from nearplane.walk.input_statistics import HELD_OUT, Tokens, flat, see_drift
+from nearplane.walk.input_statistics import HELD_OUT, StreamTokens, flat, sum_both_streams
 from nearplane.walk.rms_norm import before_norm
-from nearplane.walk.streams import Given, Streams
-from nearplane.walk.trace import observe
+from nearplane.walk.streams import StageInputs, Streams
+from nearplane.walk.trace import trace_model
 from nearplane.walk.walk import Walk
 from tests.walk.tiny import FAMILIES, TOKENS, Blocks, Residual, linear
 
@@ -38,9 +38,9 @@ def small_batches(monkeypatch):
     monkeypatch.setattr(walk_file, "BATCH_TOKENS", 48)
 
 
-def given_in_walk(model, monkeypatch, method=METHOD) -> dict[str, list[Given]]:
+def given_in_walk(model, monkeypatch, method=METHOD) -> dict[str, list[StageInputs]]:
     """Return what every stage was given, under the name of its first layer."""
-    seen: dict[str, list[Given]] = {}
+    seen: dict[str, list[StageInputs]] = {}
 
     taken = Streams.given
 
@@ -93,7 +93,7 @@ def test_layers_that_are_added_are_found(name):
         for index in range(model.config.num_hidden_layers)
         for layer, adder in ADDED[name].items()
     }
-    assert observe(model, TOKENS).added == expected
+    assert trace_model(model, TOKENS).added == expected
 
 
 def test_a_scaled_output_is_not_added():
@@ -101,7 +101,7 @@ def test_a_scaled_output_is_not_added():
         def forward(self, hidden):
             return hidden + 2 * self.a(hidden)
 
-    assert observe(Blocks(Scaled(a=linear())), TOKENS).added == {}
+    assert trace_model(Blocks(Scaled(a=linear())), TOKENS).added == {}
 
 
 def test_lags_are_what_hidden_states_have_lost(monkeypatch):
@@ -156,19 +156,19 @@ def test_a_layer_that_runs_twice_is_rounded_without_an_aim():
     assert "strength" in done["layers.0.b"].facts
 
 
-def batches(count: int, tokens: int = 40, columns: int = 6, rows: int = 3) -> list[Given]:
+def batches(count: int, tokens: int = 40, columns: int = 6, rows: int = 3) -> list[StageInputs]:
     random = torch.Generator().manual_seed(0)
     parts = torch.randn(count, 2, tokens, columns, generator=random)
     lags = torch.randn(count, tokens, rows, generator=random)
-    return [Given(*x, lag) for x, lag in zip(parts, lags, strict=True)]
+    return [StageInputs(*x, lag) for x, lag in zip(parts, lags, strict=True)]
 
 
 @pytest.mark.parametrize("count", [1, 2, HELD_OUT, 9])
 def test_moments_add_up(count):
     """Fitted and held-out tokens are apart and together all; sums in float32 agree to 1e-5."""
     given = batches(count)
-    seen = see_drift(6, 3, given, count)
-    x, y, lag = (torch.cat([getattr(g, n) for g in given]) for n in Given.__annotations__)
+    seen = sum_both_streams(6, 3, given, count)
+    x, y, lag = (torch.cat([getattr(g, n) for g in given]) for n in StageInputs.__annotations__)
     total = len(x)
     assert seen.tokens == total and seen.dropped == 0
     close = dict(rtol=1e-5, atol=1e-5)
@@ -188,18 +188,18 @@ def test_moments_add_up(count):
         seen.parts.joined(seen)
 
 
-@pytest.mark.parametrize("name", Given.__annotations__)
+@pytest.mark.parametrize("name", StageInputs.__annotations__)
 def test_tokens_that_are_not_finite_in_either_stream_are_left_out(name):
     given = batches(2)
     getattr(given[1], name)[7, 1] = torch.inf
-    seen = see_drift(6, 3, given, 2)
+    seen = sum_both_streams(6, 3, given, 2)
     assert (seen.tokens, seen.dropped) == (79, 1)
     whole = seen.parts.joined(seen)
     assert torch.isfinite(whole.cross).all() and torch.isfinite(whole.lag).all()
-    assert len(Tokens.of(given[1]).finite().drifted) == 39
+    assert len(StreamTokens.of(given[1]).finite().drifted) == 39
 
 
-class Routed(nn.Module):
+class RoutedTokens(nn.Module):
     """hidden + a(hidden) + b of the tokens whose first number is positive, as experts have it."""
 
     def __init__(self):
@@ -215,9 +215,9 @@ class Routed(nn.Module):
 
 
 def test_other_tokens_in_the_other_stream_are_no_drift():
-    """Tokens that are routed elsewhere once layers are rounded cannot be compared."""
+    """StreamTokens that are routed elsewhere once layers are rounded cannot be compared."""
     torch.manual_seed(5)
-    model = Blocks(Routed(), Routed(), Routed())
+    model = Blocks(RoutedTokens(), RoutedTokens(), RoutedTokens())
     done = {la.name: w for la, w, _ in Walk(model, ECLQ(7.5, allocate=False), TOKENS)}
     assert {name.split(".")[-1] for name in done} == {"a", "b"}
     assert all(torch.isfinite(w.value()).all() for w in done.values())

@@ -7,10 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from nearplane.methods import GPTQ, RTN
+from nearplane.model.selection import Rules
 from nearplane.types import NearplaneError
 from nearplane.walk import walk as walk_file
 from nearplane.walk.capture import Call, PausedRun
-from nearplane.walk.walk import Rules, Walk
+from nearplane.walk.rounding import Rounder
+from nearplane.walk.walk import Walk
 from tests.walk.tiny import TOKENS, Blocks, Residual, linear
 
 METHOD = GPTQ(bits=3, group_size=16)
@@ -155,7 +157,7 @@ def test_weights_that_are_not_finite_are_refused_before_a_layer_is_done(wrong):
     model.layers[1].b.weight[3, 3] = wrong
     before = model.layers[0].a.weight.clone()
     with pytest.raises(NearplaneError, match=r"layers\.1\.b holds NaN or infinite weights"):
-        Walk(model, METHOD, TOKENS)
+        Walk(model, METHOD, TOKENS).prepare()
     assert torch.equal(model.layers[0].a.weight, before)
 
 
@@ -194,7 +196,7 @@ def test_parts_that_cannot_be_quantized_are_named():
 
 def test_strict_refuses_parts_that_cannot_be_quantized():
     with pytest.raises(NearplaneError, match=r"layers\.0 \(Strange\), layers\.0\.conv"):
-        Walk(Blocks(Strange()), METHOD, TOKENS, Rules(strict=True))
+        Walk(Blocks(Strange()), METHOD, TOKENS, Rules(strict=True)).prepare()
     walked(Blocks(Residual(a=linear())), Rules(strict=True))
 
 
@@ -242,7 +244,7 @@ def test_one_layer_of_a_stage_is_skipped(skipped, kept):
 
 def test_skipping_everything_is_refused():
     with pytest.raises(NearplaneError, match="every layer is skipped"):
-        Walk(Blocks(Residual(a=linear())), METHOD, TOKENS, Rules(skip=(".",)))
+        Walk(Blocks(Residual(a=linear())), METHOD, TOKENS, Rules(skip=(".",))).prepare()
 
 
 def test_a_model_without_blocks_is_refused():
@@ -252,13 +254,13 @@ def test_a_model_without_blocks_is_refused():
             self.layers = nn.ModuleList([nn.LayerNorm(16)])
 
     with pytest.raises(NearplaneError, match="Bare has no list of blocks with linear layers"):
-        Walk(Bare(), METHOD, TOKENS)
+        Walk(Bare(), METHOD, TOKENS).prepare()
 
 
 # --- modules that stand or run in more than one place
 
 
-def test_the_hessian_of_a_layer_that_runs_twice_sums_both_calls():
+def test_the_hessian_of_a_layer_that_runs_twice_sums_both_calls(monkeypatch):
     """PITFALLS 12. Both inputs are those that the layer had before it was rounded."""
     model = Blocks(Residual(order="aba", a=linear(), b=linear()), Residual(c=linear()))
     a, b = (model.layers[0].get_submodule(name).weight.double() for name in "ab")
@@ -266,14 +268,13 @@ def test_the_hessian_of_a_layer_that_runs_twice_sums_both_calls():
     later = ((hidden @ a.T).tanh() @ b.T).tanh()
     seen = {}
 
-    class Watched(Walk):
-        def basis_of(self, measured, layers):
-            seen[layers[0].name] = measured.hessian.clone()
-            return super().basis_of(measured, layers)
+    class Noting(Rounder):
+        def basis_of(self, inputs, layers):
+            seen[layers[0].name] = inputs.hessian.clone()
+            return super().basis_of(inputs, layers)
 
-    done = {
-        layer.name: (weight, report) for layer, weight, report in Watched(model, METHOD, TOKENS)
-    }
+    monkeypatch.setattr(walk_file, "Rounder", Noting)
+    done = {layer.name: (weight, report) for layer, weight, report in Walk(model, METHOD, TOKENS)}
     assert list(done) == ["layers.0.a", "layers.0.b", "layers.1.c"]
     assert done["layers.0.a"][1].tokens == 2 * TOKENS.numel()
     assert done["layers.0.b"][1].tokens == TOKENS.numel()

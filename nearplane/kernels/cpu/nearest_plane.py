@@ -11,13 +11,13 @@ from torch import Tensor
 
 from nearplane import lattice
 from nearplane.kernels.cpu.library import Leaf, library
-from nearplane.lattice.nearest_plane import Walk, begun, scaled_factor, tiles
+from nearplane.lattice.nearest_plane import Sweep, scaled_factor, sweep_state, tiles
 from nearplane.lattice.rate_aware import Prices, priced_tiles
 from nearplane.rows import by_rows, some_rows
 
 
 @dataclass(frozen=True)
-class Rounded(Walk):
+class Rounded(Sweep):
     """A walk whose leaves are one call each.
 
     - `code`: what it chooses.
@@ -104,7 +104,7 @@ def walked(
     """Return the integers of few rows."""
     columns = target.T.contiguous()
     code = torch.empty_like(columns, dtype=torch.int32)
-    walk = Rounded(*begun(columns, factor.to(target.dtype).contiguous()), code, rounding)
+    walk = Rounded(*sweep_state(columns, factor.to(target.dtype).contiguous()), code, rounding)
     walk.solve(0, len(columns))
     return code.T.contiguous()
 

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nearplane import lattice
 from nearplane.kernels.gpu.portable.start import Launch, start
-from nearplane.lattice.nearest_plane import LEAF, Walk, begun
+from nearplane.lattice.nearest_plane import LEAF, Sweep, sweep_state
 from nearplane.lattice.rate_aware import Prices
 
 ROWS = 32  # of a program, one a lane: errors of a row stay in its registers
@@ -21,7 +21,7 @@ WARPS = 1
 
 
 @dataclass(frozen=True)
-class Launched(Walk):
+class Launched(Sweep):
     """A walk whose leaves are one launch each.
 
     - `code`: what it chooses.
@@ -117,7 +117,7 @@ def _walked(
 ) -> Int32[Tensor, "rows n"]:
     columns = target.T.contiguous()
     code = torch.empty_like(columns, dtype=torch.int32)
-    walk = Launched(*begun(columns, factor.to(target.dtype)), code, rounding)
+    walk = Launched(*sweep_state(columns, factor.to(target.dtype)), code, rounding)
     with full_precision():
         walk.solve(0, len(columns))
     return code.T.contiguous()

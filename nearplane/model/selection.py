@@ -1,0 +1,152 @@
+"""Which layers of a model are quantized, which are left out, and why: decided here alone.
+
+The planner decides on a model without weights and hands the `Selection` on; the walk, the evaluator
+and the command line ask it by the layers' names.
+"""
+
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from torch import nn
+
+from nearplane.model.blocks import Layer, find_blocks, is_linear
+from nearplane.model.experts import Experts
+from nearplane.model.output_head import output_head, untie
+from nearplane.types import NearplaneError
+
+
+@dataclass(frozen=True)
+class Rules:
+    """What is asked of a selection, and what a run puts up with.
+
+    - `skip`: regular expressions; layers whose names match one stay as they are.
+    - `strict`: refuse a model with parts that cannot be quantized, instead of naming them.
+    - `lm_head`: quantize the output head too; it is untied from the embedding if they share.
+    - `fallback_share`: the share of layers that may fall back to round-to-nearest.
+    """
+
+    skip: tuple[str, ...] = ()
+    strict: bool = False
+    lm_head: bool = False
+    fallback_share: float = 0.05
+
+    def skips(self, name: str) -> bool:
+        """Whether a layer of this name stays as it is."""
+        return any(re.search(pattern, name) for pattern in self.skip)
+
+
+@dataclass(frozen=True)
+class Selection:
+    """The names of the layers that are quantized, and of those that are not, by reason.
+
+    - `in_blocks`: layers inside the model's blocks, in the order of its modules.
+    - `outside`: layers outside of the blocks that are quantized too: the output head.
+    - `unsupported`: parts with matrices that are no linear layer, with their classes.
+    - `routers`: parts that choose or weigh experts; `skipped`: layers that `rules` leave out.
+    """
+
+    rules: Rules
+    in_blocks: tuple[str, ...]
+    outside: tuple[str, ...] = ()
+    unsupported: tuple[str, ...] = ()
+    routers: tuple[str, ...] = ()
+    skipped: tuple[str, ...] = ()
+    names: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "names", frozenset(self.in_blocks + self.outside))
+
+    def __contains__(self, layer: Layer) -> bool:
+        return layer.name in self.names
+
+    def among(self, layers: Iterable[Layer]) -> list[Layer]:
+        """Return those of some layers that are quantized, in their order."""
+        return [layer for layer in layers if layer in self]
+
+    def of(self, model: nn.Module) -> list[Layer]:
+        """Return the layers to quantize, of a model whose experts are split."""
+        return [Layer(name, model.get_submodule(name)) for name in (*self.in_blocks, *self.outside)]
+
+    def heads(self, model: nn.Module) -> list[Layer]:
+        """Return the layers to quantize outside of the blocks."""
+        return [Layer(name, model.get_submodule(name)) for name in self.outside]
+
+    def untie_(self, model: nn.Module) -> None:
+        """Give every layer that is quantized outside of the blocks a weight of its own."""
+        for layer in self.heads(model):
+            untie(model, layer)
+
+    def left_out(self, unreached: Iterable[Layer] = ()) -> list[str]:
+        """Return a sentence for everything that stays as it is.
+
+        - `unreached`: layers that no token came to when the model was run.
+        """
+        return [
+            *(f"{part} cannot be quantized" for part in self.unsupported),
+            *(f"{name} stays as it is: it chooses or weighs experts" for name in self.routers),
+            *(f"{layer.name} was not reached by any token" for layer in unreached),
+            *(f"{name} is skipped as asked" for name in self.skipped),
+        ]
+
+
+def select(model: nn.Module, rules: Rules | None = None) -> Selection:
+    """Return which layers of a model are quantized; its experts are split, its weights not needed.
+
+    Raises NearplaneError when the model has no blocks, nothing is left to quantize, or parts cannot
+    be quantized under `rules.strict`.
+    """
+    rules = rules or Rules()
+    name, blocks = find_blocks(model)
+    named = [(f"{name}.{index}", block) for index, block in enumerate(blocks)]
+    unsupported = [part for prefix, block in named for part in unsupported_parts(block, prefix)]
+    if unsupported and rules.strict:
+        raise NearplaneError(f"these parts cannot be quantized: {', '.join(unsupported)}")
+    found = [layer.name for prefix, block in named for layer in linear_layers(block, prefix)]
+    selection = Selection(
+        rules=rules,
+        in_blocks=tuple(name for name in found if not rules.skips(name)),
+        outside=(output_head(model).name,) if rules.lm_head else (),
+        unsupported=tuple(unsupported),
+        routers=tuple(f"{prefix}.{name}" for prefix, block in named for name in routers(block)),
+        skipped=tuple(name for name in found if rules.skips(name)),
+    )
+    if not selection.names:
+        raise NearplaneError("every layer is skipped: nothing to quantize")
+    return selection
+
+
+def linear_layers(block: nn.Module, prefix: str) -> list[Layer]:
+    """Return the linear layers of a block, routers left out; one that appears twice comes once."""
+    routing = {part for router in routers(block).values() for part in router.modules()}
+    return [
+        Layer(f"{prefix}.{name}", module)
+        for name, module in block.named_modules()
+        if is_linear(module) and module not in routing
+    ]
+
+
+def routers(block: nn.Module) -> dict[str, nn.Module]:
+    """Return the parts that choose or weigh experts, by their names in the block.
+
+    They stand beside the experts, and all their matrices have a row an expert, or one row.
+    """
+    found: dict[str, nn.Module] = {}
+    for name, parent in block.named_modules():
+        counts = {len(child) for child in parent.children() if isinstance(child, Experts)}
+        for part, child in parent.named_children() if counts else ():
+            rows = {len(p) for p in child.parameters() if p.ndim == 2}
+            if rows and rows <= counts | {1} and not isinstance(child, Experts):
+                found[f"{name}.{part}".lstrip(".")] = child
+    return found
+
+
+def unsupported_parts(block: nn.Module, prefix: str) -> Iterator[str]:
+    """Yield the parts that hold matrices but are no linear layer that nearplane knows."""
+    routing = set(routers(block).values())
+    for name, module in block.named_modules():
+        matrices = [p for p in module.parameters(recurse=False) if p.ndim >= 2]
+        known = is_linear(module) or isinstance(module, nn.Embedding) or module in routing
+        if matrices and not known:
+            full = f"{prefix}.{name}" if name else prefix
+            yield f"{full} ({type(module).__name__})"

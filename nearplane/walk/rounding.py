@@ -1,0 +1,178 @@
+"""Rounding the layers that share their inputs: on their lattice, towards their targets, once."""
+
+import time
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from nearplane.lattice import NotPositiveDefiniteError
+from nearplane.lattice.basis import Basis
+from nearplane.lattice.cross_target import choose_drifts, moved
+from nearplane.methods import Method, Target
+from nearplane.model.blocks import Layer
+from nearplane.model.process_memory import forget_file_pages, trim
+from nearplane.model.selection import Rules
+from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
+from nearplane.walk.input_statistics import InputStatistics
+from nearplane.walk.placement import Placement
+from nearplane.walk.ranks import Ranks
+from nearplane.walk.report import TO_NEAREST, Measured, report_of
+from nearplane.walk.trace import ModelTrace
+
+Done = tuple[Layer, QuantizedWeight, LayerReport]
+Finished = tuple[QuantizedWeight, LayerReport]
+
+
+@runtime_checkable
+class LayerStore(Protocol):
+    """Keeps finished layers beyond the end of the process.
+
+    Layers that are rounded together have one number, counted in the order of the walk.
+    """
+
+    def keep(self, place: int, originals: Sequence[Tensor], done: Sequence[Finished]) -> None: ...
+
+    def find(
+        self, place: int, names: Sequence[str], originals: Iterable[Tensor]
+    ) -> list[Finished] | None: ...
+
+
+@dataclass
+class Rounder:
+    """Rounds groups of layers one after the other, and puts what they become into the model.
+
+    - `layers`: all that will be rounded; `bits`: rates of those that differ from the method's own.
+    - `store`: is given what is finished, and asked for it first; nothing is kept if None.
+    - `place`: how many groups were rounded. `fallbacks`: layers that were rounded to nearest.
+    """
+
+    method: Method
+    placement: Placement
+    trace: ModelTrace
+    layers: list[Layer]
+    rules: Rules
+    ranks: Ranks
+    bits: dict[str, float]
+    store: LayerStore | None = None
+    place: int = 0
+    fallbacks: list[str] = field(default_factory=list)
+    rounded: set[Layer] = field(default_factory=set)
+    originals: dict[nn.Module, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.widest = max(layer.shape[1] for layer in self.layers)
+
+    def round(self, layers: list[Layer], inputs: InputStatistics) -> Iterator[Done]:
+        """Round layers that share their inputs on the lattice that these define."""
+        started = time.perf_counter()
+        # before what needs most, and not more often: memory given back must be asked for again
+        if layers[0].shape[1] == self.widest:
+            forget_file_pages()
+            trim()
+        originals = [self.original(layer) for layer in layers]
+        with self.ranks.sharing_rows():
+            targets = targets_of(originals, inputs)
+        basis, fallback = self.basis_of(inputs, layers)
+        with self.ranks.sharing_rows():
+            quantized = self.quantized(layers, originals, basis, None if fallback else targets)
+        seconds = (time.perf_counter() - started) / len(layers)
+        measured = Measured(inputs, fallback, seconds)
+        done = [
+            (weight, report_of(layer, self.method, original, weight, measured))
+            for layer, original, weight in zip(layers, originals, quantized, strict=True)
+        ]
+        if self.store is not None:
+            self.store.keep(self.place, originals, done)
+        yield from self.put(layers, done)
+
+    def finished(self, layers: list[Layer]) -> list[Finished] | None:
+        """Return what an earlier process made of layers that are rounded together, or None."""
+        if self.store is None:
+            return None
+        # asked for only if something is found
+        originals = (self.original(layer) for layer in layers)
+        done = self.store.find(self.place, [layer.name for layer in layers], originals)
+        # an expert of few tokens has borrowed others, which is no such fallback
+        nearest = [report for _, report in done or [] if report.void.startswith(TO_NEAREST)]
+        self.fallbacks += [report.name for report in nearest]
+        return done
+
+    def put(self, layers: list[Layer], done: list[Finished]) -> Iterator[Done]:
+        """Put quantized weights in the place of the original ones."""
+        self.place += 1
+        for layer, (weight, report) in zip(layers, done, strict=True):
+            layer.assign(weight.value())
+            self.rounded.add(layer)
+            yield layer, weight, report
+
+    def quantized(
+        self,
+        layers: list[Layer],
+        weights: list[Tensor],
+        basis: Basis,
+        targets: list[Target] | None,
+    ) -> Iterable[QuantizedWeight]:
+        """Return the layers' weights quantized, each at its own rate and towards its own target.
+
+        - `targets`: empty where one stream was run, None where the basis is no lattice.
+        """
+        if targets is None or not (targets or self.bits):
+            return self.method.together(weights, basis)
+        targets = targets or list(map(Target, weights))
+        return [
+            self.method_of(layer).quantize_towards(weight, basis, target)
+            for layer, weight, target in zip(layers, weights, targets, strict=True)
+        ]
+
+    def method_of(self, layer: Layer) -> Method:
+        """Return the method at the layer's own rate."""
+        return self.method.at(self.bits[layer.name]) if layer.name in self.bits else self.method
+
+    def original(self, layer: Layer) -> Float[Tensor, "rows columns"]:
+        """Return the weight as the model had it, also if another block shares and rounded it."""
+        if layer.module in self.originals:
+            return self.originals[layer.module]
+        stored = self.placement.original(layer.module)
+        weight = (stored.T if layer.transposed else stored).to(torch.float32, copy=True)
+        if self.trace.shared(layer):
+            self.originals[layer.module] = weight
+        return weight
+
+    def basis_of(self, inputs: InputStatistics, layers: list[Layer]) -> tuple[Basis, str]:
+        """Return the basis of a stage; where there is none, that of plain rounding, and why."""
+        hessian = inputs.hessian
+        try:
+            if not (inputs.tokens or inputs.borrowed) or not hessian.any():
+                raise NotPositiveDefiniteError("no token with a finite, non-zero input reached it")
+            basis = self.method.basis(hessian)
+            # machines may differ in their last digits
+            self.ranks.from_first_(basis.columns, basis.factor)
+            return basis, ""
+        except NotPositiveDefiniteError as error:
+            self.fallbacks += [layer.name for layer in layers]
+            if len(self.fallbacks) / len(self.layers) > self.rules.fallback_share:
+                raise NearplaneError(
+                    f"{len(self.fallbacks)} of {len(self.layers)} layers could not be rounded on "
+                    f"their inputs ({', '.join(self.fallbacks[:3])}: {error})"
+                ) from error
+            return self.method.basis(torch.eye(len(hessian), device=hessian.device)), str(error)
+
+
+def targets_of(weights: list[Tensor], inputs: InputStatistics) -> list[Target]:
+    """Return what to round towards: the weights, moved as far as held-out tokens bear it out.
+
+    Nothing where only one stream was run.
+    """
+    parts = inputs.parts
+    if parts is None or parts.fitted is None or parts.held is None:
+        return []
+    drifts = choose_drifts(weights, parts.fitted, parts.held)
+    targets = moved(weights, parts.joined(inputs), drifts)
+    return [
+        Target(target, {"strength": drift.strength, "ridge": drift.ridge})
+        for target, drift in zip(targets, drifts, strict=True)
+    ]
