@@ -11,13 +11,13 @@ FUZZ_SEED ?= 1
 # CPU time of all tests, over that of a loop of a million steps in Python (tests/conftest.py)
 MOST_LOOPS ?= 20000
 
-.PHONY: demo test pytest test-long test-durations test-vllm fuzz fuzz-kernels fuzz-files lint clean
+.PHONY: demo test pytest test-long test-durations test-vllm fuzz fuzz-kernels fuzz-files lint format clean
 
 # both torch and what depends on it are pinned on one command line: an unpinned torch is gigabytes of CUDA
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane/kernels/cpu/src/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		torch==2.13.0 -e ".[test,data,gguf,reduce]"
+		torch==2.13.0 -e ".[test,data,gguf,reduce,bench]"
 	touch $@
 
 demo: $(INSTALLED)
@@ -79,9 +79,18 @@ ifneq ($(shell command -v $(CXX)),)
 	build/fuzz/fuzz_kernels $(FUZZ_SECONDS) $(FUZZ_SEED)
 endif
 
+# C++ and CUDA C++
+CXX_FILES = $(wildcard nearplane/kernels/cpu/src/* nearplane/kernels/gpu/cuda/src/* tests/kernels/*.cpp bench/*.cpp)
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check nearplane tests bench
 	$(BIN)/ruff format --check nearplane tests bench
+	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
+	$(BIN)/pyright
+
+format: $(INSTALLED)
+	$(BIN)/ruff format nearplane tests bench
+	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:
 	rm -rf .venv .venv-vllm .pytest_cache .ruff_cache build/fuzz build/vllm nearplane/kernels/cpu/*.so

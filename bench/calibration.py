@@ -25,7 +25,7 @@ import nearplane as npl
 from nearplane.cli.evaluate import open_any
 from nearplane.cli.quiet import quiet
 from nearplane.evaluate.divergence import divergence
-from nearplane.evaluate.perplexity import Cut, cut_text
+from nearplane.evaluate.perplexity import WindowOptions, text_windows
 from nearplane.pipeline import Watcher
 
 SIZES = ["4x512", "8x512", "16x512", "32x512", "16x1024", "8x2048", "32x2048", "128x2048"]
@@ -70,8 +70,8 @@ def row(args: argparse.Namespace, size: str, work: Path) -> dict[str, Any]:
     account = report["recipe"]["calibration"]
     widest = max(layer["columns"] for layer in report["layers"])
     (model, tokenizer), (reference, _) = (open_any(str(d), True) for d in (out, args.model))
-    cut = Cut(args.context, None, args.windows)
-    found = divergence(model, reference, cut_text(args.text, tokenizer, cut), cut)
+    cut = WindowOptions(args.context, None, args.windows)
+    found = divergence(model, reference, text_windows(args.text, tokenizer, cut), cut)
     return {
         "size": f"{account['sequences']}x{account['length']}",
         "tokens": account["used"],

@@ -117,13 +117,14 @@ def quantize(
 @contextmanager
 def keeping(ledger: Ledger, watcher: Watcher, resume: bool) -> Iterator[None]:
     """Say what is kept when a run ends before its time; keep nothing of one that is finished."""
-    ledger.refuse_unasked(resume)
+    ledger.refuse_without_resume(resume)
     try:
         yield
     except BaseException:
-        if ledger.kept:
+        if ledger.finished_layers:
             watcher.says(
-                f"{ledger.kept} finished layers are kept in {ledger.directory}: go on with --resume"
+                f"{ledger.finished_layers} finished layers are kept in {ledger.directory}: "
+                "go on with --resume"
             )
         else:
             ledger.remove_if_empty()

@@ -18,7 +18,7 @@ import nearplane as npl
 from nearplane import lattice
 from nearplane.cli.failure import exit_when_terminated
 from nearplane.lattice import k_best, nearest_plane, rate_aware_plane
-from nearplane.lattice.cross_target import Moments, choose_drifts, moved
+from nearplane.lattice.cross_target import Moments, choose_ridges, ridge_targets
 from nearplane.lattice.rate_aware import Prices
 from nearplane.methods import ECLQ, HPTQ, METHODS, SSQR, Method, RateError, Target
 from nearplane.methods.certificate import Losses, measure
@@ -65,9 +65,9 @@ def drifted(target: Tensor, basis: lattice.Basis) -> Tensor:
         Moments(basis.hessian * share, basis.hessian * 1.1 * share, 0.01 * target)
         for share in (1.0, 0.9)
     )
-    drifts = choose_drifts([target], fitted, held)
-    assert drifts[0].strength > 0
-    return moved([target], fitted, drifts)[0]
+    choices = choose_ridges([target], fitted, held)
+    assert choices[0].strength > 0
+    return ridge_targets([target], fitted, choices)[0]
 
 
 def of_losses(target: Tensor, basis: lattice.Basis, part: dataclasses.Field) -> Tensor:

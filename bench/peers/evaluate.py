@@ -21,9 +21,9 @@ from decode import decode, gguf_types, idle_bpw, stored_bpw
 from torch import nn
 
 import nearplane as npl
-from nearplane.evaluate.bits import account, is_checkpoint
+from nearplane.evaluate.bits import count_bytes, is_checkpoint
 from nearplane.evaluate.divergence import divergence
-from nearplane.evaluate.perplexity import Cut, Windows, batches, cut_text
+from nearplane.evaluate.perplexity import WindowOptions, Windows, batches, text_windows
 from nearplane.model.open_model import open_model
 
 
@@ -55,7 +55,7 @@ def opened(model: str, checkpoint: str) -> tuple[Any, dict[str, Any]]:
     if checkpoint == "-":
         return open_model(model).model, {"bpw": 16.0}
     if is_checkpoint(checkpoint):
-        bits = account(Path(checkpoint))
+        bits = count_bytes(Path(checkpoint))
         whole = npl.load(checkpoint, dequantize=True)
         return whole, {"bpw": bits.bpw, "weights": bits.weights}
     found = open_model(model).model
@@ -92,9 +92,9 @@ def main() -> None:
     parser.add_argument("--arithmetic", choices=["float32", "bfloat16"], default="float32")
     parser.add_argument("--remember", type=Path)
     args = parser.parse_args()
-    cut = Cut(context=args.context, windows=args.windows)
+    cut = WindowOptions(context=args.context, windows=args.windows)
     source = open_model(args.model)
-    windows = cut_text(args.text, source.tokenizer, cut)
+    windows = text_windows(args.text, source.tokenizer, cut)
     dtype = getattr(torch, args.arithmetic)
     reference = computing(source.model, dtype)
     remember_(reference, windows, args.remember)

@@ -1,19 +1,28 @@
-"""The command line: parses arguments, calls the rooms, prints.
+"""The command line: parse arguments, call the other folders, print the results.
 
-| file | idea |
+- Comes in: the arguments of the command `nearplane`.
+- Goes out: results on stdout, progress and errors on stderr, and an exit status: 0, 1 for an error
+  that is explained in one line, 2 for wrong arguments, 130 when interrupted, 143 when terminated.
+- This folder may import every other one, and none imports it. It computes nothing itself.
+
+Read `app.py` first.
+
+| file | what it does |
 |---|---|
 | app | the table of commands |
-| options | command options made from a dataclass's fields |
-| method_options | command options made from the registered methods |
-| failure | every failure is one sentence and an exit status |
-| quiet | the libraries below keep their progress bars to themselves |
-| progress | a bar on a terminal, plain lines elsewhere |
-| quantizing | quantize, plan |
-| checking | verify, inspect |
-| using | eval, run |
-| demo | the main job on a model and a text that are already there |
+| quantize | the commands quantize and plan |
+| verify | the commands verify and inspect |
+| evaluate | the commands eval and run |
+| demo | the command demo |
+| options | options that several commands share |
+| method_options | options made from the fields of the registered methods |
+| progress | a progress bar on a terminal, plain lines elsewhere |
+| failure | reports every failure as one sentence and an exit status |
+| quiet | silences transformers and huggingface_hub |
 
-Nothing that takes long to import is imported before a command needs it.
+To add a command, write a function whose parameters are annotated for typer, and add it to
+`COMMANDS` in `app.py`. Import torch, transformers and the other folders inside the function, so
+that `nearplane --help` stays fast. A new method gets its options without a change here.
 """
 
 

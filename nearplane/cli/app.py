@@ -1,4 +1,4 @@
-"""The table of commands; the modules import what takes long when they run."""
+"""The table of commands. Their modules import torch and transformers only when they run."""
 
 import typer
 

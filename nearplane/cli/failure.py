@@ -1,4 +1,4 @@
-"""Every failure is one sentence on stderr and an exit status; no half-written file survives one."""
+"""Report every failure as one sentence on stderr and an exit status."""
 
 import functools
 import signal
@@ -15,14 +15,14 @@ TERMINATED = 143
 
 
 def explained(command: Callable[..., None]) -> Callable[..., None]:
-    """Return the command with NearplaneError and OSError as one sentence and exit status 1."""
+    """Return a command that prints errors of the input in one line and exits with status 1."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
             command(*args, **kwargs)
         except BrokenPipeError:
-            raise  # somebody closed the pipe that is printed to; typer ends quietly
+            raise  # the program that reads our output has ended; typer exits without a message
         except (NearplaneError, OSError) as error:
             typer.echo(f"error: {sentence(error)}", err=True)
             raise typer.Exit(1) from error
@@ -34,13 +34,13 @@ def explained(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def sentence(error: Exception) -> str:
-    """Return what went wrong in one line."""
+    """Return the message of an error in one line."""
     if isinstance(error, OSError) and error.strerror:
-        place = f"{error.filename}: " if error.filename else ""
-        return f"{place}{error.strerror}"
+        file = f"{error.filename}: " if error.filename else ""
+        return f"{file}{error.strerror}"
     return " ".join(str(error).split()) or type(error).__name__
 
 
 def exit_when_terminated() -> None:
-    """Let SIGTERM raise SystemExit, so that what is half done is removed."""
+    """Let SIGTERM raise SystemExit, so that context managers remove unfinished files."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(TERMINATED))

@@ -1,4 +1,7 @@
-"""Command options made from the fields of the registered methods: a new method brings its own."""
+"""Command line options made from the fields of the registered methods.
+
+A new method gets its options without a change here.
+"""
 
 import dataclasses
 import inspect
@@ -12,21 +15,22 @@ from nearplane.types import NearplaneError
 
 
 def names() -> str:
-    """Return the methods' names for a sentence."""
+    """Return the names of all methods, separated by commas."""
     return ", ".join(sorted(METHODS))
 
 
 def fields_of(method: type[Method]) -> dict[str, dataclasses.Field]:
+    """Return the hyper-parameters of a method, by name."""
     return {field.name: field for field in dataclasses.fields(method)}
 
 
-def owners(field: str) -> list[str]:
+def methods_with(field: str) -> list[str]:
     """Return the names of the methods that have a field."""
     return [name for name in sorted(METHODS) if field in fields_of(METHODS[name])]
 
 
 def all_fields() -> dict[str, dataclasses.Field]:
-    """Return the union of all methods' fields, by name."""
+    """Return the fields of all methods together, by name."""
     union: dict[str, dataclasses.Field] = {}
     for name in sorted(METHODS):
         union = fields_of(METHODS[name]) | union
@@ -34,7 +38,7 @@ def all_fields() -> dict[str, dataclasses.Field]:
 
 
 def method_parameters() -> list[inspect.Parameter]:
-    """Return one option a field, None by default: the method knows better."""
+    """Return one option for every field; its default is None, so that the method's own applies."""
     return [
         inspect.Parameter(
             name,
@@ -47,22 +51,22 @@ def method_parameters() -> list[inspect.Parameter]:
 
 
 def option(field: dataclasses.Field) -> Any:
-    """Return the option of a field; a truth value gets a positive and a negative name."""
+    """Return the typer option of a field; a bool gets --NAME and --no-NAME."""
     flag = f"--{field.name.replace('_', '-')}"
     declaration = f"{flag}/--no-{flag[2:]}" if field.type is bool else flag
     return typer.Option(declaration, help=help_of(field), rich_help_panel="Options of the methods")
 
 
 def help_of(field: dataclasses.Field) -> str:
-    """Return what a field means, from its methods' docstrings, who has it, and its default."""
-    meant = meaning(field.name)
-    said = f"{', '.join(owners(field.name))}; default {field.default}"
-    return f"{meant} ({said})" if meant else said[0].upper() + said[1:]
+    """Return the help text of a field: its meaning, the methods that have it, and its default."""
+    description = meaning(field.name)
+    scope = f"{', '.join(methods_with(field.name))}; default {field.default}"
+    return f"{description} ({scope})" if description else scope[0].upper() + scope[1:]
 
 
 def meaning(field: str) -> str:
-    """Return the line "- `field`: ..." of the first docstring that has one."""
-    for name in owners(field):
+    """Return the text of "- `field`: ..." in the first method's docstring that has it, or ""."""
+    for name in methods_with(field):
         line = re.search(rf"- `{field}`: (.*?)\.?\n(?! {{6}})", METHODS[name].__doc__ or "", re.S)
         if line:
             text = " ".join(line[1].split())
@@ -71,15 +75,15 @@ def meaning(field: str) -> str:
 
 
 def method_help() -> str:
-    """Return the methods with their fields, for --help."""
+    """Return the help text of --method: all methods with their fields."""
     listed = [f"{name} ({', '.join(fields_of(METHODS[name]))})" for name in sorted(METHODS)]
     return "One of " + ", ".join(listed)
 
 
 def chosen(name: str, options: dict[str, Any]) -> Method:
-    """Return the method called `name` with the options that were given.
+    """Return the method called `name` with the options that are not None.
 
-    Raises NearplaneError for a name or an option that there is not, or a value out of range.
+    Raises NearplaneError for an unknown method, an option of another one, or a value out of range.
     """
     method = METHODS.get(name.lower())
     if method is None:
@@ -90,7 +94,7 @@ def chosen(name: str, options: dict[str, Any]) -> Method:
         if key not in fields_of(method):
             raise NearplaneError(
                 f"--{key.replace('_', '-')} is no option of {method.name}, "
-                f"but of {', '.join(owners(key))}"
+                f"but of {', '.join(methods_with(key))}"
             )
     try:
         return method(**given)

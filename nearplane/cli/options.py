@@ -1,4 +1,4 @@
-"""Command options that several commands share, one by one or as a dataclass's fields."""
+"""Options that several commands share, and commands that take their options from a dataclass."""
 
 import dataclasses
 import inspect
@@ -19,7 +19,10 @@ Command = TypeVar("Command", bound=Callable[..., None])
 
 
 def parameters_of(settings: type) -> list[inspect.Parameter]:
-    """Return one keyword parameter a field; the fields are annotated as typer likes them."""
+    """Return one keyword parameter for every field of a dataclass.
+
+    The fields are annotated with typer.Option, as parameters of a command are.
+    """
     return [
         inspect.Parameter(
             field.name,
@@ -31,8 +34,11 @@ def parameters_of(settings: type) -> list[inspect.Parameter]:
     ]
 
 
-def taking(*groups: list[inspect.Parameter]) -> Callable[[Command], Command]:
-    """Let a command's **options appear to typer as the parameters of `groups`."""
+def with_options(*groups: list[inspect.Parameter]) -> Callable[[Command], Command]:
+    """Return a decorator that gives a command the parameters of `groups` in place of **options.
+
+    typer reads the signature to make the command's options.
+    """
 
     def decorate(command: Command) -> Command:
         signature = inspect.signature(command)
@@ -46,7 +52,7 @@ def taking(*groups: list[inspect.Parameter]) -> Callable[[Command], Command]:
     return decorate
 
 
-def parsed(settings: type, options: dict[str, Any]) -> Any:
-    """Return an instance of `settings` from those of the options that are its fields."""
+def settings_from(settings: type, options: dict[str, Any]) -> Any:
+    """Return a dataclass filled with those `options` that are among its fields."""
     names = {field.name for field in dataclasses.fields(settings)}
     return settings(**{name: value for name, value in options.items() if name in names})

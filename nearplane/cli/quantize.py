@@ -1,4 +1,4 @@
-"""quantize and plan."""
+"""The commands quantize and plan."""
 
 import re
 from dataclasses import dataclass
@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nearplane.cli.method_options import chosen, method_help, method_parameters
-from nearplane.cli.options import Arithmetic, parameters_of, parsed, taking
+from nearplane.cli.options import Arithmetic, parameters_of, settings_from, with_options
 from nearplane.types import NearplaneError
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A directory, a hub name or a .gguf")]
@@ -16,7 +16,7 @@ Out = Annotated[str, typer.Argument(metavar="OUT", help="A new or empty director
 
 @dataclass(frozen=True)
 class Settings:
-    """What quantize and plan are told beside the model and the method's own options."""
+    """The options of quantize and plan that do not belong to a method."""
 
     method: Annotated[str, typer.Option(help=method_help())] = "eclq"
     size: Annotated[
@@ -35,8 +35,8 @@ class Settings:
     sequences: Annotated[
         int | None,
         typer.Option(
-            help="At most so many sequences; 24 tokens for every column of the widest layer, from "
-            "16,384 to 262,144, if not said"
+            help="At most so many sequences; by default 24 tokens for every column of the widest "
+            "layer, from 16,384 to 262,144"
         ),
     ] = None
     length: Annotated[
@@ -48,7 +48,7 @@ class Settings:
     memory: Annotated[
         str | None,
         typer.Option(
-            help="Keep within so much memory, as 6GiB, or refuse; what there is if not said"
+            help="Keep within so much memory, as 6GiB, or refuse; by default what is available"
         ),
     ] = None
     time: Annotated[
@@ -70,12 +70,12 @@ class Settings:
         bool, typer.Option("--lm-head", help="Quantize the output head too; unties a tied one")
     ] = False
     trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="RunSize Python files that the model brings")
+        bool, typer.Option("--trust-remote-code", help="Run Python files that the model brings")
     ] = False
     threads: Annotated[int | None, typer.Option(help="Use so many cores")] = None
 
 
-@taking(parameters_of(Settings), method_parameters())
+@with_options(parameters_of(Settings), method_parameters())
 def quantize(
     model: Model,
     out: Out,
@@ -83,17 +83,18 @@ def quantize(
         bool, typer.Option("--dry-run", help="Only say what it would take, as plan does")
     ] = False,
     resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with what an ended run to OUT has finished")
+        bool,
+        typer.Option("--resume", help="Continue a run to OUT that ended too early"),
     ] = False,
     **options: Any,
 ) -> None:
     """Quantize MODEL and store it in OUT, which appears whole or not at all."""
-    settings: Settings = parsed(Settings, options)
+    settings: Settings = settings_from(Settings, options)
     method = chosen(settings.method, options)
     check_one_size(settings.size, options)
     if dry_run:
         return plan(model, **options)
-    seconds = allowed_seconds(settings)
+    seconds = time_limit(settings)
     if settings.calibration is None:
         raise NearplaneError("say what to calibrate on: --calibration FILE_OR_DATASET")
     prepare(settings)
@@ -105,12 +106,12 @@ def quantize(
     from nearplane.walk.ranks import Ranks
 
     resolved_output(out)
-    Ledger(out).refuse_unasked(resume)
+    Ledger(out).refuse_without_resume(resume)
     rules = rules_of(settings)
     arithmetic = settings.arithmetic
     found = survey(model, method, rules, settings.trust_remote_code, arithmetic=arithmetic)
-    found, speaks = fitting(found, settings.size), Ranks.joined().first
-    if speaks:
+    found, prints = at_requested_size(found, settings.size), Ranks.joined().first
+    if prints:
         typer.echo(found.sentence(), err=True)
     with watching() as watcher:
         report = run(
@@ -123,15 +124,15 @@ def quantize(
             seconds=seconds,
             chat_template=settings.chat_template,
             resume=resume,
-            memory=allowed(settings),
+            memory=memory_limit(settings),
             arithmetic=arithmetic,
             watcher=watcher,
         )
-    if speaks:
+    if prints:
         print_totals(out, report)
 
 
-@taking(parameters_of(Settings), method_parameters())
+@with_options(parameters_of(Settings), method_parameters())
 def plan(
     model: Model,
     ranks: Annotated[int, typer.Option(help="Processes that share the run")] = 1,
@@ -144,10 +145,10 @@ def plan(
     **options: Any,
 ) -> None:
     """Say what quantizing MODEL would take, before a weight is loaded."""
-    settings: Settings = parsed(Settings, options)
+    settings: Settings = settings_from(Settings, options)
     method = chosen(settings.method, options)
     check_one_size(settings.size, options)
-    seconds = allowed_seconds(settings)
+    seconds = time_limit(settings)
     prepare(settings)
     from nearplane.plan.devices import known
     from nearplane.plan.estimate import estimate
@@ -159,24 +160,24 @@ def plan(
     rules = rules_of(settings)
     options = {"bare": True, "arithmetic": settings.arithmetic}
     found = survey(model, method, rules, settings.trust_remote_code, **options)
-    found = fitting(found, settings.size)
-    asked = (settings.sequences, settings.length, ranks, device, allowed(settings))
-    expected = estimate(found, *asked)
+    found = at_requested_size(found, settings.size)
+    size = (settings.sequences, settings.length)
+    expected = estimate(found, *size, ranks, device, memory_limit(settings))
     if seconds is not None:
         expected = expected.within(seconds)
-        typer.echo(expected.bought(seconds))
+        typer.echo(expected.time_sentence(seconds))
     for line in expected.lines():
         typer.echo(line)
 
 
 def check_one_size(size: str | None, options: dict[str, Any]) -> None:
-    """Raise NearplaneError when a size and a rate are asked for at once."""
+    """Raise NearplaneError if both --size and --bpw are given."""
     if size is not None and options.get("bpw") is not None:
         raise NearplaneError("give --size or --bpw, not both: each of them sets the rate")
 
 
-def fitting(found: Any, size: str | None) -> Any:
-    """Return the survey with its method at the rate that makes weight files of `size`."""
+def at_requested_size(found: Any, size: str | None) -> Any:
+    """Return the survey with its method at the bits per weight that make weight files of `size`."""
     if size is None:
         return found
     from nearplane.plan.survey import at_size
@@ -184,8 +185,8 @@ def fitting(found: Any, size: str | None) -> Any:
     return at_size(found, bytes_of("--size", size))
 
 
-def allowed(settings: Settings) -> int | None:
-    """Return the bytes of memory that the run must keep within, or None."""
+def memory_limit(settings: Settings) -> int | None:
+    """Return --memory in bytes, or None."""
     return None if settings.memory is None else bytes_of("--memory", settings.memory)
 
 
@@ -198,8 +199,8 @@ def bytes_of(option: str, size: str) -> int:
     return int(float(parts[1]) * (1024 if parts[3] else 1000) ** power)
 
 
-def allowed_seconds(settings: Settings) -> float | None:
-    """Return the seconds that the run may take, or None."""
+def time_limit(settings: Settings) -> float | None:
+    """Return --time in seconds, or None."""
     if settings.time is None:
         return None
     if settings.sequences is not None:
@@ -211,7 +212,7 @@ def allowed_seconds(settings: Settings) -> float | None:
 
 
 def rules_of(settings: Settings) -> Any:
-    """Return what the walk leaves out; NearplaneError for a pattern that is none."""
+    """Return which layers are skipped; NearplaneError if --skip is not a regular expression."""
     from nearplane.model.selection import Rules
 
     for pattern in settings.skip or ():
@@ -238,7 +239,7 @@ def prepare(settings: Settings) -> None:
 
 
 def print_totals(out: str, report: dict[str, Any]) -> None:
-    """Print what was made, in a few lines."""
+    """Print the totals of a finished run."""
     from nearplane.walk.report import few_token_sentences
 
     bits, layers = report["bits"], report["layers"]

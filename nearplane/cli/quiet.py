@@ -1,4 +1,4 @@
-"""The libraries below keep their progress bars and remarks to themselves; errors still come."""
+"""Silence progress bars and warnings of transformers and huggingface_hub; errors still show."""
 
 import logging
 import warnings
@@ -6,7 +6,7 @@ from typing import Any
 
 
 def quiet() -> None:
-    """Silence transformers and the hub; called before a model is opened."""
+    """Silence transformers and huggingface_hub; call this before a model is opened."""
     from huggingface_hub.utils import disable_progress_bars
     from transformers import modeling_gguf_pytorch_utils
     from transformers.utils import logging as transformers_logging
@@ -14,7 +14,7 @@ def quiet() -> None:
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     disable_progress_bars()
-    # the one bar of transformers that does not ask whether bars are wanted
+    # this module uses tqdm directly, which `disable_progress_bar` does not reach
     gguf: Any = modeling_gguf_pytorch_utils
     gguf.tqdm = transformers_logging.tqdm
     logging.getLogger("huggingface_hub").setLevel(logging.ERROR)

@@ -1,4 +1,4 @@
-"""verify and inspect."""
+"""The commands verify and inspect."""
 
 import json
 from pathlib import Path
@@ -44,12 +44,12 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print everything as JSON")] = False,
 ) -> None:
     """Print what is stored of every layer, what it cost in bits and in error, and the recipe."""
-    from nearplane.evaluate.bits import account
+    from nearplane.evaluate.bits import count_bytes
     from nearplane.export.checkpoint_reader import open_checkpoint
     from nearplane.walk.report import few_token_sentences
 
     path = Path(directory)
-    checkpoint, bits = open_checkpoint(path), account(path)
+    checkpoint, bits = open_checkpoint(path), count_bytes(path)
     recipe = checkpoint.config["quantization_config"].get("recipe") or {}
     rows = [
         layer_row(layer.name, layer.bpw, checkpoint.layers[layer.name]) for layer in bits.layers
@@ -61,20 +61,20 @@ def inspect(
         return
     print_table(rows)
     typer.echo(bits.sentence())
-    for name, (numbers, size) in bits.kept.items():
+    for name, (numbers, size) in bits.uncompressed.items():
         typer.echo(f"kept: {name}, {numbers:,} numbers in {size / 1e6:.2f} MB")
     for reason in dict.fromkeys(row["void"] for row in rows if row["void"]):
         count = sum(row["void"] == reason for row in rows)
         typer.echo(f"no bound for {count} of {len(rows)} layers: {reason}")
     for sentence in few_token_sentences(checkpoint.layers):
         typer.echo(sentence)
-    # the rates of single layers are in the table; --json has them all
-    told = {key: value for key, value in recipe.items() if key != "allocation"}
-    typer.echo(f"recipe: {json.dumps(told)}")
+    # the bits per weight of single layers are in the table above
+    short_recipe = {key: value for key, value in recipe.items() if key != "allocation"}
+    typer.echo(f"recipe: {json.dumps(short_recipe)}")
 
 
 def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
-    """Return what the table shows of a layer; None for what its certificate does not say."""
+    """Return a row of the table; None for numbers that the layer's certificate does not have."""
     from nearplane.walk.report import ratio, relative_loss
 
     facts = entry.get("facts") or {}
@@ -92,7 +92,7 @@ def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
 
 
 def print_table(rows: list[dict[str, Any]]) -> None:
-    """Print one line a layer, as wide as it has to be when it goes to a file."""
+    """Print one line for each layer; lines are not wrapped when the output goes to a file."""
     from rich.console import Console
     from rich.table import Table
 
@@ -100,19 +100,19 @@ def print_table(rows: list[dict[str, Any]]) -> None:
     table = Table(*titles, box=None, pad_edge=False)
     for row in rows:
         shape = f"{row['rows']} x {row['columns']}"
-        numbers = [shown(row[key], ".3f") for key in ("bpw", "entropy", "am_gm_bits")]
+        numbers = [formatted(row[key], ".3f") for key in ("bpw", "entropy", "am_gm_bits")]
         table.add_row(
             row["name"],
             shape,
             *numbers,
-            shown(row["relative_loss"], ".2e"),
-            shown(row["loss_over_bound"], ".3f"),
+            formatted(row["relative_loss"], ".2e"),
+            formatted(row["loss_over_bound"], ".3f"),
         )
     console = Console(markup=False, highlight=False)
     wide = console if console.is_terminal else Console(markup=False, highlight=False, width=200)
     wide.print(table)
 
 
-def shown(number: int | float | None, form: str) -> str:
-    """Return a number in `form`, a dash where there is none."""
-    return "-" if number is None else format(number, form)
+def formatted(number: int | float | None, spec: str) -> str:
+    """Return a number in the format `spec`, or a dash for None."""
+    return "-" if number is None else format(number, spec)

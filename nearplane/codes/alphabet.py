@@ -1,4 +1,8 @@
-"""Which integers get a code word of their own, and which leave through the escape symbol."""
+"""Choosing the alphabet of a Huffman code from the histogram of the integers.
+
+Integers in the alphabet have a code word of their own. For all others the escape symbol is coded,
+and the integers themselves are stored apart, in a fixed number of bits.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -13,16 +17,17 @@ from nearplane.rows import in_parts
 
 WIDEST = 2**16 - 1  # span is stored in 16 bits
 PIECE = 2**18  # integers counted at once
-CUTS = 10  # thresholds tried, besides keeping everything
+CUTS = 10  # thresholds of frequency that are tried, besides 0
 
 
 @dataclass(frozen=True)
 class Alphabet:
-    """Symbols 0 .. span − 1 mean low + symbol; symbol `span` is the escape.
+    """Symbols 0 .. span − 1 stand for the integers low + symbol; symbol `span` is the escape.
 
     - `counts`: how often each of the span + 1 symbols occurs.
-    - `escape_low`, `escape_width`: escaped integers are escape_low + `escape_width` bits.
-    - `bits`: size of code words, lengths and escaped integers together.
+    - `escape_low`, `escape_width`: escaped integers are stored as their distance from
+      `escape_low`, `escape_width` bits each.
+    - `bits`: size of all code words, code lengths and escaped integers together.
     """
 
     low: int
@@ -33,6 +38,7 @@ class Alphabet:
 
     @property
     def escapes(self) -> int:
+        """How many integers use the escape symbol."""
         return int(self.counts[-1])
 
 
@@ -51,7 +57,7 @@ def histogram(
     values, counts = (np.concatenate(column) for column in zip(*parts, strict=True))
     if len(parts) > 1:
         values, place = np.unique(values, return_inverse=True)
-        # float64 counts to 2^53
+        # bincount adds weights in float64, exact up to 2^53
         counts = np.bincount(place, weights=counts).astype(np.int64)
     return values, counts
 
@@ -83,20 +89,22 @@ def entropy(counts: Integer[np.ndarray, " distinct"]) -> float:
 def choose_alphabet(
     values: Int64[np.ndarray, " distinct"], counts: Int64[np.ndarray, " distinct"], limit: int
 ) -> Alphabet:
-    """Return the contiguous alphabet of fewest bits among about ten cuts of the histogram.
+    """Return the alphabet of fewest bits among about ten ranges of integers.
 
-    A cut keeps everything between the first and the last value that is frequent enough. `limit`
-    is the longest code word. Cost: one package-merge a cut, 1 ms for a 3-bit matrix.
+    Each range goes from the first to the last integer that occurs more often than a threshold.
+
+    - `values`, `counts`: the histogram; `limit`: the longest code word in bits.
+
+    Cost: one package-merge a range, 1 ms for a 3-bit matrix.
     """
     candidates = [_alphabet(values, counts, first, stop, limit) for first, stop in _cuts(counts)]
     return min((c for c in candidates if c is not None), key=lambda c: c.bits)
 
 
 def _cuts(counts: np.ndarray) -> Iterator[tuple[int, int]]:
-    """Yield the different (first, stop) index ranges, the empty alphabet first.
+    """Yield the different ranges (first, stop) of indices into `counts`, the empty one first.
 
-    What occurs in more than `cut` places stays; cuts are 0 and, evenly on a logarithmic scale,
-    1 .. 1 + total / 64.
+    Thresholds are 0 and, evenly spaced on a logarithmic scale, 1 .. 1 + total / 64.
     """
     seen = {(0, 0)}
     yield 0, 0
@@ -131,7 +139,7 @@ def _alphabet(
 def symbols_of(
     integers: Int32[np.ndarray, " count"], alphabet: Alphabet
 ) -> UInt16[np.ndarray, " count"]:
-    """Return every integer's symbol; the escape symbol for those outside."""
-    # unsigned differences wrap, so that integers below `low` become large
+    """Return the symbol of every integer: the escape symbol for those outside the alphabet."""
+    # the unsigned difference wraps around, so that integers below `low` become large too
     offset = integers.view(np.uint32) - np.uint32(alphabet.low % 2**32)
     return np.minimum(offset, np.uint32(len(alphabet.counts) - 1)).astype(np.uint16)

@@ -1,4 +1,7 @@
-"""Symbols <-> streams of whole rows, by asymmetric numeral systems (docs/formats/rans.md)."""
+"""Symbols <-> rANS bit streams (docs/formats/rans.md).
+
+A band is a block of neighbouring rows with a bit stream of its own.
+"""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,16 +14,18 @@ from nearplane.codes.contexts import Contexts
 from nearplane.codes.corrupt import CorruptError, require
 from nearplane.op import Op
 
-FIRST_STATE = np.array([0, 1], np.uint32)  # 2^32 in words: every symbol makes it grow
+FIRST_STATE = np.array([0, 1], np.uint32)  # 2^32 as two words, the state in which a coder begins
 Words = UInt32[np.ndarray, "_"]
 
 
 @dataclass(frozen=True)
 class Frequencies:
-    """What makes a stream readable; each list of frequencies adds up to 2^24.
+    """Everything that a decoder must know of the streams. Each row of frequencies adds up to 2^24.
 
-    - `row`, `column`: of the classes; a lonely class is not coded.
-    - `table`: each context's table; `symbol`: the tables.
+    - `row`, `column`: frequencies of the classes of rows and of columns. Classes are coded only
+      where there is more than one.
+    - `table`: which table each context uses.
+    - `symbol`: the frequencies of the symbols in each table.
     """
 
     row: Int64[np.ndarray, " row_classes"]
@@ -33,43 +38,48 @@ class Frequencies:
 def encode_bands(
     symbols: Int32[np.ndarray, "some_rows columns"],
     contexts: Contexts,
-    given: Frequencies,
+    frequencies: Frequencies,
     bands: list[slice],
 ) -> list[Words]:
-    """Return the streams of some bands, of whose rows these are the symbols.
+    """Return the streams of some neighbouring bands.
 
-    That of the first rows of all begins with the classes.
+    - `symbols`: those of the rows in these bands only.
+    - `contexts`, `bands`: row classes and slices of rows, both counted in the whole matrix.
+
+    The stream of the band that begins at row 0 begins with the classes of all rows and columns.
     """
-    models, streams = [_model(f) for f in given.symbol], []
+    models, streams = [_model(f) for f in frequencies.symbol], []
     for band in bands:
         coder, row = stream.stack.AnsCoder(FIRST_STATE), contexts.row[band]
         some = symbols[band.start - bands[0].start :][: len(row)]
         placed = some.take(_order(row), 0).take(_order(contexts.column), 1)
-        # what is encoded last is decoded first
-        for table, rows, columns in reversed(list(_blocks(row, contexts.column, given.table))):
+        # rANS is a stack: what is encoded last is decoded first
+        for table, rows, columns in reversed(
+            list(_blocks(row, contexts.column, frequencies.table))
+        ):
             block = placed[rows, columns].reshape(-1)
             coder.encode_reverse(block, models[table])
         if band.start == 0:
-            _encode_classes_(coder, contexts.column, given.column)
-            _encode_classes_(coder, contexts.row, given.row)
+            _encode_classes_(coder, contexts.column, frequencies.column)
+            _encode_classes_(coder, contexts.row, frequencies.row)
         streams.append(coder.get_compressed())
     return streams
 
 
 @Op
 def decode_bands(
-    streams: list[Words], shape: tuple[int, int], given: Frequencies
+    streams: list[Words], shape: tuple[int, int], frequencies: Frequencies
 ) -> Int32[np.ndarray, "rows columns"]:
-    """Return the symbols; CorruptError unless every stream ends as it began."""
-    models, result = [_model(f) for f in given.symbol], np.empty(shape, np.int32)
+    """Return the symbols; CorruptError unless every stream ends in the state 2^32."""
+    models, result = [_model(f) for f in frequencies.symbol], np.empty(shape, np.int32)
     coder = _coder(streams[0])
-    row = _decode_classes(coder, shape[0], given.row)
-    column = _decode_classes(coder, shape[1], given.column)
+    row = _decode_classes(coder, shape[0], frequencies.row)
+    column = _decode_classes(coder, shape[1], frequencies.column)
     back = _order(_order(column))
     for k, part in enumerate(band_slices(shape[0], len(streams))):
         coder = _coder(streams[k]) if k else coder
         placed = np.empty((len(row[part]), shape[1]), np.int32)
-        for table, rows, columns in _blocks(row[part], column, given.table):
+        for table, rows, columns in _blocks(row[part], column, frequencies.table):
             block = placed[rows, columns]
             block[:] = coder.decode(models[table], block.size).reshape(block.shape)
         # "the state MUST be 2^32, and no word may be left"
@@ -89,7 +99,7 @@ def _blocks(
     column: UInt8[np.ndarray, " columns"],
     table: Int64[np.ndarray, " contexts"],
 ) -> Iterator[tuple[int, slice, slice]]:
-    """Yield table, sorted rows and sorted columns of each pair of classes, in the stream's order.
+    """Yield (table, rows, columns) of each pair of classes; slices of rows and columns by class.
 
     "By row class, then by column class; row-major within a pair."
     """
@@ -100,7 +110,7 @@ def _blocks(
 
 
 def _class_slices(classes: UInt8[np.ndarray, " n"]) -> list[tuple[int, slice]]:
-    """Return the classes that occur, in rising order, and their places once sorted."""
+    """Return each class that occurs, and the slice that it has when rows are sorted by class."""
     counts = np.bincount(classes)
     ends = np.cumsum(counts)
     present = np.flatnonzero(counts).tolist()
@@ -108,15 +118,15 @@ def _class_slices(classes: UInt8[np.ndarray, " n"]) -> list[tuple[int, slice]]:
 
 
 def _order(classes: np.ndarray) -> Int64[np.ndarray, " n"]:
-    """Return the places of the sorted classes; of such places, where they came from."""
+    """Return the permutation that sorts by class; of a permutation, its inverse."""
     return np.argsort(classes, kind="stable")
 
 
 def _model(frequency: Int64[np.ndarray, " symbols"]) -> stream.model.Categorical:
-    """Return a model of exactly these frequencies.
+    """Return a model of the library constriction that has exactly these frequencies.
 
-    The library gives symbol k the interval from k + ⌊(p(0) + ... + p(k − 1)) · scale⌋, with scale =
-    (2^24 − n) / Σ p. For p = frequency − 1 all sums are whole numbers and scale is 1.
+    constriction gives symbol k the interval from k + ⌊(p(0) + ... + p(k − 1)) · scale⌋, with
+    scale = (2^24 − n) / Σ p. For p = frequency − 1 all sums are integers and scale is 1.
     """
     return stream.model.Categorical((frequency - 1).astype(np.float64), perfect=False)
 

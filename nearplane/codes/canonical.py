@@ -1,4 +1,7 @@
-"""Canonical prefix codes: lengths alone give the code words and the lookup table."""
+"""Canonical Huffman codes: code words and decoding table, both made from code lengths alone.
+
+The rules are quoted from docs/formats/huffman.md.
+"""
 
 from dataclasses import dataclass
 
@@ -12,7 +15,7 @@ AT_ONCE = 4  # symbols that one lookup may return
 
 
 def check_complete(lengths: UInt8[np.ndarray, " symbols"]) -> None:
-    """Refuse lengths that do not describe a complete code.
+    """Raise CorruptError unless the lengths describe a complete prefix code.
 
     "Σ 2^-length over the symbols of length > 0 MUST be exactly 1; or exactly one symbol has a
     length, and it is 1."
@@ -24,25 +27,25 @@ def check_complete(lengths: UInt8[np.ndarray, " symbols"]) -> None:
 
 
 def code_words(lengths: UInt8[np.ndarray, " symbols"]) -> UInt32[np.ndarray, " symbols"]:
-    """Return each symbol's code word, its first bit in bit 0.
+    """Return the code word of every symbol, its first bit in bit 0.
 
     "Code words are assigned in order of (length, symbol), counting upwards from 0 as in DEFLATE."
     """
     order = _order(lengths)
     room = 1 << (LONGEST - lengths[order].astype(np.int64))
     words = np.zeros(len(lengths), np.uint32)
-    # the count, left-aligned in LONGEST bits; reversed, its first bit comes to bit 0
+    # the words left-aligned in LONGEST bits; reversing the bits brings the first one to bit 0
     words[order] = _reversed_bits(np.cumsum(room) - room, LONGEST)
     return words
 
 
 @dataclass(frozen=True)
 class Lookup:
-    """What the next `window` bits of a stream say, for each of their 2^window patterns.
+    """A decoding table, indexed by the next `window` bits of a stream.
 
-    - `found`: how many whole symbols they begin with, 1 .. AT_ONCE.
-    - `value`: those symbols' values; what follows the last is meaningless.
-    - `bits[w, k]`: length of the first k of them.
+    - `found`: how many whole symbols those bits begin with, 1 .. AT_ONCE.
+    - `value`: the values of those symbols; entries after the last one are meaningless.
+    - `bits[w, k]`: length in bits of the first k of them, at index w.
     """
 
     window: int
@@ -54,11 +57,14 @@ class Lookup:
 def lookup(
     lengths: UInt8[np.ndarray, " symbols"], values: Int32[np.ndarray, " symbols"], window: int
 ) -> Lookup:
-    """Return the table of a complete code with at least two symbols, none beyond `window` bits."""
+    """Return the decoding table of a complete prefix code.
+
+    The code has two symbols or more, and no code word is longer than `window` bits.
+    """
     order = _order(lengths)
     room = 1 << (window - lengths[order].astype(np.int64))
     pattern = np.arange(1 << window)
-    # left-aligned, code words are consecutive intervals of the patterns
+    # with bits reversed, the patterns that begin with one code word are consecutive
     single = np.repeat(order, room)[_reversed_bits(pattern, window)]
     value = np.empty((1 << window, AT_ONCE), np.int32)
     bits = np.zeros((1 << window, AT_ONCE + 1), np.int64)
@@ -74,7 +80,7 @@ def lookup(
 
 
 def _order(lengths: np.ndarray) -> np.ndarray:
-    """Return the present symbols in order of (length, symbol)."""
+    """Return the symbols that occur, in order of (length, symbol)."""
     return np.argsort(lengths, kind="stable")[np.count_nonzero(lengths == 0) :]
 
 

@@ -1,4 +1,9 @@
-"""Classes of rows and columns: integers whose spread is alike share a table of probabilities."""
+"""Contexts: which integers of a matrix share a table of probabilities.
+
+The spread of a row or a column is log₂ of the root mean square of its integers, after the other
+axis was scaled to equal size (`spreads`). Rows of like spread form a class, and so do columns. The
+context of an integer is the sum of its two classes: a larger sum means larger integers.
+"""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -10,22 +15,22 @@ from jaxtyping import Float64, Int32, Int64, UInt8
 from nearplane.codes.dense import width_of
 from nearplane.rows import by_rows, in_parts, kept
 
-CLASSES = 32  # at most, of rows and of columns
-FINEST = 4  # classes in an octave of spread; coarser ones join 2 or 4 of them, or all
-ROUNDING = 0.08  # added to squares: about the variance that rounding to integers makes or hides
-PASSES = 3
-WIDEST = 2**15 - 1  # of a span: 2 span + 1 symbols and the escape symbol are at most 2^16
+CLASSES = 32  # most classes of rows, and of columns
+FINEST = 4  # classes to a factor of two in the root mean square; coarser classes merge 2, 4 or all
+ROUNDING = 0.08  # added to every square: about 1/12, the variance of rounding to integers
+PASSES = 3  # of alternating between rows and columns
+WIDEST = 2**15 - 1  # largest span: 2 span + 1 symbols and the escape symbol are at most 2^16
 PIECE = 2**18  # integers counted at once
-FEW = 2**20  # integers whose squares are kept, in 8 MB
-CELLS = 2**20  # of a histogram over row class, column class and symbol
-MOST_LENGTHS = 2**18  # of integers −span .. span in all contexts
-ESCAPE_BITS = 12  # about what an escape symbol costs, beside the escaped integer
-SYMBOL_BITS = 2  # about what a larger span costs in time and tables
+MOST_KEPT = 2**20  # most integers whose squares are kept in memory: 8 MB
+MOST_CELLS = 2**20  # of a histogram over row class, column class and symbol
+MOST_LENGTHS = 2**18  # most symbols −span .. span in all contexts together
+ESCAPE_BITS = 12  # about what an escape symbol costs, without the escaped integer
+SYMBOL_BITS = 2  # about what one more unit of span costs in table bits and time
 
 
 @dataclass(frozen=True)
 class Contexts:
-    """Integer (i, j) is in context row[i] + column[j]: the larger, the wider spread."""
+    """The classes of all rows and columns; integer (i, j) is in context row[i] + column[j]."""
 
     row: UInt8[np.ndarray, " rows"]
     column: UInt8[np.ndarray, " columns"]
@@ -40,12 +45,12 @@ class Contexts:
 
     @property
     def count(self) -> int:
-        """Contexts from the narrowest to the widest, some of which may be empty."""
+        """The number of contexts, some of which may be empty."""
         return self.row_classes + self.column_classes - 1
 
 
 def choose_span(code: Int32[np.ndarray, "rows columns"]) -> int:
-    """Return the largest |z| that is worth a symbol; what is larger escapes."""
+    """Return span: integers −span .. span get symbols, all others use the escape symbol."""
     flat, sizes = code.reshape(-1), np.zeros(WIDEST + 2, np.int64)
     parts = in_parts(lambda some: _sizes(flat[some]), len(flat), PIECE)
     for part, _ in parts:
@@ -58,7 +63,7 @@ def choose_span(code: Int32[np.ndarray, "rows columns"]) -> int:
 
 
 def _sizes(flat: Int32[np.ndarray, " count"]) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return how often each |z| occurs, and the least and the largest z."""
+    """Return how often each |integer| occurs, and the least and the largest integer."""
     ends = [int(flat.min()), int(flat.max())]
     low, high = (max(-WIDEST - 1, min(end, WIDEST + 1)) for end in ends)
     counts = np.zeros(high - low + 1, np.int64)
@@ -74,11 +79,13 @@ def _sizes(flat: Int32[np.ndarray, " count"]) -> tuple[torch.Tensor, torch.Tenso
 def spreads(
     code: Int32[np.ndarray, "rows columns"], span: int = WIDEST
 ) -> tuple[Float64[np.ndarray, " rows"], Float64[np.ndarray, " columns"]]:
-    """Return a and b with E z(i, j)² ≈ 4^(a(i) + b(j)), by turns:
+    """Return the spreads a of rows and b of columns, so that z(i, j)² ≈ 4^(a(i) + b(j)) on average.
+
+    They are computed by alternating between
 
     a(i) = ½ log₂ mean_j z(i, j)² 4^(−b(j)),  b(j) = ½ log₂ mean_i z(i, j)² 4^(−a(i))
 
-    Integers beyond ±span count as ±(span + 1).
+    where integers beyond ±span count as ±(span + 1).
     """
     row, column = np.zeros(code.shape[0]), np.zeros(code.shape[1])
     pieces = row_pieces(*code.shape)
@@ -86,7 +93,7 @@ def spreads(
     def squares(rows: slice) -> Float64[np.ndarray, "some columns"]:
         return _squares(_clipped(code[rows], span))
 
-    squares_of = kept(squares) if code.size <= FEW else squares
+    squares_of = kept(squares) if code.size <= MOST_KEPT else squares
     for _ in range(PASSES):
         row, totals = _rows_spreads(squares_of, pieces, column)
         total = np.zeros(code.shape[1])
@@ -101,7 +108,7 @@ def _rows_spreads(
     pieces: list[slice],
     column: Float64[np.ndarray, " columns"],
 ) -> tuple[Float64[np.ndarray, " rows"], Float64[np.ndarray, "pieces columns"]]:
-    """Return a(i), and of every piece of rows the sum over i of z(i, j)² 4^(−a(i))."""
+    """Return a(i), and for every piece of rows the sum over its rows of z(i, j)² 4^(−a(i))."""
     unit = np.exp2(-2 * column)
 
     def found(some: slice) -> tuple[torch.Tensor, torch.Tensor]:
@@ -117,7 +124,10 @@ def _rows_spreads(
 
 
 def row_pieces(rows: int, columns: int) -> list[slice]:
-    """Return pieces of whole rows: 64-bit copies of a whole matrix would take gigabytes."""
+    """Return slices of rows with about PIECE integers each.
+
+    64-bit copies of a whole matrix would take gigabytes.
+    """
     size = max(1, PIECE // columns)
     return [slice(at, at + size) for at in range(0, rows, size)]
 
@@ -125,24 +135,25 @@ def row_pieces(rows: int, columns: int) -> list[slice]:
 def _clipped(
     code: Int32[np.ndarray, "rows columns"], span: int
 ) -> Int32[np.ndarray, "rows columns"]:
-    """Return the integers with −span − 1 and span + 1 for everything beyond."""
+    """Return the integers clipped to −span − 1 .. span + 1."""
     if code.size and -span - 1 <= code.min() and code.max() <= span + 1:
         return code
     return np.clip(code, -span - 1, span + 1)
 
 
 def _squares(code: Int32[np.ndarray, "rows columns"]) -> Float64[np.ndarray, "rows columns"]:
-    # sums in float32 would depend on the number of threads by enough to change a class
+    # float32 sums depend on the number of threads, by enough to change a class
     return np.square(code, dtype=np.float64) + ROUNDING
 
 
 def _half_log(mean: Float64[np.ndarray, " n"]) -> Float64[np.ndarray, " n"]:
+    """Return log₂ of the root of mean squares."""
     return np.log2(mean) / 2
 
 
 @dataclass(frozen=True)
-class Joint:
-    """How often each symbol occurs for rows of one class and columns of another.
+class JointHistogram:
+    """A histogram of symbols by the class of the row and the class of the column.
 
     Symbols are −span .. span and the escape symbol.
     """
@@ -150,14 +161,15 @@ class Joint:
     contexts: Contexts
     counts: Int64[np.ndarray, "row_classes column_classes symbols"]
 
-    def coarser(self, by_row: int, by_column: int) -> "Joint":
-        """Return the counts when so many neighbouring classes are joined to one."""
+    def coarser(self, by_row: int, by_column: int) -> "JointHistogram":
+        """Return the histogram after merging so many neighbouring classes into one."""
         row, column = self.contexts.row // by_row, self.contexts.column // by_column
         counts = np.add.reduceat(self.counts, np.arange(0, len(self.counts), by_row), axis=0)
         at = np.arange(0, counts.shape[1], by_column)
-        return Joint(Contexts(row, column), np.add.reduceat(counts, at, axis=1))
+        return JointHistogram(Contexts(row, column), np.add.reduceat(counts, at, axis=1))
 
     def by_context(self) -> Int64[np.ndarray, "contexts symbols"]:
+        """Return the histogram of every context: counts of pairs of classes with equal sums."""
         rows, columns, symbols = self.counts.shape
         result = np.zeros((rows + columns - 1, symbols), np.int64)
         for k, part in enumerate(self.counts):
@@ -165,8 +177,11 @@ class Joint:
         return result
 
 
-def joint_counts(code: Int32[np.ndarray, "rows columns"], span: int, split: bool) -> Joint:
-    """Return the histogram over the finest classes that there is room for, or over one class."""
+def joint_counts(code: Int32[np.ndarray, "rows columns"], span: int, split: bool) -> JointHistogram:
+    """Return the histogram over the finest classes that the limits of the format allow.
+
+    - `split`: False: all rows are one class, and all columns.
+    """
     row, column = np.zeros(code.shape[0], np.uint8), np.zeros(code.shape[1], np.uint8)
     if split:
         row, column = (_classes(x) for x in spreads(code, span))
@@ -175,11 +190,11 @@ def joint_counts(code: Int32[np.ndarray, "rows columns"], span: int, split: bool
         if not _too_many(contexts, span):
             break
         contexts = Contexts(row // joined, column // joined)
-    return Joint(contexts, _count(code, span, contexts))
+    return JointHistogram(contexts, _count(code, span, contexts))
 
 
-def candidates(finest: Joint) -> Iterator[Joint]:
-    """Yield ways to class rows and columns, one context for all of them first."""
+def candidates(finest: JointHistogram) -> Iterator[JointHistogram]:
+    """Yield coarser classes of rows, of columns and of both; one context for all comes first."""
     rows, columns = finest.contexts.row_classes, finest.contexts.column_classes
     yield finest.coarser(CLASSES, CLASSES)
     for step in (1, 2, FINEST):
@@ -192,13 +207,13 @@ def candidates(finest: Joint) -> Iterator[Joint]:
 
 
 def _too_many(contexts: Contexts, span: int) -> bool:
-    """ "contexts · (2 span + 1) MUST NOT exceed 2^18"; and a histogram must not be too large."""
+    """ "contexts · (2 span + 1) MUST NOT exceed 2^18"; nor may the histogram be too large."""
     cells = contexts.row_classes * contexts.column_classes * (2 * span + 3)
-    return contexts.count * (2 * span + 1) > MOST_LENGTHS or cells > CELLS
+    return contexts.count * (2 * span + 1) > MOST_LENGTHS or cells > MOST_CELLS
 
 
 def _classes(spread: Float64[np.ndarray, " n"]) -> UInt8[np.ndarray, " n"]:
-    """Return round(FINEST · spread) from 0, with what is far from the middle moved nearer."""
+    """Return round(FINEST · spread), clipped to CLASSES values around the median, from 0 up."""
     level = np.rint(FINEST * spread).astype(np.int64)
     lowest = int(np.median(level)) - CLASSES // 2
     level = level.clip(lowest, lowest + CLASSES - 1)
@@ -225,6 +240,6 @@ def _count(
     counts = first.reshape(shape)
     for part in others:
         counts += part.reshape(shape)
-    # −span − 1 and span + 1 stand for everything beyond
+    # −span − 1 and span + 1 stand for all integers beyond ±span: both are the escape symbol
     counts[:, :, -1] += counts[:, :, 0]
     return counts[:, :, 1:]

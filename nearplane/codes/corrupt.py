@@ -1,10 +1,10 @@
-"""The one error for bytes that are not what a format's document says."""
+"""The error that every decoder raises for bytes that break the rules of docs/formats/."""
 
 from nearplane.types import NearplaneError
 
 
 class CorruptError(NearplaneError):
-    """Bytes are truncated, altered, or promise more than they hold."""
+    """The bytes are truncated, altered, or declare more than they hold."""
 
 
 def require(fact: bool, sentence: str) -> None:

@@ -1,4 +1,4 @@
-"""A block of a quantized matrix, cut out of its record without rounding anything."""
+"""The record of a block of a quantized matrix, made from the record of the whole."""
 
 import math
 
@@ -15,13 +15,14 @@ from nearplane.types import Outliers
 def cut(
     record: UInt8[Tensor, " bytes"], rows: range | None = None, columns: range | None = None
 ) -> UInt8[Tensor, " cut_bytes"]:
-    """Return the record of some neighbouring rows and columns of a matrix; all if None.
+    """Return the record of a range of rows and columns of a matrix; None means all of them.
 
     value(cut(record, rows, columns)) = value(record)[rows, columns], exactly: integers, steps and
-    outliers stay as they are, in the same code with tables of its own. Where columns begin inside
-    a group, groups become smaller and their steps are repeated: see `shared_group`.
+    outliers are not changed. They are encoded again by the same code, with new tables. If the
+    columns begin inside a group, groups become smaller and their steps are repeated: see
+    `shared_group`. For all rows and columns `record` itself is returned.
 
-    Cutting everything returns `record` itself. Cost: decoding it and encoding the block.
+    Cost: decoding the record and encoding the block.
     """
     header = records.inspect(record)
     across = _checked(rows, header.rows, "rows")
@@ -36,10 +37,11 @@ def cut(
 
 
 def shared_group(columns: range, group_size: int) -> int:
-    """Return the largest group size that, counted from `columns.start`, keeps all borders.
+    """Return the largest group size for a block of columns so that no group has two steps.
 
-    Every border of the groups of `group_size` inside `columns` is then a border again. It is
-    `group_size` itself where `columns` begin with a group.
+    Groups of the block are counted from `columns.start`; groups of the matrix, from 0. Every
+    border between groups of the matrix inside the block must also be one of the block. The result
+    is `group_size` itself if the block begins where a group begins.
     """
     first = group_size - columns.start % group_size  # columns until the first border
     one_border = first + group_size >= len(columns)
@@ -57,7 +59,7 @@ def _checked(wanted: range | None, count: int, name: str) -> range:
 def _cut_step(
     step: Float32[Tensor, "step_rows step_columns"], header: Header, rows: range, columns: range
 ) -> tuple[Float32[Tensor, "cut_rows cut_columns"], int]:
-    """Return the block's steps and their group size."""
+    """Return the steps of the block and their group size."""
     if header.step_form == COLUMN:
         return step[:, columns.start : columns.stop], len(columns)
     if header.step_form != GROUP:
@@ -69,7 +71,7 @@ def _cut_step(
 
 
 def _cut_outliers(outliers: Outliers, rows: range, columns: range) -> Outliers | None:
-    """Return the outliers in the block, None if there are none."""
+    """Return the outliers in the block, or None if there are none."""
     first, last = int(outliers.start[rows.start]), int(outliers.start[rows.stop])
     column = outliers.column[first:last]
     inside = (column >= columns.start) & (column < columns.stop)
@@ -82,6 +84,6 @@ def _cut_outliers(outliers: Outliers, rows: range, columns: range) -> Outliers |
 def _starts(
     start: Int32[Tensor, " rows_plus_one"], kept: Bool[Tensor, " count"]
 ) -> Int32[Tensor, " rows_plus_one"]:
-    """Return where rows start when only the `kept` entries remain."""
+    """Return the row starts of the sparse matrix that has only the `kept` entries."""
     before = torch.cat([kept.new_zeros(1, dtype=torch.int64), kept.cumsum(0)])
     return before[start.long()].to(torch.int32)

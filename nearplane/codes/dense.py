@@ -1,4 +1,4 @@
-"""Fixed-width packing of integers, and the code made of it (docs/formats/dense.md)."""
+"""Packing of integers of a fixed number of bits, and the code `Dense` (docs/formats/dense.md)."""
 
 import struct
 from dataclasses import dataclass
@@ -43,7 +43,8 @@ def pack_bits(values: Integer[np.ndarray, " count"], width: int) -> bytes:
 def unpack_bits(buffer: bytes | memoryview, width: int, count: int) -> UInt[np.ndarray, " count"]:
     """Return `count` elements of `width` bits: uint8 up to 8 bits, uint32 above.
 
-    `buffer` has exactly their bytes. "Bits after the last element are zero."
+    CorruptError unless `buffer` has exactly their bytes, and "Bits after the last element are
+    zero."
     """
     _check_width(width)
     size = packed_bytes(width, count)
@@ -62,11 +63,15 @@ def _check_width(width: int) -> None:
 
 
 def _pack_narrow(values: np.ndarray, width: int) -> np.ndarray:
-    """Eight elements are one 64-bit word of byte-wide fields: close its gaps in three steps."""
+    """Pack elements of at most 8 bits.
+
+    Eight elements, a byte each, are one 64-bit word. Three rounds of shifts move their bits
+    together until the word's lowest 8 · width bits hold all of them.
+    """
     octets = np.zeros(-(-len(values) // 8) * 8, np.uint8)
     octets[: len(values)] = values
     word = octets.view("<u8")
-    # fields of 8, 16, 32 bits hold width, 2 width, 4 width bits: each step joins two of them
+    # a slot of 8, 16, 32 bits holds 1, 2, 4 elements: each round joins two slots
     for slot in (8, 16, 32) if width < 8 else ():
         filled = width * slot // 8
         low = _mask(filled, 2 * slot)
@@ -75,7 +80,7 @@ def _pack_narrow(values: np.ndarray, width: int) -> np.ndarray:
 
 
 def _unpack_narrow(packed: np.ndarray, width: int, count: int) -> np.ndarray:
-    """Eight elements are `width` bytes: open gaps between them in three steps."""
+    """Unpack elements of at most 8 bits: the rounds of `_pack_narrow` in reverse."""
     octets = np.zeros((-(-count // 8), 8), np.uint8)
     whole = len(packed) // width
     octets[:whole, :width] = packed[: whole * width].reshape(whole, width)
@@ -89,7 +94,7 @@ def _unpack_narrow(packed: np.ndarray, width: int, count: int) -> np.ndarray:
 
 
 def _mask(ones: int, period: int) -> np.uint64:
-    """Return a word whose every `period` bits begin with `ones` ones."""
+    """Return a 64-bit word in which the lowest `ones` of every `period` bits are 1."""
     return np.uint64(sum(((1 << ones) - 1) << at for at in range(0, 64, period)))
 
 
@@ -106,20 +111,23 @@ def _unpack_wide(packed: np.ndarray, width: int, count: int) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Dense:
-    """Every integer in the same number of bits: for codes that are clipped to a small range."""
+    """A code that stores every integer in the same number of bits.
+
+    - `bits`: how many; None: the fewest that hold every integer of the matrix.
+    """
 
     name: ClassVar[str] = "dense"
     tag: ClassVar[int] = 2
     most_per_byte: ClassVar[int] = 8
 
-    bits: int | None = None  # None: the fewest that hold every integer
+    bits: int | None = None
 
     def __post_init__(self):
         if self.bits is not None and not 1 <= self.bits <= 32:
             raise ValueError(f"bits={self.bits} is not in 1 .. 32")
 
     def encode(self, integers: Int32[np.ndarray, "rows columns"]) -> bytes:
-        """Return `low`, the width, and integer − low in that many bits."""
+        """Return the header (`low`, bits), then every integer − low in that many bits."""
         if not integers.size:
             return b""
         integers = integers.reshape(-1)
@@ -155,7 +163,11 @@ class Dense:
         return HEADER.size + packed_bytes(bits, int(counts.sum()))
 
     def _range(self, smallest: int, largest: int) -> tuple[int, int]:
-        """Return (low, bits): the two's complement range where it fits, for simple kernels."""
+        """Return (low, bits) for integers smallest .. largest.
+
+        `low` is −2^(bits − 1), as in two's complement, where that range holds all of them, since
+        kernels read such codes more easily; else it is `smallest`.
+        """
         bits = self.bits or max(1, width_of(largest - smallest))
         if (largest - smallest) >> bits:
             raise ValueError(f"integers {smallest} .. {largest} do not fit in {bits=}")

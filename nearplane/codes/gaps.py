@@ -1,4 +1,7 @@
-"""Rising positions <-> Golomb-Rice codes of the gaps between them (docs/formats/sparse.md)."""
+"""Golomb-Rice codes of the gaps between rising positions (docs/formats/sparse.md).
+
+A gap is stored in two parts: its low `width` bits, and the rest as a unary number.
+"""
 
 import numpy as np
 from jaxtyping import Int64
@@ -6,11 +9,11 @@ from jaxtyping import Int64
 from nearplane.codes.corrupt import require
 from nearplane.codes.dense import unpack_bits
 
-WIDEST = 31
+WIDEST = 31  # bits of a low part
 
 
 def gaps_between(position: Int64[np.ndarray, " count"]) -> Int64[np.ndarray, " count"]:
-    """Return how many places lie between each position and the one before."""
+    """Return how many positions are skipped between each position and the one before."""
     return np.diff(position, prepend=-1) - 1
 
 
@@ -24,7 +27,7 @@ def choose_width(gap: Int64[np.ndarray, " count"]) -> int:
 
 
 def pack_unary(number: Int64[np.ndarray, " count"]) -> bytes:
-    """Return one number after another, each as so many zeros and a one; bit 0 of a byte first."""
+    """Return the numbers in unary: n is n zeros and a one. Bit 0 of a byte comes first."""
     ends = np.cumsum(number + 1) - 1
     bits = np.zeros(int(ends[-1]) + 1 if len(ends) else 0, np.uint8)
     bits[ends] = 1
@@ -32,7 +35,10 @@ def pack_unary(number: Int64[np.ndarray, " count"]) -> bytes:
 
 
 def unpack_unary(buffer: memoryview, count: int) -> Int64[np.ndarray, " count"]:
-    """Return the numbers. "There MUST be `count` ones, the last of them in the last byte." """
+    """Return the numbers that `pack_unary` wrote.
+
+    "There MUST be `count` ones, the last of them in the last byte."
+    """
     last = len(buffer) == 0 or buffer[-1] > 0
     require(last, "a unary part does not end in its last byte")
     ends = np.flatnonzero(np.unpackbits(np.frombuffer(buffer, np.uint8), bitorder="little"))
@@ -43,8 +49,12 @@ def unpack_unary(buffer: memoryview, count: int) -> Int64[np.ndarray, " count"]:
 def positions(
     high: Int64[np.ndarray, " count"], packed: memoryview, width: int, places: int
 ) -> Int64[np.ndarray, " count"]:
-    """Return the positions, all below `places` < 2^62, of gaps with these high and low parts."""
-    # with the sums of both parts below 2^62 nothing wraps
+    """Return the positions whose gaps have these parts.
+
+    - `high`: the unary parts; `packed`: the low parts, `width` bits each.
+    - `places`: the number of positions, below 2^62. CorruptError if one lies beyond it.
+    """
+    # the sums of both parts are then below 2^62, so that int64 cannot overflow
     require(int(high.sum()) <= places >> width, "the last position is beyond the matrix")
     low = unpack_bits(packed, width, len(high)).astype(np.int64)
     position = np.cumsum((high << width) + low + 1) - 1

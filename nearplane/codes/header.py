@@ -1,4 +1,4 @@
-"""The first 32 bytes of a record: what follows, and how much of it (docs/formats/record.md)."""
+"""The header of a record: its first 32 bytes (docs/formats/record.md)."""
 
 import struct
 from dataclasses import dataclass
@@ -12,13 +12,13 @@ MAGIC, VERSION = b"NPLR", 1
 # magic, version, code_tag, step_form, step_type, rows, columns, group_size, outlier_bytes,
 # code_bytes
 LAYOUT = struct.Struct("<4sBBBBIIIIQ")
-SCALAR, COLUMN, GROUP = 0, 1, 2
+SCALAR, COLUMN, GROUP = 0, 1, 2  # step_form: one step for the matrix, per column, per group
 CRC_BYTES = 4
 
 
 @dataclass(frozen=True)
 class Header:
-    """One matrix's shape, the codes that hold it, and the sizes of its record's sections."""
+    """The shape of a matrix, how its integers and steps are stored, and in how many bytes."""
 
     code_tag: int
     step_form: int
@@ -31,7 +31,7 @@ class Header:
 
     @property
     def step_shape(self) -> tuple[int, int]:
-        """(1, 1), (1, columns) or (rows, groups); the last group may be short."""
+        """The shape of the step tensor: (1, 1), (1, columns) or (rows, groups)."""
         if self.step_form == SCALAR:
             return 1, 1
         if self.step_form == COLUMN:
@@ -59,7 +59,7 @@ class Header:
 
 
 def step_form(shape: tuple[int, int], rows: int, columns: int, group_size: int) -> int:
-    """Return how steps of `shape` spread over the matrix."""
+    """Return SCALAR, COLUMN or GROUP for steps of `shape`; ValueError if none of them fits."""
     if not 1 <= group_size <= columns:
         raise ValueError(f"{group_size=} is not in 1 .. {columns=}; a whole row is columns")
     if group_size == columns and shape == (1, 1):
@@ -75,7 +75,7 @@ def step_form(shape: tuple[int, int], rows: int, columns: int, group_size: int) 
 
 
 def read_header(reader: Reader) -> Header:
-    """Return the header; the sections it promises are exactly the bytes that follow."""
+    """Read the header; CorruptError unless its sections fill exactly the bytes that follow."""
     magic, version, *fields = reader.fields(LAYOUT, "record header")
     require(magic == MAGIC, f"a record begins with {MAGIC!r}, not {magic!r}")
     require(version == VERSION, f"record version {version} is unknown; this reads {VERSION}")

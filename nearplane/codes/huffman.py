@@ -1,4 +1,4 @@
-"""Entropy coding with canonical Huffman codes (docs/formats/huffman.md)."""
+"""The code `Huffman`: canonical Huffman codes (docs/formats/huffman.md)."""
 
 import math
 import struct
@@ -20,26 +20,31 @@ from nearplane.rows import by_rows
 
 # low, escape_low, escape_count, stream_bytes, span, lane_minimum, escape_width, lane_width, zero
 HEADER = struct.Struct("<iiIIHHBBH")
-SHARED_LANES = 64  # that are worth encoding apart from others
+SHARED_LANES = 64  # the fewest lanes that are worth encoding in a process of their own
 LANE_WIDTH = 12  # a lane has at most 2048 * 15 / 8 = 3840 bytes
 
 
 @dataclass(frozen=True)
 class Huffman:
-    """Short code words for frequent integers; rare ones are kept aside. No integer is clipped."""
+    """A code that gives frequent integers short code words and stores rare ones apart.
+
+    No integer is clipped.
+
+    - `limit`: the longest code word in bits.
+    """
 
     name: ClassVar[str] = "huffman"
     tag: ClassVar[int] = 1
     most_per_byte: ClassVar[int] = 8
 
-    limit: int = 12  # longest code word in bits
+    limit: int = 12
 
     def __post_init__(self):
         if not 1 <= self.limit <= LONGEST:
             raise ValueError(f"limit={self.limit} is not in 1 .. {LONGEST}")
 
     def encode(self, integers: Int32[np.ndarray, "rows columns"]) -> bytes:
-        """Return header, code lengths, lane sizes, escaped integers and lanes."""
+        """Return header, code lengths, lane sizes, escaped integers and the lanes' bit streams."""
         if not integers.size:
             return b""
         integers = integers.reshape(-1)
@@ -73,7 +78,7 @@ class Huffman:
     def bound(
         self, values: Int64[np.ndarray, " distinct"], counts: Int64[np.ndarray, " distinct"]
     ) -> int:
-        """Return the size with 7 bits of padding in every lane and the widest lane sizes."""
+        """Return the size if every lane had 7 bits of padding and LANE_WIDTH bits for its size."""
         if not len(values):
             return 0
         lanes = -(-int(counts.sum()) // LANE)
@@ -83,10 +88,11 @@ class Huffman:
     def predict(
         self, values: Int64[np.ndarray, " distinct"], counts: Int64[np.ndarray, " distinct"]
     ) -> int:
-        """Return the likely size: exact but for lane padding and the width of lane sizes.
+        """Estimate the size in bytes.
 
-        Padding is 3.5 bits a lane on average. Lane sizes are taken to scatter as those of
-        independent symbols do; rows of unequal scale may need a bit or two more a lane.
+        Only two parts are estimated: the padding of lanes, 3.5 bits each on average, and how many
+        bits store a lane's size, from the variance of a sum of independent code lengths. Rows of
+        unequal scale may need a bit or two more a lane.
         """
         alphabet = choose_alphabet(values, counts, self.limit)
         total = int(counts.sum())
@@ -99,7 +105,7 @@ class Huffman:
 def _encoded(
     integers: Int32[np.ndarray, " count"], alphabet: Alphabet, lengths: UInt8[np.ndarray, " span"]
 ) -> tuple[UInt8[np.ndarray, " bytes"], Int64[np.ndarray, " lanes"], Int32[np.ndarray, " escapes"]]:
-    """Return the lanes, their sizes and the escaped integers."""
+    """Return the bytes of all lanes, the bytes of each, and the escaped integers in order."""
 
     def some_lanes(some: slice) -> tuple[torch.Tensor, ...]:
         symbols = symbols_of(integers[some], alphabet)
@@ -112,7 +118,7 @@ def _encoded(
 
 @dataclass(frozen=True)
 class Header:
-    """The fields at the start of the bytes, in their order."""
+    """The fields of the header in the order in which they are stored."""
 
     low: int
     escape_low: int
@@ -168,7 +174,7 @@ def _read_lengths(reader: Reader, header: Header) -> UInt8[np.ndarray, " span_pl
 def _read_sizes(
     reader: Reader, header: Header, counts: np.ndarray, lengths: np.ndarray
 ) -> Int64[np.ndarray, " lanes"]:
-    """Return the lanes' sizes, each possible for the number of symbols in it."""
+    """Read the sizes of lanes; CorruptError if one is impossible for its number of symbols."""
     stored, width = len(counts) - 1, header.lane_width
     packed = reader.take(packed_bytes(width, stored), "lane sizes")
     sizes = unpack_bits(packed, width, stored).astype(np.int64) + header.lane_minimum
@@ -191,7 +197,7 @@ def _read_escaped(reader: Reader, header: Header) -> Int32[np.ndarray, " escapes
 
 def _put_escaped_(integers: np.ndarray, header: Header, escaped: np.ndarray) -> None:
     """ "The k-th escape symbol stands for the k-th escaped integer."""
-    # low + span wraps for an alphabet up to 2^31 - 1, and is no member of it either way
+    # `decode_lanes` gave escape symbols the value low + span, which may have wrapped around int32
     mark = (header.low + header.span + 2**31) % 2**32 - 2**31
     places = np.flatnonzero(integers == np.int32(mark))
     require(
@@ -201,7 +207,7 @@ def _put_escaped_(integers: np.ndarray, header: Header, escaped: np.ndarray) -> 
 
 
 def _likely_width(alphabet: Alphabet, limit: int, lanes: int) -> int:
-    """Return the bits for the range of `lanes` − 1 sums of 2048 independent code lengths."""
+    """Return the likely bits of a stored lane size, if code lengths were independent."""
     if lanes < 3:
         return 0
     lengths = code_lengths(alphabet.counts, limit).astype(np.float64)

@@ -1,4 +1,8 @@
-"""Column steps on a ladder: one base and a few bits a column (docs/formats/record.md)."""
+"""Column steps on a logarithmic grid, the "ladder" of docs/formats/record.md.
+
+A step is base · m / 8 · 2^k with m = 8, 10, 11 or 13: four steps to a factor of two. Its index in
+this grid is its rung, 4 k + (index of m). A few bits a column store the rungs above the lowest.
+"""
 
 import struct
 
@@ -11,9 +15,9 @@ from nearplane.codes.corrupt import require
 from nearplane.codes.dense import pack_bits, packed_bytes, unpack_bits, width_of
 
 HEADER = struct.Struct("<fh")  # base, lowest rung
-RUNGS = np.array([8, 10, 11, 13])  # eighths: four bits each, about a quarter octave apart
-BASE_BITS = 16  # significant bits of a base, so that base · rung is exact in float32
-WIDEST = 8  # bits of a rung above the lowest
+RUNGS = np.array([8, 10, 11, 13])  # m: each has four bits, and neighbours a ratio near 2^(1/4)
+BASE_BITS = 16  # significant bits of a base, so that base · rung_value(rung) is exact in float32
+WIDEST = 8  # most bits for a rung above the lowest
 
 
 def rung_value(rung: Int64[np.ndarray, " count"]) -> Float32[np.ndarray, " count"]:
@@ -22,13 +26,13 @@ def rung_value(rung: Int64[np.ndarray, " count"]) -> Float32[np.ndarray, " count
 
 
 def ladder_steps(wanted: Float[Tensor, " n"]) -> Float32[Tensor, " n"]:
-    """Return the rungs' values nearest to positive numbers, in ratio: at most 1.13 off.
+    """Round positive numbers to the grid with base 1, by ratio: off by a factor of 1.13 at most.
 
-    Rungs further than 2^WIDEST below the highest are raised to it, so that one record holds all.
+    Numbers 2^WIDEST rungs or more below the highest are raised, so that WIDEST bits hold all rungs.
     """
     octaves = torch.log2(wanted.double()).numpy()
     inside = np.log2(RUNGS / 8)
-    # the first of the next octave is a neighbour too
+    # above the last m of an octave comes the first of the next octave
     edges = (inside + np.append(inside[1:], 1.0)) / 2
     whole = np.floor(octaves).astype(np.int64)
     rung = 4 * whole + np.searchsorted(edges, octaves - whole)
@@ -37,7 +41,7 @@ def ladder_steps(wanted: Float[Tensor, " n"]) -> Float32[Tensor, " n"]:
 
 
 def round_base(base: float) -> float:
-    """Return `base` in BASE_BITS significant bits."""
+    """Round `base` to BASE_BITS significant bits."""
     mantissa, exponent = np.frexp(base)
     return float(np.ldexp(np.rint(np.ldexp(mantissa, BASE_BITS)), exponent - BASE_BITS))
 
@@ -48,7 +52,7 @@ def stored_bytes(width: int, count: int) -> int:
 
 
 def encode(step: Float32[np.ndarray, " count"]) -> tuple[int, bytes] | None:
-    """Return the width of rungs and the bytes of steps on one ladder; None if they are on none."""
+    """Return the bits of a rung and the bytes of the steps; None unless all are on one grid."""
     if len(step) < 2 or not (step > 0).all():
         return None
     found = rungs_on(step)
@@ -65,9 +69,9 @@ def encode(step: Float32[np.ndarray, " count"]) -> tuple[int, bytes] | None:
 def rungs_on(
     step: Float32[np.ndarray, " count"],
 ) -> tuple[np.float32, Int64[np.ndarray, " count"]] | None:
-    """Return a base and the rungs with step = base · value(rung) exactly, if there are some."""
+    """Return (base, rungs) with step = base · rung_value(rung) exactly; None if there are none."""
     for first in range(len(RUNGS)):
-        # the first step may stand on any of the four rungs
+        # any of the four m may be that of the first step
         base = np.float32(step[0] / (RUNGS[first] / 8))
         octaves = np.log2(step.astype(np.float64) / float(base))
         near = np.rint(4 * octaves).astype(np.int64)
@@ -77,12 +81,13 @@ def rungs_on(
 
 
 def decode(buffer: bytes | memoryview, width: int, count: int) -> Float32[np.ndarray, " count"]:
-    """Return the steps in `buffer`, which is as long as `stored_bytes` says."""
+    """Return the steps in `buffer`, which has exactly `stored_bytes(width, count)` bytes."""
     base, low = HEADER.unpack(buffer[: HEADER.size])
     # "base MUST be finite and positive"
     require(bool(np.isfinite(base)) and base > 0, "a ladder's base is not a positive number")
     rung = unpack_bits(buffer[HEADER.size :], width, count)
-    # at most 2^WIDEST values: with rungs of no bits, a few bytes may stand for millions of steps
+    # compute the at most 2^WIDEST values first: with rungs of no bits, a few bytes may declare
+    # millions of steps
     with np.errstate(over="ignore"):
         values = np.float32(base) * rung_value(low + np.arange(1 << width))
     return values.take(rung)

@@ -1,4 +1,4 @@
-"""Optimal code lengths under a limit: the package-merge algorithm [Larmore90]."""
+"""Optimal length-limited Huffman code lengths: the package-merge algorithm [Larmore90]."""
 
 import numpy as np
 from jaxtyping import Int64, UInt8
@@ -9,8 +9,9 @@ def code_lengths(
 ) -> UInt8[np.ndarray, " symbols"]:
     """Return code lengths that minimise Σ count · length with every length at most `limit`.
 
-    Absent symbols (count 0) get length 0; a single present symbol gets length 1. Ties fall to the
-    symbol that comes first, so the same counts always give the same lengths.
+    Symbols of count 0 get length 0. If only one symbol occurs, it gets length 1. Ties are broken by
+    the order of symbols, so the same counts always give the same lengths. ValueError if `limit`
+    bits have fewer code words than there are symbols.
     """
     lengths = np.zeros(len(counts), np.uint8)
     present = np.flatnonzero(counts)
@@ -20,13 +21,13 @@ def code_lengths(
         return lengths
     order = present[np.argsort(counts[present], kind="stable")]
     for leaves in _leaves_taken(counts[order], limit):
-        # every item taken on a level lengthens the codes of the leaves in it by one bit
+        # every level on which a leaf is taken makes its code word one bit longer
         lengths[order[:leaves]] += 1
     return lengths
 
 
 def code_cost(counts: Int64[np.ndarray, " symbols"], limit: int) -> int:
-    """Return the bits that `code_lengths` would spend, Σ count · length, without the lengths."""
+    """Return Σ count · length for the lengths of `code_lengths`, without computing them."""
     leaves = np.sort(counts[counts > 0])
     if len(leaves) < 2:
         return int(leaves.sum())
@@ -38,7 +39,11 @@ def code_cost(counts: Int64[np.ndarray, " symbols"], limit: int) -> int:
 
 
 def _leaves_taken(leaves: np.ndarray, limit: int) -> list[int]:
-    """Return, level by level, how many of the sorted `leaves` the cheapest 2n − 2 items hold."""
+    """Return how many of the n sorted `leaves` are taken on each level of package-merge.
+
+    On every level, items are leaves and packages of two items of the level below. The cheapest
+    2n − 2 items of the top level are taken, and what their packages hold.
+    """
     n = len(leaves)
     _check_limit(n, limit)
     items, leaves_before = leaves, [np.arange(n + 1)]

@@ -1,4 +1,4 @@
-"""Entropy coding by asymmetric numeral systems (docs/formats/rans.md)."""
+"""The code `Rans`: range asymmetric numeral systems, rANS [Duda13] (docs/formats/rans.md)."""
 
 import math
 import struct
@@ -21,17 +21,22 @@ from nearplane.rows import by_rows
 
 HEADER = struct.Struct("<HBBBHI")  # span, form, row_classes, column_classes, bands, escape_count
 ESCAPED = struct.Struct("<iB")  # escape_low, escape_width
-WORD = 4
-LEAST_BAND = 2**16
-LOSS = 1400  # a coded integer costs at most 2^−8 log₂ e bits more than −log₂ p: a byte in 1400
+WORD = 4  # bytes
+LEAST_BAND = 2**16  # integers
+# a coded integer costs at most 2^−8 log₂ e bits more than −log₂ p: one byte in so many integers
+INTEGERS_PER_LOST_BYTE = 1400
 
 
 @dataclass(frozen=True)
 class Rans:
-    """Integers in about −log₂ p bits, where p depends on the spread of the row and the column.
+    """A code that spends about −log₂ p bits on an integer of probability p.
 
-    - `contexts`: False codes all integers with one table.
-    - `tables`: those that were fitted to the integers before; fitted now if None.
+    Rows and columns are classed by how large their integers are (contexts.py), and the table of
+    probabilities depends on both classes. The rows are split into bands, each a bit stream of its
+    own, so that they can be coded in parallel (bands.py).
+
+    - `contexts`: False: all integers share one table.
+    - `tables`: what `fit` returned for the integers to be encoded; None: `encode` calls `fit`.
     """
 
     name: ClassVar[str] = "rans"
@@ -42,14 +47,14 @@ class Rans:
     tables: Tables | None = None
 
     def encode(self, integers: Int32[np.ndarray, "rows columns"]) -> bytes:
-        """Return header, tables, escaped integers and the bands' streams."""
+        """Return the header, the tables, the escaped integers and one stream for each band."""
         if not integers.size:
             return b""
         tables = self.tables or fit(integers, contexts=self.contexts)
         contexts, stored, span = tables.contexts, tables.stored, tables.span
         row, column = class_lengths(contexts.row), class_lengths(contexts.column)
-        given = _frequencies(row, column, stored.table, tables.frequency)
-        streams, escaped = _encoded(integers, span, contexts, given)
+        frequencies = _frequencies(row, column, stored.table, tables.frequency)
+        streams, escaped = _encoded(integers, span, contexts, frequencies)
         head = span, stored.form, len(row), len(column), len(streams), len(escaped)
         sizes = np.array([len(words) for words in streams], "<u4").tobytes()
         lists = [pack_bits(x, WIDTH) for x in (row, column) if len(x) > 1]
@@ -76,33 +81,36 @@ class Rans:
         check_frequencies(frequency)
         escaped = _read_escaped(reader, header.escape_count)
         streams = [_read_words(reader, size) for size in sizes]
-        given = _frequencies(row, column, stored.table, frequency)
-        integers = decode_bands(streams, (rows, columns), given)
+        frequencies = _frequencies(row, column, stored.table, frequency)
+        integers = decode_bands(streams, (rows, columns), frequencies)
         _to_integers_(integers, header.span, escaped)
         return integers, reader.at
 
     def bound(
         self, values: Int64[np.ndarray, " distinct"], counts: Int64[np.ndarray, " distinct"]
     ) -> int:
-        """Return the size with one table, and what whole numbers can lose in every integer."""
+        """Return the size with one table, plus the most that rounding in the coder can add."""
         total = int(counts.sum())
         if not total:
             return 0
         row = np.repeat(values.astype(np.int32), counts)[None]
-        lost = total / LOSS + (BAND_BYTES + WORD) * (1 + total / BAND)
-        return math.ceil(fit(row, contexts=False).priced() + lost)
+        lost = total / INTEGERS_PER_LOST_BYTE + (BAND_BYTES + WORD) * (1 + total / BAND)
+        return math.ceil(fit(row, contexts=False).estimated_bytes() + lost)
 
 
 def _encoded(
-    integers: Int32[np.ndarray, "rows columns"], span: int, contexts: Contexts, given: Frequencies
+    integers: Int32[np.ndarray, "rows columns"],
+    span: int,
+    contexts: Contexts,
+    frequencies: Frequencies,
 ) -> tuple[list[Words], Int32[np.ndarray, " escapes"]]:
-    """Return the bands' streams and the escaped integers."""
+    """Return the streams of the bands, and the integers beyond ±span in row-major order."""
     bands = band_slices(len(integers), band_count(*integers.shape))
 
     def some_bands(some: slice) -> tuple[torch.Tensor, ...]:
         rows = slice(bands[some][0].start, bands[some][-1].stop)
         symbols = _symbols(integers[rows], span)
-        streams = encode_bands(symbols, contexts, given, bands[some])
+        streams = encode_bands(symbols, contexts, frequencies, bands[some])
         sizes = np.array([len(words) for words in streams])
         words = np.concatenate(streams).view(np.int32)
         made = sizes, words, integers[rows][symbols == 2 * span + 1]
@@ -115,7 +123,7 @@ def _encoded(
 
 @dataclass(frozen=True)
 class Header:
-    """The fields at the start of the bytes, in their order."""
+    """The fields of the header in the order in which they are stored."""
 
     span: int
     form: int
@@ -168,8 +176,8 @@ def _read_classes(reader: Reader, classes: int) -> UInt8[np.ndarray, " classes"]
 def _symbols(
     integers: Int32[np.ndarray, "rows columns"], span: int
 ) -> Int32[np.ndarray, "rows columns"]:
-    """Return z + span, and 2 span + 1 where |z| exceeds span."""
-    # unsigned sums wrap, so that integers below −span become large
+    """Return symbol z + span for an integer |z| <= span, and the escape symbol 2 span + 1 else."""
+    # the unsigned sum wraps around, so that integers below −span become large too
     symbols = np.ascontiguousarray(integers).view(np.uint32) + np.uint32(span)
     return np.minimum(symbols, np.uint32(2 * span + 1)).view(np.int32)
 

@@ -1,4 +1,4 @@
-"""A cursor over untrusted bytes: nothing is taken that is not there."""
+"""A bounds-checked cursor over untrusted bytes."""
 
 import struct
 
@@ -6,7 +6,7 @@ from nearplane.codes.corrupt import require
 
 
 class Reader:
-    """Hand out consecutive parts of `buffer`; a part that ends beyond it is a CorruptError."""
+    """Read consecutive parts of `buffer`; CorruptError if a part would end beyond it."""
 
     def __init__(self, buffer: bytes | memoryview):
         self.view = memoryview(buffer).cast("B")
@@ -14,16 +14,16 @@ class Reader:
 
     @property
     def left(self) -> int:
-        """Bytes not yet taken."""
+        """The number of bytes not read yet."""
         return len(self.view) - self.at
 
     def take(self, size: int, what: str) -> memoryview:
-        """Return the next `size` bytes without copying them."""
+        """Return the next `size` bytes without copying them; `what` names them in an error."""
         require(0 <= size <= self.left, f"{what} needs {size} bytes, {self.left} are left")
         part = self.view[self.at : self.at + size]
         self.at += size
         return part
 
     def fields(self, layout: struct.Struct, what: str) -> tuple:
-        """Return the next fixed-size fields."""
+        """Return the next fields of fixed size, unpacked by `layout`."""
         return layout.unpack(self.take(layout.size, what))

@@ -16,7 +16,7 @@ from nearplane.codes.reader import Reader
 from nearplane.codes.registry import Code, by_tag
 from nearplane.types import Outliers
 
-# What a safetensors directory spends on one record: a name of 39 characters and
+# What the header of a safetensors file spends on one record: a name of 39 characters and
 # {"dtype":"U8","shape":[1234567],"data_offsets":[123456789,123456789]}.
 ENTRY_BYTES = 112
 HUFFMAN = Huffman()
@@ -39,10 +39,12 @@ def pack(
     outliers: Outliers | None = None,
     coder: Code = HUFFMAN,
 ) -> tuple[UInt8[Tensor, " bytes"], int]:
-    """Return the record, and how many of its bytes are codes.
+    """Return the record of a matrix, and how many of its bytes are codes.
 
     - `step`: (1, 1) or (1, columns), with group_size = columns; or (rows, groups), the last group
-      may be short. Stored exactly, in 16 bits where they hold it: see `steps.round_step`.
+      may be short. Stored without rounding, in 16 bits each where 16 bits hold every step
+      exactly: see `steps.round_step`. A step that float32 cannot hold is a ValueError.
+    - `coder`: the code that writes the integers.
     """
     rows, columns = code.shape
     if not rows:
@@ -66,7 +68,7 @@ def unpack(
 ) -> Unpacked:
     """Return what `record` holds; CorruptError unless every byte is as the format says.
 
-    - `rows`, `columns`: the shape the caller expects, if it knows.
+    - `rows`, `columns`: the shape that the caller expects; another one is a CorruptError too.
     """
     view = _view(record)
     reader = Reader(view)
@@ -84,7 +86,7 @@ def unpack(
 
 
 def inspect(record: UInt8[Tensor, " bytes"] | bytes | memoryview) -> Header:
-    """Return the header, checked against the record's size; sections and CRC stay unread."""
+    """Return the header, checked against the record's size, without reading the rest."""
     return read_header(Reader(_view(record)))
 
 
@@ -94,23 +96,24 @@ def price(
     step_count: int = 1,
     coder: Huffman = HUFFMAN,
 ) -> int:
-    """Return the likely bytes of a record without outliers, from the histogram of its integers.
+    """Estimate the bytes of a Huffman record without outliers from the histogram of its integers.
 
-    `values` rise and are distinct, as `alphabet.histogram` returns them. A matrix's only step is
-    counted in float32, several in 16 bits each. See `Huffman.predict` for what is estimated; the
-    packed record decides.
+    - `values`: distinct and in rising order, as `alphabet.histogram` returns them.
+    - `step_count`: how many steps; one is counted as 4 bytes, several as 2 bytes each.
+
+    See `Huffman.predict` for what makes it an estimate.
     """
     step_bytes = 4 if step_count == 1 else 2 * step_count
     return record_bytes(step_bytes, coder.predict(values, counts))
 
 
 def record_bytes(step_bytes: int, code_bytes: int) -> int:
-    """Return the size of a record without outliers whose sections have these sizes."""
+    """Return the bytes of a record without outliers, given those of its steps and codes."""
     return LAYOUT.size + step_bytes + code_bytes + CRC_BYTES
 
 
 def step_bytes(step: Float[Tensor, "step_rows step_columns"]) -> int:
-    """Return how many bytes of a record steps take."""
+    """Return how many bytes of a record these steps take."""
     return len(steps.encode(_exact32(step))[1])
 
 
@@ -121,7 +124,7 @@ def _view(record: Tensor | bytes | memoryview) -> memoryview:
 
 
 def _exact32(step: Float[Tensor, "rows groups"]) -> Float32[np.ndarray, " count"]:
-    """Return the steps in one row; a step that float32 cannot hold is a ValueError."""
+    """Return the steps as a flat float32 array; ValueError if that would round one."""
     step = step.detach().cpu()
     exact = step.to(torch.float32)
     if not torch.equal(exact.to(step.dtype), step):

@@ -1,4 +1,4 @@
-"""The table of codes: a record's tag says which of them wrote its integers."""
+"""The interface that every code implements, and the table of codes by tag."""
 
 from typing import ClassVar, Protocol, runtime_checkable
 
@@ -12,9 +12,11 @@ from nearplane.codes.corrupt import CorruptError
 class Code(Protocol):
     """What a code offers; an implementation is a frozen dataclass whose fields are its options.
 
-    `decode` needs no option: every choice the encoder made stands in the bytes. A byte holds at
-    most `most_per_byte` integers, so that a reader may refuse what cannot be there before it
-    allocates anything.
+    - `name`: for people; `tag`: the number in a record's header that selects this code.
+    - `most_per_byte`: the most integers that one byte can stand for. A reader uses it to refuse
+      impossible shapes before it allocates memory.
+
+    Options are for `encode` only: `decode` finds every choice of the encoder in the bytes.
     """
 
     name: ClassVar[str]
@@ -34,7 +36,7 @@ class Code(Protocol):
     def bound(
         self, values: Int64[np.ndarray, " distinct"], counts: Int64[np.ndarray, " distinct"]
     ) -> int:
-        """Return a size in bytes that no arrangement of this histogram exceeds."""
+        """Return an upper bound of the size in bytes of any matrix with this histogram."""
         ...
 
 
@@ -42,14 +44,14 @@ CODES: dict[int, Code] = {}
 
 
 def register(code: Code) -> None:
-    """Add a code under its tag, which records refer to for ever."""
+    """Add a code to the table. Its tag must never change: stored records refer to it."""
     if code.tag in CODES:
         raise ValueError(f"tag {code.tag} is taken by {CODES[code.tag].name!r}")
     CODES[code.tag] = code
 
 
 def by_tag(tag: int) -> Code:
-    """Return the code that a record's tag names."""
+    """Return the code with this tag; CorruptError if there is none."""
     if tag not in CODES:
         raise CorruptError(f"code tag {tag} is unknown; known are {sorted(CODES)}")
     return CODES[tag]

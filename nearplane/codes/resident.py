@@ -1,4 +1,9 @@
-"""A record in the form in which it is multiplied; kernels bring forms of their own."""
+"""The bytes that a loaded layer keeps in memory and multiplies by.
+
+Without kernels these are the stored record itself, decoded at every use. Kernels register faster
+versions of the functions below, and with them other forms: layouts made from the record when the
+model is loaded.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -9,14 +14,14 @@ from nearplane import types
 from nearplane.codes import record as records
 from nearplane.op import Op
 
-RECORD = "record"  # the form that is the stored bytes themselves
+RECORD = "record"  # the name of the form in which the bytes are the record itself
 
 
 @Op
 def lay_out(
     record: UInt8[Tensor, " bytes"], rows: int, columns: int
 ) -> tuple[str, UInt8[Tensor, " resident"]]:
-    """Return the name of a form and `record` in it; nothing of the matrix is lost or rounded."""
+    """Convert a record to the form to multiply by, losslessly; return the form's name and bytes."""
     return RECORD, record
 
 
@@ -24,7 +29,7 @@ def lay_out(
 def stored(
     resident: UInt8[Tensor, " resident"], form: str, rows: int, columns: int
 ) -> UInt8[Tensor, " bytes"]:
-    """Return the record that was laid out."""
+    """Return the record that `lay_out` was given: the inverse of `lay_out`."""
     return _only_record(resident, form)
 
 

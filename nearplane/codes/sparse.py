@@ -1,4 +1,4 @@
-"""Sparse rows of float16 values <-> bytes (docs/formats/sparse.md)."""
+"""Sparse matrices of float16 outliers <-> bytes (docs/formats/sparse.md)."""
 
 import struct
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ GAPS = struct.Struct("<BI")  # width, unary_bytes; after a header whose row_widt
 
 @dataclass(frozen=True)
 class SparseRows:
-    """Row i owns entries start[i] : start[i + 1], with columns strictly rising in a row."""
+    """A CSR matrix: row i has the entries start[i] : start[i + 1], in rising order of columns."""
 
     start: Int32[np.ndarray, " rows_plus_one"]
     column: Int32[np.ndarray, " count"]
@@ -32,7 +32,10 @@ class SparseRows:
 
 
 def encode(sparse: SparseRows, columns: int) -> bytes:
-    """Return places and values; the places as columns or as gaps, whichever is shorter."""
+    """Return the bytes of a sparse matrix: where its entries are, then their values.
+
+    Where they are is stored as columns or as gaps, whichever is shorter.
+    """
     problem = _problem(sparse, columns)
     if problem:
         raise ValueError(problem)
@@ -41,7 +44,7 @@ def encode(sparse: SparseRows, columns: int) -> bytes:
 
 
 def decode(buffer: bytes | memoryview, rows: int, columns: int) -> tuple[SparseRows, int]:
-    """Return the rows and how many bytes at the start of `buffer` held them."""
+    """Return the sparse matrix, and how many bytes at the start of `buffer` held it."""
     reader = Reader(buffer)
     count, row_width = reader.fields(HEADER, "sparse header")
     require(2 * count <= reader.left, f"{count} values are cut short")
@@ -59,7 +62,7 @@ def decode(buffer: bytes | memoryview, rows: int, columns: int) -> tuple[SparseR
 
 
 def _as_columns(sparse: SparseRows, columns: int) -> bytes:
-    """Return how many entries each row has, and their columns."""
+    """Return header, entries of each row, and the column of every entry."""
     counts = np.diff(sparse.start)
     row_width = max(1, width_of(int(counts.max(initial=0))))
     head = HEADER.pack(len(sparse.column), row_width)
@@ -79,7 +82,7 @@ def _read_columns(
 
 
 def _as_gaps(sparse: SparseRows, columns: int) -> bytes:
-    """Return the gaps between entries in row-major order: low bits packed, the rest in unary."""
+    """Return the gaps between entries in row-major order, Golomb-Rice coded (gaps.py)."""
     gap = gaps_between(_positions(sparse, columns))
     width = choose_width(gap)
     unary = pack_unary(gap >> width)
@@ -108,7 +111,7 @@ def _positions(sparse: SparseRows, columns: int) -> Int64[np.ndarray, " count"]:
 
 
 def _problem(sparse: SparseRows, columns: int) -> str:
-    """Return what is wrong with the rows, or nothing."""
+    """Return what is wrong with the matrix, or an empty string."""
     start, column = sparse.start, sparse.column.astype(np.int64)
     if len(column) >= 2**31 or len(start) < 1 or len(sparse.value) != len(column):
         return f"{len(column)} columns, {len(sparse.value)} values, {len(start)} row starts"

@@ -1,4 +1,4 @@
-"""Steps <-> bytes, in the shortest form that holds all of them exactly."""
+"""Steps (others write scales) <-> bytes, in the shortest type that holds them exactly."""
 
 import numpy as np
 import torch
@@ -9,14 +9,14 @@ from nearplane.codes import ladder
 from nearplane.codes.corrupt import require
 
 FLOAT32, FLOAT16, BFLOAT16 = 0, 1, 2
-LADDER = 16  # + bits of a rung
+LADDER = 16  # a step type LADDER + width: points of a logarithmic grid, `width` bits each
 TYPE_BYTES = {FLOAT32: 4, FLOAT16: 2, BFLOAT16: 2}
 TYPE_NAMES = {FLOAT32: "float32", FLOAT16: "float16", BFLOAT16: "bfloat16"}
 SMALLEST_NORMAL, LARGEST = 2.0**-14, 65504.0  # of float16
 
 
 def stored_bytes(kind: int, count: int) -> int:
-    """Return the size of `count` steps of a type; CorruptError if there is no such type."""
+    """Return the bytes of `count` steps of type `kind`; CorruptError if there is no such type."""
     if LADDER <= kind <= LADDER + ladder.WIDEST:
         return ladder.stored_bytes(kind - LADDER, count)
     require(kind in TYPE_BYTES, f"step type {kind} is unknown")
@@ -24,10 +24,11 @@ def stored_bytes(kind: int, count: int) -> int:
 
 
 def round_step(step: Float[Tensor, "rows groups"]) -> Float32[Tensor, "rows groups"]:
-    """Return the nearest steps that 16 bits hold exactly; a matrix's only step stays float32.
+    """Round steps to 16 bits, returned as float32; a single step for the matrix stays float32.
 
-    All become float16 where its normal range holds every magnitude (or zero), else bfloat16. Round
-    steps before integers are chosen with them: `record.pack` never changes a step.
+    All are rounded to float16 if its normal range holds every magnitude (or zero), else to
+    bfloat16. Methods call this before they choose codes, since `record.pack` never changes a step.
+    ValueError if a rounded step is not finite.
     """
     step = step.to(torch.float32)
     if step.numel() > 1:
@@ -38,14 +39,14 @@ def round_step(step: Float[Tensor, "rows groups"]) -> Float32[Tensor, "rows grou
 
 
 def sixteen_bits(step: Float[Tensor, "rows groups"], leeway: float = 1) -> torch.dtype:
-    """Return float16 if its normal range holds `step`, leeway times up or down, else bfloat16."""
+    """Return float16 if its normal range holds step / leeway and step · leeway, else bfloat16."""
     size = step.abs()
     fits = (size == 0) | ((size / leeway >= SMALLEST_NORMAL) & (size * leeway <= LARGEST))
     return torch.float16 if bool(fits.all()) else torch.bfloat16
 
 
 def encode(step: Float32[np.ndarray, " count"]) -> tuple[int, bytes]:
-    """Return the type and the bytes of `step`, every bit of it preserved."""
+    """Return the step type and the bytes of `step`, from which `decode` makes the same bits."""
     if not np.isfinite(step).all():
         raise ValueError("a step is not finite")
     on_ladder = ladder.encode(step)
@@ -62,7 +63,7 @@ def encode(step: Float32[np.ndarray, " count"]) -> tuple[int, bytes]:
 
 
 def decode(buffer: bytes | memoryview, kind: int, count: int) -> Float32[np.ndarray, " count"]:
-    """Return the `count` steps in `buffer`, which is as long as `stored_bytes` says."""
+    """Return the `count` steps in `buffer`, which has exactly `stored_bytes(kind, count)` bytes."""
     if kind >= LADDER:
         step = ladder.decode(buffer, kind - LADDER, count)
     elif kind == BFLOAT16:

@@ -1,10 +1,20 @@
-"""What a checkpoint is worth: its perplexity, its bits, and whether it keeps its promises.
+"""Measure what a quantized model is worth, and check what its checkpoint claims.
 
-| file | idea |
+- Comes in: a model and a text, or a checkpoint directory, possibly with the original model.
+- Goes out: frozen dataclasses of numbers; `sentence()` is their line for people and `for_json()`
+  their dictionary. `verify` returns its problems as sentences.
+- This folder changes no checkpoint, and prints nothing; `nearplane.cli` does.
+
+Read `perplexity.py` first.
+
+| file | what it does |
 |---|---|
-| perplexity | how well a model predicts a text |
-| divergence | how far its predictions are from those of the model it was made of |
-| bits | where the bytes of a checkpoint are |
-| replay | the walk again, with stored values in the place of rounding |
-| verify | whether a checkpoint is whole, and its certificates true |
+| perplexity | perplexity of a model on a text |
+| divergence | KL divergence and top-1 agreement with the original model |
+| bits | what the bytes of a checkpoint are used for, and bits per weight |
+| verify | whether a checkpoint is undamaged, and the errors it states are true |
+| replay | runs calibration again with a checkpoint's values, for `verify` |
+
+To add a measurement, write a function of (model, windows, options) like `perplexity`, which gets
+its logits from `scored_logits`, and print its result in `nearplane/cli/evaluate.py`.
 """

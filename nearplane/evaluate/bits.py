@@ -1,4 +1,4 @@
-"""Where the bytes of a checkpoint are: from its files, not from what it says of itself."""
+"""Count what the bytes of a checkpoint are used for, from its files and not from its report."""
 
 import re
 from dataclasses import asdict, dataclass
@@ -13,7 +13,12 @@ from nearplane.types import NearplaneError
 
 @dataclass(frozen=True)
 class LayerBits:
-    """The stored bytes of one compressed layer."""
+    """The stored bytes of one compressed layer.
+
+    - `record_bytes`: all of them, with header and checksum.
+    - `code_bytes`, `step_bytes`, `outlier_bytes`: those of the integer codes, of the steps (scales)
+      and of the outliers.
+    """
 
     name: str
     rows: int
@@ -39,16 +44,17 @@ class LayerBits:
 
 
 @dataclass(frozen=True)
-class ByteAccount:
+class ByteCounts:
     """The bytes of a checkpoint's directory.
 
-    - `kept`: what tensors stay as they were: name with numbers as * -> (numbers, bytes).
+    - `uncompressed`: name of the tensors that are not compressed, with block numbers as "*" ->
+      (numbers, bytes).
     - `weight_files`: bytes of the safetensors files, their headers included.
     - `all_files`: bytes of everything in the directory.
     """
 
     layers: list[LayerBits]
-    kept: dict[str, tuple[int, int]]
+    uncompressed: dict[str, tuple[int, int]]
     weight_files: int
     all_files: int
 
@@ -58,41 +64,52 @@ class ByteAccount:
 
     @property
     def numbers(self) -> int:
-        """Weights and all numbers beside them."""
-        return self.weights + sum(count for count, _ in self.kept.values())
+        """Quantized weights and the numbers of all uncompressed tensors."""
+        return self.weights + sum(count for count, _ in self.uncompressed.values())
 
     @property
     def bpw(self) -> float:
-        """Bits per quantized weight, all that their records store."""
+        """Bits per quantized weight, of the whole records."""
         return 8 * sum(layer.record_bytes for layer in self.layers) / max(self.weights, 1)
 
     @property
     def bpw_of_files(self) -> float:
-        """Bits per number of the model, of the safetensors files with their headers."""
+        """Bits per number of the whole model, of the safetensors files with their headers."""
         return 8 * self.weight_files / max(self.numbers, 1)
 
     def sentence(self) -> str:
         """Return the totals in one line."""
-        kept_bytes = sum(size for _, size in self.kept.values())
+        megabytes = sum(size for _, size in self.uncompressed.values()) / 1e6
         return (
             f"{self.bpw:.4f} bits per weight of {self.weights:,} quantized weights; "
             f"{self.bpw_of_files:.4f} bits per number of the whole model "
-            f"({self.weight_files / 1e6:.1f} MB, {kept_bytes / 1e6:.1f} MB of them as they were)"
+            f"({self.weight_files / 1e6:.1f} MB, {megabytes:.1f} MB of them as they were)"
         )
 
     def for_json(self) -> dict[str, Any]:
-        totals = {"weights": self.weights, "bpw": self.bpw, "bpw_of_files": self.bpw_of_files}
-        kept = {name: {"numbers": n, "bytes": size} for name, (n, size) in self.kept.items()}
-        return asdict(self) | {"kept": kept} | totals
+        """Return what `nearplane inspect --json` prints as "bits"."""
+        uncompressed = {
+            name: {"numbers": count, "bytes": size}
+            for name, (count, size) in self.uncompressed.items()
+        }
+        return {
+            "layers": [asdict(layer) for layer in self.layers],
+            "kept": uncompressed,
+            "weight_files": self.weight_files,
+            "all_files": self.all_files,
+            "weights": self.weights,
+            "bpw": self.bpw,
+            "bpw_of_files": self.bpw_of_files,
+        }
 
 
-def account(directory: Path) -> ByteAccount:
-    """Return where the bytes of a checkpoint are; headers of records are read, codes are not."""
+def count_bytes(directory: Path) -> ByteCounts:
+    """Return what the bytes of a checkpoint are used for; no record is decoded."""
     checkpoint = open_checkpoint(directory)
     shards = {directory / file for file in checkpoint.file_of.values()}
-    return ByteAccount(
+    return ByteCounts(
         layers=[layer_bits(checkpoint, name) for name in checkpoint.layers],
-        kept=kept_tensors(checkpoint),
+        uncompressed=uncompressed_sizes(checkpoint),
         weight_files=sum(shard.stat().st_size for shard in shards),
         all_files=sum(path.stat().st_size for path in directory.rglob("*") if path.is_file()),
     )
@@ -110,7 +127,7 @@ def is_checkpoint(name: str | Path) -> bool:
 
 
 def layer_bits(checkpoint: Checkpoint, name: str) -> LayerBits:
-    """Return the bytes of one layer from its record's header."""
+    """Return the byte counts of one layer, from the header of its record."""
     record = checkpoint.tensor(name + fmt.RECORD)
     header = checked_header(record, checkpoint.layers[name], f"{checkpoint.directory}: {name}")
     return LayerBits(
@@ -124,13 +141,16 @@ def layer_bits(checkpoint: Checkpoint, name: str) -> LayerBits:
     )
 
 
-def kept_tensors(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
-    """Return the tensors that are no records, those of all blocks together, the largest first."""
+def uncompressed_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
+    """Return name -> (numbers, bytes) of the uncompressed tensors, the largest first.
+
+    Tensors whose names differ in numbers only, such as those of all blocks, are added up.
+    """
     sums: dict[str, tuple[int, int]] = {}
     for name in checkpoint.file_of:
         if not name.endswith(fmt.RECORD):
             tensor = checkpoint.tensor(name)
-            kind = re.sub(r"\b\d+\b", "*", name)
-            numbers, size = sums.get(kind, (0, 0))
-            sums[kind] = numbers + tensor.numel(), size + tensor.nbytes
+            pattern = re.sub(r"\b\d+\b", "*", name)
+            numbers, size = sums.get(pattern, (0, 0))
+            sums[pattern] = numbers + tensor.numel(), size + tensor.nbytes
     return dict(sorted(sums.items(), key=lambda item: -item[1][1]))

@@ -1,4 +1,4 @@
-"""How far a model's predictions are from those of the model it was made of."""
+"""KL divergence and top-1 agreement between a quantized model and the original model."""
 
 import time
 from dataclasses import asdict, dataclass
@@ -9,8 +9,8 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from nearplane.evaluate.perplexity import (
-    Cut,
     Perplexity,
+    WindowOptions,
     Windows,
     batches,
     perplexity_of,
@@ -19,16 +19,17 @@ from nearplane.evaluate.perplexity import (
 )
 from nearplane.types import NearplaneError, Progress, no_progress
 
-MODELS = 2  # whose logits are in memory at once
+MODELS = 2  # logits of so many models are in memory at once
 
 
 @dataclass(frozen=True)
 class Divergence:
-    """What a model's predictions lost against a reference's, over the scored tokens of a text.
+    """How a model's predictions differ from a reference's, over the scored tokens of a text.
 
     - `kl`: mean of Σ_v p(v) log(p(v) / q(v)) in nats; p is the reference, q the model.
-    - `top1`: share of the tokens at which both hold the same token to be the likeliest.
-    - `model`, `reference`: the perplexities of both, of the same logits.
+    - `top1`: share of the tokens for which both models predict the same most likely token.
+    - `tokens`: the number of scored tokens.
+    - `model`, `reference`: the perplexities of both models, from the same logits.
     """
 
     kl: float
@@ -38,7 +39,7 @@ class Divergence:
     reference: Perplexity
 
     def sentence(self) -> str:
-        """Return the result with what it must not be quoted without."""
+        """Return the result in one line, with the conditions of the measurement."""
         return (
             f"KL divergence {self.kl:.5f} nats a token, top-1 agreement {100 * self.top1:.2f} % "
             f"(against a perplexity of {self.reference.perplexity:.4f}, {self.tokens} tokens)"
@@ -50,7 +51,7 @@ class Divergence:
 
 @dataclass
 class Sums:
-    """What is added up of every slice of tokens."""
+    """Sums over the tokens that were scored so far; the losses are negative log-likelihoods."""
 
     kl: float = 0.0
     agreed: int = 0
@@ -62,16 +63,17 @@ def divergence(
     model: nn.Module,
     reference: nn.Module,
     windows: Windows,
-    cut: Cut,
+    options: WindowOptions,
     progress: Progress = no_progress,
 ) -> Divergence:
-    """Return how far `model` is from `reference` on windows that `cut` made.
+    """Return how much the predictions of `model` differ from those of `reference`.
 
-    Both run over the same windows, and only slices of their logits are ever in memory.
+    Both models run on the same windows; their logits are computed for a few tokens at a time.
 
-    - `progress`: is called with the share of the windows that has been done.
+    - `windows`, `options`: what `text_windows` returned, and the options it was given.
+    - `progress`: is called with the share of the windows that is done.
 
-    Raises NearplaneError when their vocabularies differ, or a loss is not a finite number.
+    Raises NearplaneError if their vocabularies differ, or if a loss is not finite.
     """
     check_vocabularies(model, reference)
     started = time.perf_counter()
@@ -81,22 +83,22 @@ def divergence(
         for (ours, target), (theirs, _) in zip(*both, strict=True):
             add_slice(sums, ours, theirs.to(ours.device), target)
     seconds = time.perf_counter() - started
-    own = perplexity_of(sums.model_loss, windows, cut, seconds)
+    own = perplexity_of(sums.model_loss, windows, options, seconds)
     return Divergence(
         kl=sums.kl / own.tokens,
         top1=sums.agreed / own.tokens,
         tokens=own.tokens,
         model=own,
-        reference=perplexity_of(sums.reference_loss, windows, cut, seconds),
+        reference=perplexity_of(sums.reference_loss, windows, options, seconds),
     )
 
 
 def check_vocabularies(model: Any, reference: Any) -> None:
-    """Raise NearplaneError unless both models predict equally many tokens."""
-    known = [m.get_output_embeddings().weight.shape[0] for m in (model, reference)]
-    if known[0] != known[1]:
+    """Raise NearplaneError unless both models have vocabularies of the same size."""
+    sizes = [m.get_output_embeddings().weight.shape[0] for m in (model, reference)]
+    if sizes[0] != sizes[1]:
         raise NearplaneError(
-            f"the vocabularies differ: {known[0]} tokens against the reference's {known[1]}; "
+            f"the vocabularies differ: {sizes[0]} tokens against the reference's {sizes[1]}; "
             "a divergence needs the model that this one was made of"
         )
 
@@ -107,8 +109,8 @@ def add_slice(
     reference: Float[Tensor, "batch some vocabulary"],
     target: Int64[Tensor, "batch some"],
 ) -> None:
-    """Add the logits of both models for the same tokens to the sums."""
-    # bfloat16 has no fast search for the largest; log-softmax would make equals of near ones
+    """Add the losses and the divergence of some tokens, from both models' logits, to `sums`."""
+    # argmax of bfloat16 is slow; argmax of the log-probabilities would find ties that logits lack
     model, reference = model.float(), reference.float()
     sums.agreed += int(agreements(model, reference).sum())
     log_q, log_p = model.log_softmax(-1), reference.log_softmax(-1)
@@ -120,7 +122,7 @@ def add_slice(
 def agreements(
     model: Float[Tensor, "*tokens vocabulary"], reference: Float[Tensor, "*tokens vocabulary"]
 ) -> Bool[Tensor, "*tokens"]:
-    """Return where both models hold the same token to be the likeliest; of equals, the first."""
+    """Return for which tokens the argmax of both logits is the same; ties give the first."""
     return model.argmax(-1) == reference.argmax(-1)
 
 

@@ -1,4 +1,4 @@
-"""How well a causal language model predicts a text."""
+"""Perplexity of a causal language model on a text, computed in windows of tokens."""
 
 import hashlib
 import math
@@ -17,19 +17,19 @@ from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.calibration import opening_token
 from nearplane.walk.documents import read_text
 
-BATCH_TOKENS = 4096  # of one forward pass; compressed layers are decoded once for all of them
-LOGIT_BYTES = 2e8
-BYTES_PER_LOGIT = 12  # the model's own, float32, and what the loss makes of it
+BATCH_TOKENS = 4096  # tokens in one forward pass, for all of which a layer is decoded only once
+LOGIT_BYTES = 2e8  # memory that logits may take
+BYTES_PER_LOGIT = 12  # one in the model's dtype, one in float32 and a temporary of the loss
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a text is cut into windows.
+class WindowOptions:
+    """How a text is split into windows of tokens; NearplaneError for values out of range.
 
-    - `context`: tokens of a window, the opening one included.
-    - `stride`: tokens from one window's start to the next one's, of which the last so many are
-      scored; None is the context, so that windows are disjoint.
-    - `windows`: at most so many; None for all.
+    - `context`: tokens of a window, the BOS token included.
+    - `stride`: tokens from the start of one window to the start of the next. Only the last `stride`
+      tokens of a window are scored. None is `context`: disjoint windows.
+    - `windows`: the largest number of windows; None for all.
     """
 
     context: int = 1024
@@ -50,7 +50,7 @@ class Cut:
 
 @dataclass(frozen=True)
 class Windows:
-    """A text as token windows of one length; the last `scored` tokens of each are predicted."""
+    """Windows of tokens; the last `scored` of each are scored, and `bos` is the first, if any."""
 
     tokens: Int64[Tensor, "windows context"]
     scored: int
@@ -59,7 +59,11 @@ class Windows:
 
 @dataclass(frozen=True)
 class Perplexity:
-    """exp of the mean negative log-likelihood of the scored tokens, and how it was measured."""
+    """The perplexity, exp(nll), and how it was measured.
+
+    - `nll`: mean negative log-likelihood of the scored tokens, in nats.
+    - `fingerprint`: SHA-256 of the tokens of all windows.
+    """
 
     perplexity: float
     nll: float
@@ -72,7 +76,7 @@ class Perplexity:
     fingerprint: str
 
     def sentence(self) -> str:
-        """Return the result with what it must not be quoted without."""
+        """Return the result in one line, with the conditions of the measurement."""
         opened = "no opening token" if self.bos is None else f"opened by token {self.bos}"
         return (
             f"perplexity {self.perplexity:.4f} (context {self.context}, stride {self.stride}, "
@@ -83,57 +87,64 @@ class Perplexity:
         return asdict(self)
 
 
-def cut_text(text: str | Path, tokenizer: Any, cut: Cut) -> Windows:
+def text_windows(text: str | Path, tokenizer: Any, options: WindowOptions) -> Windows:
     """Return the windows of a text file.
 
-    Raises NearplaneError when it cannot be read or does not fill one window.
+    Raises NearplaneError if it cannot be read or is shorter than one window.
     """
     path = Path(text)
     if not path.is_file():
         raise NearplaneError(f"there is no text file {path}")
     stream = tokenizer("".join(read_text(path)), add_special_tokens=False).input_ids
-    return cut_tokens(torch.tensor(stream, dtype=torch.long), opening_token(tokenizer), cut, path)
+    tokens = torch.tensor(stream, dtype=torch.long)
+    return token_windows(tokens, opening_token(tokenizer), options, path)
 
 
-def cut_tokens(
-    stream: Int64[Tensor, " tokens"], bos: int | None, cut: Cut, name: str | Path = "the text"
+def token_windows(
+    stream: Int64[Tensor, " tokens"],
+    bos: int | None,
+    options: WindowOptions,
+    name: str | Path = "the text",
 ) -> Windows:
-    """Return windows of `context` tokens, each opened by `bos` if there is one.
+    """Return windows of `context` tokens, each beginning with `bos` if it is not None.
 
-    Windows start `stride` tokens apart, or as far as keeps every token of disjoint ones; tokens
-    that fill no last window are left out.
+    Windows start `stride` tokens apart, or `context` − 1 if `bos` takes one token of disjoint
+    windows. Tokens at the end that do not fill a window are left out.
+
+    - `name`: what the text is called in the NearplaneError if it is shorter than one window.
     """
-    body = cut.context - (bos is not None)
-    stride = min(cut.stride or cut.context, body)
-    if len(stream) < body:
+    length = options.context - (bos is not None)
+    stride = min(options.stride or options.context, length)
+    if len(stream) < length:
         raise NearplaneError(
-            f"{name} has {len(stream)} tokens, and one window of {cut.context} needs {body}: "
+            f"{name} has {len(stream)} tokens, and one window of {options.context} needs {length}: "
             "give a longer text or a smaller context"
         )
-    windows = stream.unfold(0, body, stride)[: cut.windows]
+    windows = stream.unfold(0, length, stride)[: options.windows]
     if bos is not None:
         windows = torch.cat([torch.full((len(windows), 1), bos), windows], dim=1)
-    return Windows(windows, min(stride, cut.context - 1), bos)
+    return Windows(windows, min(stride, options.context - 1), bos)
 
 
 def perplexity(
-    model: nn.Module, windows: Windows, cut: Cut, progress: Progress = no_progress
+    model: nn.Module, windows: Windows, options: WindowOptions, progress: Progress = no_progress
 ) -> Perplexity:
-    """Return the perplexity of `model` on windows that `cut` made.
+    """Return the perplexity of `model`.
 
-    - `progress`: is called with the share of the windows that has been done.
+    - `windows`, `options`: what `text_windows` returned, and the options it was given.
+    - `progress`: is called with the share of the windows that is done.
 
-    Raises NearplaneError when the model's loss is not a finite number.
+    Raises NearplaneError if the model's loss is not finite.
     """
     started = time.perf_counter()
     total = 0.0
     for batch in with_progress(batches(windows), progress):
         total += float(losses(model, batch, windows.scored).sum())
-    return perplexity_of(total, windows, cut, time.perf_counter() - started)
+    return perplexity_of(total, windows, options, time.perf_counter() - started)
 
 
 def with_progress(parts: Sequence[Tensor], progress: Progress) -> Iterator[Tensor]:
-    """Yield all parts, and report what share of them has been done."""
+    """Yield all parts, and call `progress` with the share of them that is done."""
     for number, part in enumerate(parts):
         progress("evaluating", number / len(parts))
         yield part
@@ -141,12 +152,17 @@ def with_progress(parts: Sequence[Tensor], progress: Progress) -> Iterator[Tenso
 
 
 def batches(windows: Windows) -> tuple[Tensor, ...]:
-    """Return the tokens of `windows` in parts that go through the body at once."""
+    """Return the tokens of `windows` in batches, one for each forward pass."""
     return windows.tokens.split(max(1, BATCH_TOKENS // windows.tokens.shape[1]))
 
 
-def perplexity_of(total: float, windows: Windows, cut: Cut, seconds: float) -> Perplexity:
-    """Return the result for losses that sum to `total`; NearplaneError if that is not finite."""
+def perplexity_of(
+    total: float, windows: Windows, options: WindowOptions, seconds: float
+) -> Perplexity:
+    """Return the result for negative log-likelihoods that sum to `total` nats.
+
+    NearplaneError if that is not finite.
+    """
     count, context = windows.tokens.shape
     tokens = count * windows.scored
     nll = total / tokens
@@ -157,7 +173,7 @@ def perplexity_of(total: float, windows: Windows, cut: Cut, seconds: float) -> P
         nll=nll,
         tokens=tokens,
         context=context,
-        stride=cut.stride or context,
+        stride=options.stride or context,
         windows=count,
         bos=windows.bos,
         seconds=seconds,
@@ -181,7 +197,8 @@ def scored_logits(
 ) -> Iterator[tuple[Float[Tensor, "batch some vocabulary"], Int64[Tensor, "batch some"]]]:
     """Yield the logits that predict the last `scored` tokens of each window, and these tokens.
 
-    The body runs once; the head runs on slices, so that logits of a large vocabulary stay small.
+    The body (`base_model`) runs once; the output head runs on some tokens at a time, so that the
+    logits of a large vocabulary take little memory.
 
     - `models`: how many models' logits are in memory at the same time.
     """
@@ -190,16 +207,16 @@ def scored_logits(
     with torch.no_grad():
         output = whole.base_model(input_ids=tokens, use_cache=False)
     hidden = output[0][:, -scored - 1 : -1]
-    some = slice_of(whole, len(tokens) * models)
+    some = tokens_per_slice(whole, len(tokens) * models)
     for first in range(0, scored, some):
-        # a product with inputs that are not contiguous takes forty times as long in bfloat16
+        # products of bfloat16 inputs that are not contiguous take forty times as long
         part = hidden[:, first : first + some].contiguous()
         target = tokens[:, tokens.shape[1] - scored + first :][:, : part.shape[1]]
         yield head_logits(whole, output, part, target), target
 
 
-def slice_of(model: Any, windows: int) -> int:
-    """Return how many tokens of each window go through the head at once."""
+def tokens_per_slice(model: Any, windows: int) -> int:
+    """Return how many tokens of each window the output head is computed for at once."""
     vocabulary = model.get_output_embeddings().weight.shape[0]
     return max(1, int(LOGIT_BYTES / (vocabulary * BYTES_PER_LOGIT * windows)))
 
@@ -210,15 +227,22 @@ def head_logits(
     hidden: Float[Tensor, "batch some hidden"],
     target: Int64[Tensor, "batch some"],
 ) -> Float[Tensor, "batch some vocabulary"]:
-    """Return the logits that the model's head makes of `hidden`, which predict `target`."""
+    """Return the logits that the model computes from last hidden states.
+
+    - `output`: what the body returned, from which all other fields are taken.
+    - `target`: passed as `input_ids`, which only the replaced body would read.
+    """
     given = type(output)(**{**output, "last_hidden_state": hidden})
-    with body_gives(model, given), torch.no_grad():
+    with fixed_body_output(model, given), torch.no_grad():
         return model(input_ids=target, use_cache=False).logits
 
 
 @contextmanager
-def body_gives(model: Any, output: Any) -> Iterator[None]:
-    """Let the model's body return `output`, so that a forward pass is the head and its scaling."""
+def fixed_body_output(model: Any, output: Any) -> Iterator[None]:
+    """Let the model's body return `output`, so that a forward pass computes the output head alone.
+
+    Families scale or cap logits in ways of their own, which only their `forward` knows.
+    """
     body = model.base_model
     try:
         body.forward = lambda *_, **__: output

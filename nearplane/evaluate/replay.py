@@ -1,4 +1,4 @@
-"""The walk again with stored values in the place of rounding: every layer's loss comes out anew."""
+"""Run calibration again with a checkpoint's values, to compute the loss of every layer anew."""
 
 import tempfile
 from collections.abc import Iterator
@@ -25,7 +25,10 @@ from nearplane.walk.walk import Prepared, Walk
 
 @dataclass
 class Replay(Walk):
-    """A walk that puts a checkpoint's values into the model and yields (layer, value, loss)."""
+    """A `Walk` that takes values from a checkpoint instead of quantizing.
+
+    It yields (layer, value, loss) for every layer of the checkpoint.
+    """
 
     checkpoint: Checkpoint = field(kw_only=True)
 
@@ -36,12 +39,12 @@ class Replay(Walk):
 
 @dataclass
 class StoredValues(Rounder):
-    """Takes what was stored of the layers in place of rounding them."""
+    """Replaces weights by the values of a checkpoint, where `Rounder` would quantize them."""
 
     checkpoint: Checkpoint = field(kw_only=True)
 
     def round(self, layers: list[Layer], inputs: InputStatistics) -> Iterator[Any]:
-        """Yield every layer with its value and Σ error · hessian · errorᵀ."""
+        """Yield every layer with its value and its loss, Σ error · hessian · errorᵀ over rows."""
         hessian = inputs.hessian.double()
         for layer in layers:
             value = decoded(self.checkpoint, layer.name)
@@ -57,16 +60,17 @@ def replayed_losses(
     checkpoint: Checkpoint,
     dtype: torch.dtype | None = None,
 ) -> Iterator[tuple[str, float]]:
-    """Yield name and loss of every stored layer; the model is used up.
+    """Yield name and loss of every compressed layer; the weights of `source` are overwritten.
 
-    What a layer is given depends only on the layers before it, and they hold the values that they
-    held when it was rounded. Of the weights one block is in memory at a time where the source
-    allows it, and hidden states are in a file beside the checkpoint.
+    The inputs of a layer depend only on the layers before it. These have the values they had when
+    it was quantized, so its Hessian and its loss come out the same. If `source` reads blocks from
+    disk, one block is in memory at a time. Hidden states are in a temporary file.
 
-    - `dtype`: that the walk computed in; the model's own if None.
+    - `tokens`: the calibration sequences of the run.
+    - `dtype`: the dtype that the run computed in; None for the model's own.
     """
     split_experts_(source.model)
-    limits = ActivationLimits(directory=writable_beside(checkpoint.directory))
+    limits = ActivationLimits(directory=writable_directory(checkpoint.directory))
     place = Placement(source.model, source.loader, dtype, limits)
     walk = Replay(
         source.model,
@@ -81,7 +85,7 @@ def replayed_losses(
 
 
 def stored_layers(model: Any, checkpoint: Checkpoint) -> Selection:
-    """Return the selection of the layers that a checkpoint stores compressed, those of `model`."""
+    """Return the layers of `model` that the checkpoint stores compressed."""
     prefix = f"{find_blocks(model)[0]}."
     names = dict(model.named_modules())
     known = [name for name in checkpoint.layers if name in names]
@@ -90,17 +94,17 @@ def stored_layers(model: Any, checkpoint: Checkpoint) -> Selection:
     return Selection(Rules(), inside, outside)
 
 
-def writable_beside(directory: Path) -> Path:
-    """Return the directory above one if files can be made there, else where temporary ones go."""
-    above = directory.expanduser().resolve().parent
+def writable_directory(directory: Path) -> Path:
+    """Return the parent of `directory` if it is writable, else the system's temporary directory."""
+    parent = directory.expanduser().resolve().parent
     try:
-        with tempfile.TemporaryFile(dir=above):
-            return above
+        with tempfile.TemporaryFile(dir=parent):
+            return parent
     except OSError:
         return Path(tempfile.gettempdir())
 
 
 def decoded(checkpoint: Checkpoint, name: str) -> Float[Tensor, "rows columns"]:
-    """Return the value that a layer's record holds."""
+    """Return the dequantized weight of a layer, from its record."""
     stored = codes.unpack(checkpoint.record(name))
     return types.value(stored.code, stored.step, stored.group_size, stored.outliers)

@@ -1,4 +1,4 @@
-"""Whether a checkpoint is whole, and whether what it says of its errors is true."""
+"""Check that a checkpoint is undamaged, and that the errors it states for its layers are true."""
 
 import math
 from collections.abc import Iterator
@@ -19,51 +19,55 @@ from nearplane.model.open_model import OpenModel, open_model, open_without_weigh
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import CalibrationRequest, Text, calibrate
 
-# what rounding the stored certificate to 7 digits may do
+# the numbers of a certificate are stored with 7 digits
 DIGITS_TOLERANCE = 1e-6
 WEIGHT_TOLERANCE = 1e-5
-# sums over tokens in float32, and blocks in bfloat16, differ by as much between machines
+# between machines, float32 sums over tokens and bfloat16 forward passes differ by so much
 LOSS_TOLERANCE = 0.02
 
 
 @dataclass
 class Findings:
-    """What was checked, in sentences, and what is wrong."""
+    """One sentence for each check that passed, and one for each problem that was found."""
 
     checked: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
 
-    def note(self, what: str, problems: list[str]) -> None:
-        """Add one check; it is said to have passed only when it found nothing."""
+    def add(self, sentence: str, problems: list[str]) -> None:
+        """Add one check; `sentence` counts as checked only if there are no problems."""
         self.problems += problems
         if not problems:
-            self.checked.append(what)
+            self.checked.append(sentence)
 
 
 def verify(directory: str) -> Findings:
-    """Check a checkpoint by itself: its sums, its records, its certificates."""
+    """Check the checksums, records and certificates of a checkpoint, without the original model."""
     found = Findings()
-    found.note("every file is as SHA256SUMS says", verify_sums(directory))
+    found.add("every file is as SHA256SUMS says", verify_sums(directory))
     broken = check_layers(directory)
-    found.note("every record is whole and decodes", broken)
+    found.add("every record is whole and decodes", broken)
     if not broken:
         layers = open_checkpoint(directory).layers
-        wrong = [problem for name, entry in layers.items() for problem in doubts(name, entry)]
+        wrong = [
+            problem for name, entry in layers.items() for problem in contradictions(name, entry)
+        ]
         bounded = sum(entry.get("bound") is not None for entry in layers.values())
-        what = f"{len(layers)} certificates hold together, {bounded} of them with a bound"
-        found.note(what, wrong)
+        sentence = f"{len(layers)} certificates hold together, {bounded} of them with a bound"
+        found.add(sentence, wrong)
     return found
 
 
 def verify_against(
     directory: str, model: str, calibration: Text | None = None, found: Findings | None = None
 ) -> Findings:
-    """Check the certificates again, on the weights they speak of and the text they rest on.
+    """Compute the errors that certificates state again, from the original model.
 
-    - `calibration`: where the text is now; as the recipe says, if None.
+    ‖weight − value‖² must agree to a relative 1e-5. The loss needs the calibration tokens and is
+    not checked without them; it must agree to 2 %, since hidden states differ between machines.
 
-    ‖weight − value‖² must agree to 1e-5. The loss needs the calibration's tokens, and is not
-    checked without them; it must agree to 2 %, since hidden states differ between machines.
+    - `model`: the original model, a directory or a name on the hub.
+    - `calibration`: the calibration text; None for the one that the recipe names.
+    - `found`: findings to add to; new ones if None.
     """
     found = found or Findings()
     checkpoint = open_checkpoint(directory)
@@ -71,30 +75,30 @@ def verify_against(
     by_blocks = not empty.is_gguf and stand_alone(empty.model, find_blocks(empty.model)[1])
     source = open_model(empty, by_blocks=by_blocks)
     split_experts_(source.model)
-    found.note("weight errors recomputed", list(wrong_weights(checkpoint, source)))
-    tokens, why_not = tokens_of(checkpoint, source, calibration)
+    found.add("weight errors recomputed", list(wrong_weights(checkpoint, source)))
+    tokens, why_not = calibration_tokens(checkpoint, source, calibration)
     if tokens is None:
         found.checked.append(f"not checked: the calibration loss, because {why_not}")
         return found
-    compared = Compared(checkpoint)
-    dtype = TYPES.get(recipe_of(checkpoint).get("arithmetic"))
+    compared = LossComparison(checkpoint)
+    dtype = TYPES.get(recipe_of(checkpoint).get("arithmetic", ""))
     for name, loss in replayed_losses(source, tokens, checkpoint, dtype):
-        compared.note(name, loss)
-    found.note(f"calibration losses recomputed, {compared.sentence()}", compared.problems)
+        compared.add(name, loss)
+    found.add(f"calibration losses recomputed, {compared.sentence()}", compared.problems)
     return found
 
 
 @dataclass
-class Compared:
-    """Recomputed losses beside the stored ones."""
+class LossComparison:
+    """Compares recomputed losses with those that a checkpoint states."""
 
     checkpoint: Checkpoint
     problems: list[str] = field(default_factory=list)
     count: int = 0
     worst: float = 0.0
 
-    def note(self, name: str, loss: float) -> None:
-        """Compare the loss of one layer."""
+    def add(self, name: str, loss: float) -> None:
+        """Compare the recomputed loss of one layer."""
         stored = self.checkpoint.layers[name]["loss"]
         self.count += 1
         self.worst = max(self.worst, abs(loss - stored) / max(stored, 1e-30))
@@ -102,11 +106,12 @@ class Compared:
             self.problems.append(f"{name}: the loss is {loss:g}, stored {stored:g}")
 
     def sentence(self) -> str:
+        """Return the number of layers and the largest relative difference."""
         return f"{self.count} layers, the worst off by {self.worst:.1e} ({LOSS_TOLERANCE} allowed)"
 
 
-def doubts(name: str, entry: dict[str, Any]) -> Iterator[str]:
-    """Yield what cannot be true of a layer's certificate."""
+def contradictions(name: str, entry: dict[str, Any]) -> Iterator[str]:
+    """Yield one sentence for everything that cannot be true of a layer's certificate."""
     numbers: dict[str, Any] = {
         key: entry.get(key) for key in ("loss", "damped_loss", "energy", "weight_error")
     }
@@ -119,27 +124,30 @@ def doubts(name: str, entry: dict[str, Any]) -> Iterator[str]:
     bound = entry.get("bound")
     if bound is None and not entry.get("void"):
         yield f"{name}: there is no bound, and nothing says why"
-    # not "above": a bound that is not a number bounds nothing
+    # "not <=" instead of ">", so that a bound of NaN is a problem
     if bound is not None and not numbers["damped_loss"] <= bound * (1 + DIGITS_TOLERANCE):
         yield f"{name}: damped loss {numbers['damped_loss']:g} is above its bound {bound:g}"
 
 
 def wrong_weights(checkpoint: Checkpoint, source: OpenModel) -> Iterator[str]:
-    """Yield the layers whose ‖weight − value‖² is not what the certificate says, block by block."""
+    """Yield one sentence for every layer whose ‖weight − value‖² differs from its certificate.
+
+    Blocks are loaded one at a time, after the layers outside of them.
+    """
     prefix, blocks = find_blocks(source.model)
-    insides = [f"{prefix}.{index}." for index in range(len(blocks))]
-    outside = {n: e for n, e in checkpoint.layers.items() if not n.startswith(tuple(insides))}
-    yield from wrong_among(outside, checkpoint, source.model)
-    for index, inside in enumerate(insides):
-        layers = {n: e for n, e in checkpoint.layers.items() if n.startswith(inside)}
+    prefixes = [f"{prefix}.{index}." for index in range(len(blocks))]
+    outside = {n: e for n, e in checkpoint.layers.items() if not n.startswith(tuple(prefixes))}
+    yield from wrong_weights_among(outside, checkpoint, source.model)
+    for index, block_prefix in enumerate(prefixes):
+        layers = {n: e for n, e in checkpoint.layers.items() if n.startswith(block_prefix)}
         with source.loader.loaded(index):
-            yield from wrong_among(layers, checkpoint, source.model)
+            yield from wrong_weights_among(layers, checkpoint, source.model)
 
 
-def wrong_among(
+def wrong_weights_among(
     layers: dict[str, dict[str, Any]], checkpoint: Checkpoint, model: nn.Module
 ) -> Iterator[str]:
-    """Yield those of some layers, which are in memory, that are not as certified."""
+    """Yield the sentences of `wrong_weights` for some layers, whose weights are in memory."""
     for name, entry in layers.items():
         weight = weight_in(model, name)
         if weight is None or tuple(weight.shape) != (entry["rows"], entry["columns"]):
@@ -152,7 +160,7 @@ def wrong_among(
 
 
 def weight_in(model: nn.Module, name: str) -> Float[Tensor, "rows columns"] | None:
-    """Return the weight of the layer called `name`, as (out, in), or None."""
+    """Return the weight of layer `name`, or None if `model` has no such layer."""
     try:
         return Layer(name, model.get_submodule(name)).weight().detach().float()
     except AttributeError:
@@ -160,29 +168,29 @@ def weight_in(model: nn.Module, name: str) -> Float[Tensor, "rows columns"] | No
 
 
 def agree(actual: float, stored: float, tolerance: float) -> bool:
-    """Whether two sums of squares are the same up to `tolerance` of the stored one."""
+    """Whether |actual − stored| is at most `tolerance` · stored, but for tiny values."""
     return abs(actual - stored) <= tolerance * stored + 1e-12
 
 
 def recipe_of(checkpoint: Checkpoint) -> dict[str, Any]:
-    """Return the recipe, empty if the checkpoint names none."""
+    """Return the recipe in config.json, or an empty dictionary."""
     return dict(checkpoint.config["quantization_config"].get("recipe") or {})
 
 
-def tokens_of(
+def calibration_tokens(
     checkpoint: Checkpoint, source: OpenModel, calibration: Text | None
 ) -> tuple[Tensor | None, str]:
-    """Return the calibration's tokens if they can be had again, or None and why not."""
-    account = recipe_of(checkpoint).get("calibration") or {}
-    sizes = account.get("sequences", 0), account.get("length", 0)
+    """Return the calibration tokens of the run, or None and the reason why they cannot be made."""
+    stored = recipe_of(checkpoint).get("calibration") or {}
+    sizes = stored.get("sequences", 0), stored.get("length", 0)
     wanted = CalibrationRequest(
-        *sizes, account.get("chat_template", False), account.get("spread", False)
+        *sizes, stored.get("chat_template", False), stored.get("spread", False)
     )
-    text = calibration if calibration is not None else account.get("source", "")
+    text = calibration if calibration is not None else stored.get("source", "")
     try:
         tokens, again = calibrate(text, source.tokenizer, wanted)
     except NearplaneError as error:
         return None, f"it cannot be made again: {error}"
-    if again.fingerprint != account.get("fingerprint"):
+    if again.fingerprint != stored.get("fingerprint"):
         return None, f"{text} does not give the tokens of the recipe (their fingerprints differ)"
     return tokens, ""

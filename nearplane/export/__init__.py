@@ -1,24 +1,41 @@
-"""Files and foreign systems: the native checkpoint, and transformers reading it.
+"""Read and write checkpoints, and let transformers and vLLM load them.
 
-| file | idea |
+The format is docs/formats/checkpoint.md: safetensors files in which the weight of a compressed
+layer is a record (docs/formats/record.md), and a `quantization_config` in config.json.
+
+- Comes in: records and uncompressed tensors, one by one, from `nearplane.pipeline`; or a directory,
+  which may be damaged or come from an attacker.
+- Goes out: a checkpoint directory that appears complete or not at all; or a model whose linear
+  layers are `CompressedLinear`. Whatever is wrong with a file raises `NearplaneError`.
+- This folder may import `nearplane.codes` and `nearplane.model`. It quantizes nothing.
+
+Read `checkpoint_writer.py` first, then `checkpoint_reader.py`.
+
+| file | what it does |
 |---|---|
-| layout | what a checkpoint's files are called, what config.json says of its layers |
-| sums | SHA256SUMS in the one form that its directory dictates |
-| partial | a directory that appears whole or not at all |
-| lock | one run at a time for an output directory |
-| checkpoint_writer | tensors one by one -> a checkpoint |
-| ledger | what an unfinished run has done, for the run that goes on with it |
-| remaining | the tensors that are stored as the model has them |
-| companions | tokenizer, licence and such: files copied from the source model |
-| checkpoint_reader | a checkpoint -> tensors one by one, and what is wrong with it |
-| record_check | whether a record is whole and its layer's |
-| linear | a linear layer that multiplies by its record |
-| experts | splitting the experts of a model that a checkpoint names one by one |
-| transformers | from_pretrained, save_pretrained and dequantize for such layers |
-| registration | transformers learns of us when somebody imports it, and no sooner |
-| load | a directory or hub name -> a model |
-| vllm/ | vLLM's plugin: layers fused and cut for several processes |
+| checkpoint_format | names of a checkpoint's files, and the `quantization_config` of config.json |
+| checkpoint_writer | writes a checkpoint tensor by tensor |
+| shard_file | writes one safetensors file without keeping its tensors in memory |
+| uncompressed | the tensors that are stored uncompressed |
+| companion_files | tokenizer, licence and other files that are copied from the source model |
+| checksums | writes and verifies SHA256SUMS |
+| output_directory | makes an output directory appear complete or not at all |
+| output_lock | lets one process at a time write an output directory |
+| ledger | the finished layers of an unfinished run, for `--resume` |
+| checkpoint_reader | reads a checkpoint tensor by tensor, and checks it |
+| record_check | checks a record without decoding it |
+| compressed_linear | a linear layer that multiplies by its record |
+| load | `nearplane.load`: a directory or a name on the hub -> a model |
+| transformers | the quantizer behind `from_pretrained`, `save_pretrained` and `dequantize` |
+| registration | registers that quantizer once transformers is imported |
+| vllm/ | the plugin through which vLLM serves checkpoints |
 
-The format is docs/formats/checkpoint.md. Nothing is imported here: `import nearplane` must not
-wait for transformers.
+To write another system's format, add a file here that begins with a table "theirs | ours" of its
+names, and takes tensors like `CheckpointWriter.add`; `nearplane.pipeline.quantize` calls the
+writer.
+
+To let another system read our checkpoints, start from `vllm/`: it needs `checkpoint_format` for
+config.json, `check_record` for the bytes, and `nearplane.codes.resident` for the product.
+
+Nothing is imported in this file, because `import nearplane` must not import transformers.
 """

@@ -1,4 +1,4 @@
-"""What a checkpoint's files are called, and what its config.json says of the compressed layers."""
+"""The names of a checkpoint's files, and the `quantization_config` that its config.json holds."""
 
 import dataclasses
 import json
@@ -16,25 +16,29 @@ CONFIG = "config.json"
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 RECORD = ".record"
-ADAPTER = "adapter_config.json"  # with it, transformers reads weights beside the checkpoint's
-OTHER_WEIGHTS = "transformers_weights"  # a key of config.json: a file to read in their place
+ADAPTER = "adapter_config.json"  # transformers would add the LoRA weights it names
+OTHER_WEIGHTS = "transformers_weights"  # a key of config.json: another file to read instead
 METADATA = {"format": "pt"}
-DIGITS = 7  # of the numbers in a certificate
+DIGITS = 7  # significant digits to which the numbers of a certificate are rounded
 
-# Told elsewhere in config.json, or different in every run.
+# fields of LayerReport that config.json has in another place, or that differ from run to run
 NOT_IN_CERTIFICATE = {"name", "method", "stored_bytes", "seconds"}
-SENTENCES = {field.name for field in dataclasses.fields(LayerReport) if field.type is str}
-TABLES = {"facts"}
-LONGEST_NAME = 1000  # characters, of a layer or a tensor
+TEXT_FIELDS = {field.name for field in dataclasses.fields(LayerReport) if field.type is str}
+DICT_FIELDS = {"facts"}
+MAX_NAME_LENGTH = 1000  # characters in the name of a layer or a tensor
 
 
 def shard_name(number: int, count: int) -> str:
-    """Return the file name of shard `number`, the first being 1."""
+    """Return the file name of safetensors shard `number` of `count`; the first has number 1."""
     return SINGLE if count == 1 else f"model-{number:05d}-of-{count:05d}.safetensors"
 
 
 def quantization_config(recipe: dict[str, Any], reports: Iterable[LayerReport]) -> dict[str, Any]:
-    """Return config.json's `quantization_config` for layers that `recipe` compressed."""
+    """Return the `quantization_config` of config.json.
+
+    - `recipe`: the method and its settings.
+    - `reports`: one report for every layer that was compressed.
+    """
     from nearplane.version import __version__
 
     return {
@@ -47,14 +51,18 @@ def quantization_config(recipe: dict[str, Any], reports: Iterable[LayerReport]) 
 
 
 def layer_entry(report: LayerReport) -> dict[str, Any]:
-    """Return a layer's shape, stored bytes and certificate; empty strings and tables left out."""
+    """Return the JSON object that config.json stores for one layer.
+
+    It has the shape, the stored bytes and the certificate; empty strings and dictionaries are left
+    out.
+    """
     fields = dataclasses.asdict(report)
     entry = {k: v for k, v in fields.items() if k not in NOT_IN_CERTIFICATE and v not in ("", {})}
     return rounded({"bytes": report.stored_bytes} | entry)
 
 
 def rounded(value: Any) -> Any:
-    """Return `value` with floats rounded to `DIGITS` digits; None for those JSON cannot write."""
+    """Return `value` with floats rounded to `DIGITS` digits, and None for NaN and infinity."""
     if isinstance(value, dict):
         return {key: rounded(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -65,7 +73,10 @@ def rounded(value: Any) -> Any:
 
 
 def json_bytes(value: dict[str, Any]) -> bytes:
-    """Return `value` as the format writes JSON: the same dictionary gives the same bytes."""
+    """Return `value` as the bytes of a JSON file; equal dictionaries give equal bytes.
+
+    NearplaneError if JSON cannot hold a part of it.
+    """
     try:
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         return f"{text}\n".encode()
@@ -74,21 +85,23 @@ def json_bytes(value: dict[str, Any]) -> bytes:
 
 
 def is_safe_path(name: str) -> bool:
-    """Whether `name` is a relative path that stays in its directory and that sums can list."""
+    """Whether `name` is a relative path inside the checkpoint that SHA256SUMS can list."""
     parts = PurePosixPath(name).parts
     plain = name.isprintable() and "\\" not in name and name == str(PurePosixPath(name))
     return bool(parts) and plain and name[0] != "/" and not any(p.startswith(".") for p in parts)
 
 
 def is_name(name: str) -> bool:
-    """Whether `name` may be a layer's or a tensor's: it is printed, and taken apart at its dots."""
-    return name.isprintable() and len(name) <= LONGEST_NAME
+    """Whether `name` may be the name of a layer or a tensor: printable, and not too long."""
+    return name.isprintable() and len(name) <= MAX_NAME_LENGTH
 
 
 def check_quantization_config(config: Any, source: str) -> dict[str, dict[str, Any]]:
-    """Return the layers of a `quantization_config`; NearplaneError unless this version reads it.
+    """Return `layers` of a `quantization_config` after checking everything that readers rely on.
 
-    - `source`: what the error names, such as the path of config.json.
+    NearplaneError if it is malformed, or if only a newer nearplane reads it.
+
+    - `source`: where it comes from, such as the path of config.json; errors begin with it.
     """
     if not isinstance(config, dict) or config.get("quant_method") != METHOD:
         raise NearplaneError(f"{source} is not of a nearplane checkpoint")
@@ -110,12 +123,12 @@ def check_quantization_config(config: Any, source: str) -> dict[str, dict[str, A
 
 
 def _check_certificate(name: str, entry: dict[str, Any], source: str) -> None:
-    """Raise NearplaneError if a number of a layer is none: readers compare and print them."""
+    """Raise NearplaneError if a value of a layer's certificate does not have the type it should."""
     for field in dataclasses.fields(LayerReport):
         key, found = field.name, entry.get(field.name)
-        if key in SENTENCES:
+        if key in TEXT_FIELDS:
             fits = found is None or (isinstance(found, str) and found.isprintable())
-        elif key in TABLES:
+        elif key in DICT_FIELDS:
             fits = found is None or (
                 isinstance(found, dict) and all(_is_number(part) for part in found.values())
             )
@@ -136,11 +149,12 @@ def _check_version(version: Any, source: str) -> None:
 
 
 def _is_number(value: Any) -> bool:
-    """Whether a value is what a certificate may hold as a number; null is an unknown one."""
+    """Whether `value` may stand for a number in a certificate; None is a number that is unknown."""
     small = type(value) is int and abs(value) < 2**63
     return value is None or isinstance(value, float) or small
 
 
 def _is_size(value: Any) -> bool:
-    # bool is an int to isinstance
+    """Whether `value` is an integer from 1 to 2⁶³ − 1."""
+    # isinstance would accept True, which is an int
     return type(value) is int and 1 <= value < 2**63

@@ -1,4 +1,4 @@
-"""Tensors one by one -> a checkpoint directory, so that no whole model need be in memory."""
+"""Write a checkpoint directory tensor by tensor, so that the model need not fit in memory."""
 
 import shutil
 from pathlib import Path
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export import checksums, output_directory
-from nearplane.export.shard_file import Shard
+from nearplane.export.shard_file import ShardWriter
 from nearplane.types import NearplaneError
 
 SHARD_BYTES = 1_000_000_000
@@ -18,21 +18,23 @@ FileContent = bytes | Path | dict[str, Any]
 
 
 class CheckpointWriter:
-    """A context manager: `add` tensors, then `finish`; OUT appears at the end or not at all.
+    """A context manager that writes a checkpoint; OUT appears complete at the end or not at all.
 
         with CheckpointWriter("out") as writer:
             writer.add("lm_head.weight", weight)
             writer.finish(config, {"report.json": report, "tokenizer.json": path})
 
-    The same calls give the same bytes. A tensor is on disk when `add` returns, and in no memory.
-    Leaving the block without `finish`, by an error or not, removes everything written.
+    The same calls give the same bytes. When `add` returns, its tensor is on disk and may be freed.
+    Leaving the block before `finish`, with or without an error, removes everything written.
+
+    - `max_shard_bytes`: bytes of tensors after which a new safetensors shard begins.
     """
 
     def __init__(self, out: str | Path, max_shard_bytes: int = SHARD_BYTES):
         self.target = output_directory.resolved_output(out)
         self.max_shard_bytes = max_shard_bytes
         self.directory, self.lock = output_directory.create(self.target)
-        self.shard: Shard | None = None
+        self.shard: ShardWriter | None = None
         self.shard_of: dict[str, int] = {}
         self.record_bytes: dict[str, int] = {}
         self.shard_count = 0
@@ -55,21 +57,20 @@ class CheckpointWriter:
         self.lock.release()
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Take one tensor under the name that the model gives it."""
+        """Write one tensor; `name` is its name in the state dict, and may be used once."""
         if name in self.shard_of:
             raise NearplaneError(f"the tensor {name!r} was already written")
         if self.shard is not None and self.shard.nbytes + tensor.nbytes > self.max_shard_bytes:
             self._close_shard()
-        if self.shard is None:
-            self._open_shard()
-        self.shard.add(name, tensor)
+        shard = self.shard or self._open_shard()
+        shard.add(name, tensor)
         self.shard_of[name] = self.shard_count
         self.total_bytes += tensor.nbytes
         if name.endswith(fmt.RECORD):
             self.record_bytes[name.removesuffix(fmt.RECORD)] = tensor.nbytes
 
     def finish(self, config: dict[str, Any], files: dict[str, FileContent]) -> Path:
-        """Write the remaining files, config.json last, and let OUT appear; return OUT.
+        """Write the remaining files, config.json last, rename the directory to OUT and return OUT.
 
         - `config`: the model's configuration with its `quantization_config`.
         - `files`: name -> bytes, a dictionary for JSON, or the path of a file to copy.
@@ -84,15 +85,16 @@ class CheckpointWriter:
             self._write(name, files[name])
         self._write_sums(config_bytes)
         self._write(fmt.CONFIG, config_bytes)
-        output_directory.appear(self.directory, self.target)
+        output_directory.rename_into_place(self.directory, self.target)
         self.finished = True
         self.lock.release()
         return self.target
 
-    def _open_shard(self) -> None:
+    def _open_shard(self) -> ShardWriter:
         self.shard_count += 1
         with output_directory.explaining_full_disk(self.directory, 0):
-            self.shard = Shard(self.directory / _unnumbered(self.shard_count))
+            self.shard = ShardWriter(self.directory / _temporary_name(self.shard_count))
+        return self.shard
 
     def _close_shard(self) -> None:
         if self.shard is not None:
@@ -100,10 +102,10 @@ class CheckpointWriter:
         self.shard = None
 
     def _name_shards(self) -> None:
-        # how many shards there are is known only now
+        # a shard's final name contains the number of shards, which is known only now
         for number in range(1, self.shard_count + 1):
             final = fmt.shard_name(number, self.shard_count)
-            (self.directory / _unnumbered(number)).rename(self.directory / final)
+            (self.directory / _temporary_name(number)).rename(self.directory / final)
         if self.shard_count > 1:
             self._write(fmt.INDEX, self._index())
 
@@ -132,7 +134,7 @@ class CheckpointWriter:
             output_directory.sync(path.parent)
 
     def _write_sums(self, config_bytes: bytes) -> None:
-        # config.json, which makes the directory a checkpoint, is hashed before it exists
+        # config.json, which makes the directory a checkpoint, comes last: its bytes are hashed here
         config_path = self.directory / fmt.CONFIG
         if config_path.exists():
             raise NearplaneError(f"{fmt.CONFIG} is made of the configuration, not copied")
@@ -142,16 +144,18 @@ class CheckpointWriter:
         self._write_path(self.directory / checksums.SUMS, checksums.sums_text(hashes))
 
     def _check_layers(self, config: dict[str, Any]) -> None:
+        """Raise NearplaneError unless config.json lists exactly the records that were added."""
         quantization = config.get("quantization_config")
         layers = fmt.check_quantization_config(quantization, "the new config.json")
         promised = {name: entry["bytes"] for name, entry in layers.items()}
         for name in sorted(promised.keys() | self.record_bytes.keys()):
-            there, said = self.record_bytes.get(name), promised.get(name)
-            if there != said:
+            added, expected = self.record_bytes.get(name), promised.get(name)
+            if added != expected:
                 raise NearplaneError(
-                    f"{name}: the configuration promises {said} bytes of record, {there} were added"
+                    f"{name}: the configuration promises {expected} bytes of record, "
+                    f"{added} were added"
                 )
 
 
-def _unnumbered(number: int) -> str:
+def _temporary_name(number: int) -> str:
     return f"model-{number:05d}.safetensors"

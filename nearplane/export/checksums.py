@@ -1,4 +1,4 @@
-"""SHA256SUMS in the one form that its directory dictates (docs/formats/checkpoint.md)."""
+"""Write and verify SHA256SUMS, as docs/formats/checkpoint.md defines it."""
 
 import hashlib
 import os
@@ -23,19 +23,19 @@ def bytes_hash(content: bytes) -> str:
 
 
 def listed_files(directory: Path) -> list[str]:
-    """Return the paths that SHA256SUMS lists, in its order."""
+    """Return the paths of all files that SHA256SUMS lists, in its order: by their UTF-8 bytes."""
     return sorted(_paths(directory), key=str.encode)
 
 
 def sums_text(hashes: dict[str, str]) -> bytes:
-    """Return the text of SHA256SUMS for path -> hash."""
+    """Return the content of SHA256SUMS; `hashes` maps path to hash."""
     # "Lines rise in the bytes of PATH"
     names = sorted(hashes, key=str.encode)
     return "".join(f"{hashes[name]}  {name}\n" for name in names).encode()
 
 
 def verify_sums(directory: str | Path) -> list[str]:
-    """Return what differs between a checkpoint's files and its SHA256SUMS; [] if nothing does."""
+    """Return one sentence for every file that does not match SHA256SUMS; [] if all do."""
     directory = Path(directory)
     if not directory.is_dir():
         raise NearplaneError(f"{directory} is no directory")
@@ -45,10 +45,10 @@ def verify_sums(directory: str | Path) -> list[str]:
     try:
         stored = path.read_bytes()
         names = listed_files(directory)
-        # reading a pipe or a device might never end
-        odd = [name for name in names if not (directory / name).is_file()]
-        if odd:
-            return [f"{name!r} is no regular file" for name in odd]
+        # reading a named pipe or a device might never end
+        special = [name for name in names if not (directory / name).is_file()]
+        if special:
+            return [f"{name!r} is no regular file" for name in special]
         actual = {name: file_hash(directory / name) for name in names}
     except UnicodeEncodeError:
         return ["a file's name is not UTF-8"]
@@ -60,7 +60,8 @@ def verify_sums(directory: str | Path) -> list[str]:
 
 
 def _paths(directory: Path) -> Iterator[str]:
-    # a file may be a link, as in the hub's cache; a linked folder is not entered
+    """Yield the relative paths of all files but SHA256SUMS and hidden ones (.NAME)."""
+    # files may be symbolic links, as in the cache of huggingface_hub; links to folders are skipped
     for folder, folders, files in os.walk(directory):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for file in files:
@@ -80,6 +81,6 @@ def _problem(name: str, expected: dict[str, str], actual: dict[str, str]) -> str
     if name not in actual:
         return f"{name!r} is listed in {SUMS} but missing"
     if name not in expected:
-        odd = "" if is_safe_path(name) else ", and a checkpoint has no such name"
-        return f"{name!r} is not listed in {SUMS}{odd}"
+        reason = "" if is_safe_path(name) else ", and a checkpoint has no such name"
+        return f"{name!r} is not listed in {SUMS}{reason}"
     return "" if actual[name] == expected[name] else f"{name!r} differs from its sum in {SUMS}"

@@ -1,4 +1,4 @@
-"""The files of a source model that its checkpoint takes along unchanged."""
+"""The files of the source model that are copied into the checkpoint unchanged."""
 
 from pathlib import Path
 
@@ -20,14 +20,16 @@ PATTERNS = (
     "LICENSE*",
     "NOTICE*",
     "USE_POLICY*",
-    "*.py",  # of a model that is not part of transformers
+    "*.py",  # the code of a model that needs trust_remote_code
 )
 
 
 def companion_files(source: str | Path) -> dict[str, Path]:
-    """Return name -> path of generation config, tokenizer, chat templates, licence and code.
+    """Return relative name -> path of the generation config, tokenizer, licence and code files.
 
-    - `source`: the model's directory, or its name on the hub.
+    NearplaneError if `source` is not found, or if a file is a link out of the model's directory.
+
+    - `source`: the model's directory, or its name on the Hugging Face hub.
     """
     directory = Path(source).expanduser()
     if not directory.is_dir():
@@ -39,13 +41,13 @@ def companion_files(source: str | Path) -> dict[str, Path]:
 
 
 def _check_inside(path: Path, directory: Path) -> None:
-    """Raise NearplaneError for a link out of the model: its target would be copied and published.
+    """Raise NearplaneError if `path` links out of the model: a private file could be published.
 
-    In the hub's cache, files are links to the blobs two folders above.
+    In the cache of huggingface_hub, files are links to `blobs`, a folder beside `snapshots`.
     """
     root = directory.resolve()
     allowed = [root, root.parent.parent / "blobs"] if root.parent.name == "snapshots" else [root]
-    if not any(path.resolve().is_relative_to(place) for place in allowed):
+    if not any(path.resolve().is_relative_to(parent) for parent in allowed):
         raise NearplaneError(
             f"{path} is a link out of its model's directory: copy what it points at there, if it "
             "is to become a part of the checkpoint"
@@ -55,6 +57,6 @@ def _check_inside(path: Path, directory: Path) -> None:
 def _downloaded(name: str) -> Path:
     try:
         return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
-    # huggingface_hub's own errors are of both kinds
+    # the errors of huggingface_hub are subclasses of these two
     except (OSError, ValueError) as error:
         raise NearplaneError(f"{name} is no directory and no model on the hub: {error}") from error

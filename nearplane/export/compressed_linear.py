@@ -118,7 +118,9 @@ class CompressedLinear(nn.Module):
         if self.laid is not None:
             destination[prefix + "record"] = self.record
 
-    def _load_from_state_dict(self, state_dict: dict, prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(  # pyright: ignore[reportIncompatibleMethodOverride] - rest is passed on
+        self, state_dict: dict, prefix: str, *rest: Any
+    ) -> None:
         laid = self.laid is not None and prefix + "record" in state_dict
         if laid:
             self.restore()

@@ -1,8 +1,9 @@
 """What an unfinished run has done, kept on disk until its checkpoint appears.
 
-A folder `.OUT.unfinished` beside OUT: `run.json` says which run it is, `NAME.json` what was found
-out for all layers, `00012.safetensors` has the layers that were rounded together as the 13th.
-Every file is on disk before it has its name, so that what has one is whole.
+A folder `.OUT.unfinished` beside OUT: `run.json` holds the settings of the run, `NAME.json` a value
+that was computed for all layers together, such as their bits per weight, and `00012.safetensors`
+the 13th group of layers that were quantized together. Every file is written under another name and
+renamed when it is on disk, so that a file with one of these names is complete.
 """
 
 import hashlib
@@ -26,36 +27,40 @@ from nearplane.export import output_directory
 from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
 
 RUN = "run.json"
-ENDING = ".unfinished"
+SUFFIX = ".unfinished"
 TENSORS = ("record", "step", "loss", "damped_loss", "bound")
-# what may differ between a run and the one that goes on with it: said, not refused
-FREE = {"threads", "processes"}
+# fields of the run's settings that may change when it is resumed; any other change is an error
+MAY_CHANGE = {"threads", "processes"}
 
 Finished = tuple[QuantizedWeight, LayerReport]
-Content = bytes | None  # of a file, if there is one
+Content = bytes | None  # the bytes of a file; None if there is no such file
 
 
-def same(content: Content) -> Content:
+def unchanged(content: Content) -> Content:
+    """Return `content`; the default of `Ledger`'s `broadcast`, for a single process."""
     return content
 
 
 class Ledger:
     """The finished layers of a run to OUT, found again by a run that resumes.
 
-    - `kept`: how many layers are on disk.
-    - `writes`: False in a process that only reads what another one keeps.
-    - `shared`: what a file held -> what it holds for all processes.
+    - `finished_layers`: how many layers this run has stored or read back.
+    - `writes`: False in all processes of a run but the one that reads and writes the files.
+    - `broadcast`: sends the bytes of a file from that process to the others, and returns them.
     """
 
     def __init__(
-        self, out: str | Path, writes: bool = True, shared: Callable[[Content], Content] = same
+        self,
+        out: str | Path,
+        writes: bool = True,
+        broadcast: Callable[[Content], Content] = unchanged,
     ):
         target = output_directory.resolved_output(out)
-        self.directory = target.parent / f".{target.name}{ENDING}"
-        self.kept, self.writes, self.shared = 0, writes, shared
+        self.directory = target.parent / f".{target.name}{SUFFIX}"
+        self.finished_layers, self.writes, self.broadcast = 0, writes, broadcast
 
-    def refuse_unasked(self, resume: bool) -> None:
-        """Raise NearplaneError if layers of a run are here and `resume` is not asked."""
+    def refuse_without_resume(self, resume: bool) -> None:
+        """Raise NearplaneError if an earlier run left finished layers and `resume` is False."""
         if self.writes and not resume and self._has_layers():
             raise NearplaneError(
                 f"an unfinished run left {len(self._files())} finished groups of layers in "
@@ -63,11 +68,12 @@ class Ledger:
             )
 
     def begin(self, run: Mapping[str, Any], resume: bool) -> list[str]:
-        """Start a run, or go on with the one that is here; returns what differs and may.
+        """Start a run, or resume the one whose layers are on disk; return the allowed differences.
 
-        - `run`: nested dictionaries of all that the result depends on.
+        NearplaneError if the layers on disk are of a run with other settings, or if there are any
+        and `resume` is False.
 
-        NearplaneError if layers of another run are here, or of this one and `resume` is not asked.
+        - `run`: nested dictionaries of all settings that the result depends on.
         """
         if not self.writes:
             return []
@@ -76,11 +82,11 @@ class Ledger:
             self._make()
             self.remember("run", run)
             return []
-        self.refuse_unasked(resume)
-        # of this process alone: the others do not begin
-        earlier = self._parsed(self.directory / RUN, self._own(self.directory / RUN))
+        self.refuse_without_resume(resume)
+        # without `broadcast`: the other processes returned above and would not take part
+        earlier = self._parsed(self.directory / RUN, self._read(self.directory / RUN))
         changes = differences(earlier if isinstance(earlier, dict) else {}, run)
-        refused = {name: said for name, said in changes.items() if name not in FREE}
+        refused = {name: change for name, change in changes.items() if name not in MAY_CHANGE}
         if refused:
             raise NearplaneError(
                 f"cannot resume {self.directory}: {'; '.join(refused.values())}; repeat the run "
@@ -89,25 +95,29 @@ class Ledger:
         return list(changes.values())
 
     def remember(self, name: str, value: Any) -> None:
-        """Keep a value that JSON can hold."""
+        """Store a value that JSON can hold under `name`."""
         self._write(f"{name}.json", json.dumps(value, indent=1).encode())
 
     def recall(self, name: str) -> Any:
-        """Return a value that was kept, or None."""
+        """Return the value that was stored under `name`, or None."""
         path = self.directory / f"{name}.json"
-        return self._parsed(path, self.shared(self._own(path)))
+        return self._parsed(path, self.broadcast(self._read(path)))
 
     def keep(
-        self, place: int, originals: Sequence[Float[Tensor, "_ _"]], done: Sequence[Finished]
+        self, group: int, originals: Sequence[Float[Tensor, "_ _"]], done: Sequence[Finished]
     ) -> None:
-        """Keep layers that were rounded together as number `place`; durable on return."""
+        """Store layers that were quantized together; they are on disk when this returns.
+
+        - `group`: counts such groups of layers from 0, in the order of the run.
+        - `originals`: their weights before; only the hashes are stored.
+        """
         tensors = {
             f"{number}.{name}": getattr(weight, name).contiguous()
             for number, (weight, _) in enumerate(done)
             for name in TENSORS
             if getattr(weight, name) is not None
         }
-        about = [
+        descriptions = [
             {
                 "report": asdict(report),
                 "original": digest(original),
@@ -118,44 +128,44 @@ class Ledger:
             }
             for original, (weight, report) in zip(originals, done, strict=True)
         ]
-        self._write(_name(place), save(tensors, metadata={"layers": json.dumps(about)}))
-        self.kept += len(done)
+        self._write(_file_name(group), save(tensors, metadata={"layers": json.dumps(descriptions)}))
+        self.finished_layers += len(done)
 
     def find(
-        self, place: int, names: Sequence[str], originals: Iterable[Float[Tensor, "_ _"]]
+        self, group: int, names: Sequence[str], originals: Iterable[Float[Tensor, "_ _"]]
     ) -> list[Finished] | None:
-        """Return the layers that were kept as number `place`, or None.
+        """Return the layers that `keep` stored for a group, or None if it did not.
 
-        NearplaneError if they are others, or if their original weights were.
+        NearplaneError if their names are not `names`, or their weights before were not `originals`.
         """
-        path = self.directory / _name(place)
+        path = self.directory / _file_name(group)
         try:
-            content = self.shared(self._own(path))
+            content = self.broadcast(self._read(path))
             if content is None:
                 return None
-            about = json.loads(metadata_of(content)["layers"])
+            descriptions = json.loads(metadata_of(content)["layers"])
             tensors = load(content)
-            done = [_restored(number, each, tensors) for number, each in enumerate(about)]
+            done = [_restored(n, each, tensors) for n, each in enumerate(descriptions)]
         except (SafetensorError, CorruptError, OSError, ValueError, KeyError, TypeError) as error:
             raise NearplaneError(f"{path} cannot be read ({error}): delete it") from error
         if [report.name for _, report in done] != list(names):
             raise NearplaneError(f"{path} holds other layers than {', '.join(names)}: delete it")
-        for (_, report), each, original in zip(done, about, originals, strict=True):
+        for (_, report), each, original in zip(done, descriptions, originals, strict=True):
             if each["original"] != digest(original):
                 raise NearplaneError(
                     f"cannot resume: the weight of {report.name} is not what it was; delete "
                     f"{self.directory} to start anew"
                 )
-        self.kept += len(done)
+        self.finished_layers += len(done)
         return done
 
     def remove(self) -> None:
-        """Forget all: the checkpoint is there, or nothing was finished."""
+        """Delete the folder, once its layers are in the checkpoint or when there are none."""
         if self.writes:
             shutil.rmtree(self.directory, ignore_errors=True)
 
     def remove_if_empty(self) -> None:
-        """Forget a run that has finished no layer."""
+        """Delete the folder if it holds no finished layer."""
         if not self._has_layers():
             self.remove()
 
@@ -171,8 +181,8 @@ class Ledger:
         except OSError as error:
             raise NearplaneError(f"cannot write {self.directory}: {error.strerror}") from error
 
-    def _own(self, path: Path) -> Content:
-        """Return what a file holds, in the process that writes."""
+    def _read(self, path: Path) -> Content:
+        """Return the bytes of a file in the process that writes; None in the others."""
         return path.read_bytes() if self.writes and path.exists() else None
 
     def _parsed(self, path: Path, content: Content) -> Any:
@@ -185,16 +195,16 @@ class Ledger:
         if not self.writes:
             return
         path = self.directory / name
-        unnamed = path.with_suffix(".part")
+        temporary = path.with_suffix(".part")
         with output_directory.explaining_full_disk(self.directory, len(content)):
-            unnamed.write_bytes(content)
-            output_directory.sync(unnamed)
-            os.replace(unnamed, path)
+            temporary.write_bytes(content)
+            output_directory.sync(temporary)
+            os.replace(temporary, path)
             output_directory.sync(self.directory)
 
 
 def metadata_of(content: bytes) -> dict[str, str]:
-    """Return what a safetensors file says beside its tensors."""
+    """Return the `__metadata__` of a safetensors file."""
     size = int.from_bytes(content[:8], "little")
     return json.loads(content[8 : 8 + size])["__metadata__"]
 
@@ -204,7 +214,7 @@ def differences(
 ) -> dict[str, str]:
     """Return field -> a sentence for every field of nested dictionaries that differs."""
     found: dict[str, str] = {}
-    # as it comes back from JSON
+    # `before` was read from JSON, which turns tuples into lists and keys into strings
     now = json.loads(json.dumps(now))
     for name in [*before, *(name for name in now if name not in before)]:
         old, new = before.get(name), now.get(name)
@@ -216,29 +226,30 @@ def differences(
 
 
 def digest(tensor: Tensor) -> str:
-    """Return the SHA-256 of a tensor's numbers."""
+    """Return the SHA-256 of the bytes of a tensor, in hexadecimal."""
     flat = tensor.detach().contiguous().flatten().view(torch.uint8)
-    return hashlib.sha256(flat.numpy()).hexdigest()
+    return hashlib.sha256(flat.numpy().data).hexdigest()
 
 
-def _restored(number: int, about: dict[str, Any], tensors: dict[str, Tensor]) -> Finished:
-    own = {name: tensors.get(f"{number}.{name}") for name in TENSORS}
-    held = codes.unpack(own["record"])
+def _restored(number: int, description: dict[str, Any], tensors: dict[str, Tensor]) -> Finished:
+    """Return layer `number` of a group from the file that `Ledger.keep` wrote."""
+    stored: dict[str, Any] = {name: tensors.get(f"{number}.{name}") for name in TENSORS}
+    unpacked = codes.unpack(stored["record"])
     weight = QuantizedWeight(
-        code=held.code,
-        step=own["step"],
-        group_size=about["group_size"],
-        outliers=held.outliers,
-        record=own["record"],
-        code_bytes=about["code_bytes"],
-        loss=own["loss"],
-        damped_loss=own["damped_loss"],
-        bound=own["bound"],
-        void=about["void"],
-        facts=about["facts"],
+        code=unpacked.code,
+        step=stored["step"],
+        group_size=description["group_size"],
+        outliers=unpacked.outliers,
+        record=stored["record"],
+        code_bytes=description["code_bytes"],
+        loss=stored["loss"],
+        damped_loss=stored["damped_loss"],
+        bound=stored["bound"],
+        void=description["void"],
+        facts=description["facts"],
     )
-    return weight, LayerReport(**about["report"])
+    return weight, LayerReport(**description["report"])
 
 
-def _name(place: int) -> str:
-    return f"{place:05d}.safetensors"
+def _file_name(group: int) -> str:
+    return f"{group:05d}.safetensors"

@@ -1,4 +1,7 @@
-"""A directory that appears whole or not at all: filled beside its place, then renamed into it."""
+"""Make an output directory appear complete or not at all.
+
+It is filled under a temporary name beside OUT, and renamed to OUT at the end.
+"""
 
 import errno
 import os
@@ -13,7 +16,7 @@ from nearplane.export.output_lock import OutputLock
 from nearplane.types import NearplaneError
 
 GB = 1e9
-MARK = ".partial-"
+PARTIAL_MARK = ".partial-"  # in the name of a directory that is still being filled
 
 
 def resolved_output(out: str | Path) -> Path:
@@ -24,15 +27,16 @@ def resolved_output(out: str | Path) -> Path:
     if path.is_dir() and any(path.iterdir()):
         raise NearplaneError(f"{out} is not empty: name a new or empty directory")
     if os.path.ismount(path):
-        # nothing can be renamed onto a mount, which would show only after hours of work
+        # renaming onto a mount point fails, and that would only happen after hours of work
         raise NearplaneError(f"{out} is a mount point: name a directory inside it")
     return path
 
 
 def create(target: Path) -> tuple[Path, OutputLock]:
-    """Return a new, empty directory beside `target`, and the lock that keeps others from it.
+    """Return a new directory beside `target` to fill, and the lock that keeps other writers away.
 
-    Those of dead processes are removed. Raises NearplaneError if another process writes `target`.
+    Directories that dead processes left behind are removed. Raises NearplaneError if another
+    process writes `target`.
     """
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -40,7 +44,7 @@ def create(target: Path) -> tuple[Path, OutputLock]:
     except OSError as error:
         raise NearplaneError(f"cannot write in {target.parent}: {error.strerror}") from error
     try:
-        # who held the lock until now may have finished
+        # the process that held the lock before may have written `target`
         resolved_output(target)
         remove_stale(target)
         check_other_hosts(target)
@@ -57,9 +61,9 @@ def create(target: Path) -> tuple[Path, OutputLock]:
 
 
 def check_other_hosts(target: Path) -> None:
-    """Raise NearplaneError if a writer on another host left a directory, or still fills it.
+    """Raise NearplaneError if a partial directory was made by a process on another host.
 
-    Locks of network file systems may not reach as far, and processes of other hosts cannot be seen.
+    Locks may not work across hosts, and it cannot be seen whether a process of another host runs.
     """
     for path, host, pid in _partials(target):
         if host != socket.gethostname():
@@ -70,19 +74,22 @@ def check_other_hosts(target: Path) -> None:
 
 
 def remove_stale(target: Path) -> None:
-    """Remove what killed writers of this host left beside `target`."""
+    """Remove the partial directories of processes of this host that are dead."""
     for path, host, pid in _partials(target):
         if host == socket.gethostname() and not _is_alive(pid):
             shutil.rmtree(path, ignore_errors=True)
 
 
 def is_partial(directory: Path) -> bool:
-    """Whether a writer filled `directory` and did not come to rename it."""
-    return directory.name.startswith(".") and MARK in directory.name
+    """Whether `directory` is one that a writer is filling, or was killed while filling."""
+    return directory.name.startswith(".") and PARTIAL_MARK in directory.name
 
 
-def appear(partial: Path, target: Path) -> None:
-    """Rename `partial` to `target`, which may be an empty directory, durably."""
+def rename_into_place(partial: Path, target: Path) -> None:
+    """Rename `partial` to `target`; both are on disk when this returns.
+
+    - `target`: does not exist, or is an empty directory.
+    """
     sync(partial)
     try:
         os.rename(partial, target)
@@ -92,12 +99,12 @@ def appear(partial: Path, target: Path) -> None:
 
 
 def sync(path: Path) -> None:
-    """Return when `path`, a file or a directory's list of names, is on disk."""
+    """Wait until `path`, a file or the list of names of a directory, is on disk (fsync)."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # some network file systems cannot sync a directory, which is no reason to lose the work
+        # some network file systems cannot sync a directory; the run should not fail for that
         if error.errno != errno.EINVAL or not path.is_dir():
             raise
     finally:
@@ -105,24 +112,25 @@ def sync(path: Path) -> None:
 
 
 def check_space(out: str | Path, needed_bytes: int) -> None:
-    """Raise NearplaneError when the disk of OUT has less than `needed_bytes` free."""
-    place = Path(out).expanduser().resolve()
-    while not place.exists():
-        place = place.parent
-    free_bytes = shutil.disk_usage(place).free
+    """Raise NearplaneError if the disk that OUT lies on has less than `needed_bytes` free."""
+    existing = Path(out).expanduser().resolve()
+    while not existing.exists():
+        existing = existing.parent
+    free_bytes = shutil.disk_usage(existing).free
     if free_bytes < needed_bytes:
         raise NearplaneError(
-            f"{out} needs {needed_bytes / GB:.2f} GB, but {place} has {free_bytes / GB:.2f} GB free"
+            f"{out} needs {needed_bytes / GB:.2f} GB, but {existing} has "
+            f"{free_bytes / GB:.2f} GB free"
         )
 
 
 @contextmanager
 def explaining_full_disk(directory: Path, needed_bytes: int) -> Iterator[None]:
-    """Turn "no space left" while writing `needed_bytes` into a NearplaneError with numbers."""
+    """Turn the error of a full disk into a NearplaneError that says what was needed and is free."""
     try:
         yield
     except Exception as error:
-        # safetensors wraps the system's error in one of its own, with the number in its text
+        # safetensors raises an error of its own, with the system's error number in its text
         number = getattr(error, "errno", None)
         full = number in (errno.ENOSPC, errno.EDQUOT) or f"os error {errno.ENOSPC}" in str(error)
         if not full:
@@ -135,11 +143,11 @@ def explaining_full_disk(directory: Path, needed_bytes: int) -> Iterator[None]:
 
 
 def _prefix(target: Path) -> str:
-    return f".{target.name}{MARK}"
+    return f".{target.name}{PARTIAL_MARK}"
 
 
 def _partials(target: Path) -> list[tuple[Path, str, int]]:
-    """Return the partial directories of `target`, with the host and the process that made each."""
+    """Return the partial directories of `target`, with host name and process id of their makers."""
     found = []
     for path in sorted(target.parent.iterdir()):
         owner = path.name.removeprefix(_prefix(target)).rsplit("-", 2)

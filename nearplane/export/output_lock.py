@@ -1,4 +1,4 @@
-"""One run at a time for an output directory: a lock that ends with its process."""
+"""A file lock that lets only one process at a time write an output directory."""
 
 import errno
 import json
@@ -11,19 +11,19 @@ from nearplane.types import NearplaneError
 
 try:
     import fcntl
-except ImportError:  # where there is none, as on Windows, only names of partial directories tell
+except ImportError:  # on Windows nothing is locked; the names of partial directories still warn
     fcntl = None
 
-LONGEST_OWNER = 1000  # bytes of a lock file that are read
-# file systems that know no locks
+MAX_OWNER_BYTES = 1000  # bytes of a lock file that are read
+# the errors of file systems that cannot lock files
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
 
 
 class OutputLock:
     """Holds `.OUT.lock` beside OUT from its creation to `release`.
 
-    The system takes the lock away from a process that dies in any way, so that a file that is left
-    behind locks nothing. Its content, the owner's host and process, is only for people.
+    The operating system frees the lock of a process that dies, however it dies, so that a lock file
+    that is left behind locks nothing. The file names the owner's host and process, for people only.
 
     Raises NearplaneError, naming the owner, if another process holds the lock, or this one does.
     """
@@ -32,21 +32,21 @@ class OutputLock:
         self.path = target.parent / f".{target.name}.lock"
         self.file: BinaryIO | None = None
         while self.file is None:
-            self.file = self._locked(target)
+            self.file = self._try_lock(target)
         self.file.truncate(0)
         self.file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}).encode())
         self.file.flush()
 
     def release(self) -> None:
-        """Let the next one in; the file is removed first, while nobody else can hold it."""
+        """Free the lock; the file is removed first, while no other process can hold it."""
         if self.file is not None:
             self.path.unlink(missing_ok=True)
             self.file.close()
             self.file = None
 
-    def _locked(self, target: Path) -> BinaryIO | None:
-        """Return the open, locked file; None if its owner removed it in between."""
-        # not followed: a link here would be written to
+    def _try_lock(self, target: Path) -> BinaryIO | None:
+        """Return the open and locked file; None if its last owner removed it meanwhile."""
+        # without O_NOFOLLOW, the target of a symbolic link would be overwritten
         flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
         file = os.fdopen(os.open(self.path, flags, 0o666), "r+b", buffering=0)
         try:
@@ -69,15 +69,16 @@ class OutputLock:
 
 
 def _owner(file: BinaryIO) -> str:
-    """Return who holds the lock, as its file says."""
+    """Return who holds the lock, as the lock file says."""
     try:
-        said = json.loads(file.read(LONGEST_OWNER))
-        return f"process {int(said['pid'])} on {str(said['host'])[:100]!r}"
+        owner = json.loads(file.read(MAX_OWNER_BYTES))
+        return f"process {int(owner['pid'])} on {str(owner['host'])[:100]!r}"
     except (ValueError, TypeError, KeyError, RecursionError):
         return "another process"
 
 
 def _is_same(file: BinaryIO, path: Path) -> bool:
+    """Whether `path` still is the open file, and not removed or replaced since."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
     except FileNotFoundError:

@@ -1,4 +1,4 @@
-"""Whether a record is whole and of the layer that it is stored for, without decoding it."""
+"""Check, without decoding it, that a record is undamaged and belongs to its layer."""
 
 import zlib
 from typing import Any
@@ -15,17 +15,21 @@ CRC_BYTES = 4
 
 
 def check_record(record: Tensor, entry: dict[str, Any], name: str) -> None:
-    """Raise NearplaneError, naming `name`, unless `record` is intact and as `entry` says.
+    """Raise NearplaneError unless the record is undamaged and has the size that `entry` states.
 
-    - `entry`: the layer's bytes, rows and columns in config.json.
+    - `entry`: what config.json says of the layer; `bytes`, `rows` and `columns` are used.
+    - `name`: the layer's name, with which the error begins.
     """
     checked_header(record, entry, name)
-    if not _crc_fits(record):
+    if not _crc_matches(record):
         raise NearplaneError(f"{name}: the record's CRC-32 does not match its bytes")
 
 
 def checked_header(record: Tensor, entry: dict[str, Any], name: str) -> Header:
-    """Return the header of a record that is as `entry` says; its sections stay unread."""
+    """Return the header of a record after comparing it with `entry`; nothing else is read.
+
+    NearplaneError if they disagree.
+    """
     if record.dtype != torch.uint8 or list(record.shape) != [entry["bytes"]]:
         raise NearplaneError(
             f"{name}: the record has shape {list(record.shape)} of {record.dtype}, "
@@ -43,7 +47,8 @@ def checked_header(record: Tensor, entry: dict[str, Any], name: str) -> Header:
     return header
 
 
-def _crc_fits(record: UInt8[Tensor, " bytes"]) -> bool:
+def _crc_matches(record: UInt8[Tensor, " bytes"]) -> bool:
+    # docs/formats/record.md:
     # "CRC-32 of everything before it"
     view = record.cpu().numpy().data
     return zlib.crc32(view[:-CRC_BYTES]) == int.from_bytes(view[-CRC_BYTES:], "little")

@@ -1,7 +1,8 @@
-"""transformers learns of nearplane when somebody imports it, and no sooner.
+"""Register the quantizer with transformers as soon as transformers is imported, and not before.
 
-Importing transformers takes seconds, which a program that only rounds matrices need not wait for.
-transformers has no entry points, so a finder waits for one of its modules and then steps aside.
+Importing transformers takes seconds, which a program that only rounds matrices should not pay for.
+transformers has no entry points for plugins. So a finder on `sys.meta_path` waits until one of its
+modules is imported, registers the quantizer behind it, and removes itself.
 """
 
 import importlib
@@ -17,7 +18,7 @@ PLUGIN = "nearplane.export.transformers"
 
 
 def register_when_imported() -> None:
-    """Register the quantizer: now if transformers' table of them is loaded, else once it is."""
+    """Register the quantizer as soon as transformers' table of quantizers has been imported."""
     if _is_loaded(sys.modules.get(AWAITED)):
         _register()
     elif not any(isinstance(finder, AwaitingFinder) for finder in sys.meta_path):
@@ -25,7 +26,7 @@ def register_when_imported() -> None:
 
 
 def _is_loaded(module: ModuleType | None) -> bool:
-    # a module that is still running its body is in sys.modules, too
+    # sys.modules also lists modules whose import has not finished
     return module is not None and not getattr(module.__spec__, "_initializing", False)
 
 
@@ -33,12 +34,12 @@ def _register() -> None:
     try:
         importlib.import_module(PLUGIN)
     except ImportError as error:
-        # whoever imports transformers may not care about nearplane at all
+        # an error here would break every program that imports transformers, so it is a warning
         warnings.warn(f"transformers will not read nearplane checkpoints: {error}", stacklevel=2)
 
 
 class AwaitingFinder(MetaPathFinder):
-    """Finds one module, wraps its loader, and leaves `sys.meta_path`."""
+    """Finds the module `AWAITED`, wraps its loader, and removes itself from `sys.meta_path`."""
 
     def find_spec(
         self, fullname: str, path: object = None, target: ModuleType | None = None
@@ -53,7 +54,7 @@ class AwaitingFinder(MetaPathFinder):
 
 
 class RegisteringLoader(Loader):
-    """Loads as the module's own loader does, then registers the quantizer."""
+    """Loads a module with its own loader, then registers the quantizer."""
 
     def __init__(self, loader: Loader):
         self.loader = loader

@@ -1,4 +1,4 @@
-"""One safetensors file, of which every tensor is on disk from the moment it is added."""
+"""Write one safetensors file tensor by tensor, without keeping the tensors in memory."""
 
 import json
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from torch import Tensor
 from nearplane.export import output_directory
 from nearplane.types import NearplaneError
 
-NAMES = {
+SAFETENSORS_TYPES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -25,13 +25,13 @@ NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
-ALIGNED = 8  # bytes of which the header has a multiple
-CHUNK = 1 << 24  # bytes that are copied at a time
+HEADER_ALIGNMENT = 8  # the length of the header is a multiple of so many bytes
+CHUNK_BYTES = 1 << 24  # copied at a time
 
 
 @dataclass(frozen=True)
-class Entry:
-    """A tensor of the file, and where it lies in the spool."""
+class TensorEntry:
+    """One tensor of the file; `offset` is its first byte in the spool file."""
 
     name: str
     dtype: torch.dtype
@@ -40,73 +40,74 @@ class Entry:
     nbytes: int
 
 
-class Shard:
-    """A safetensors file in the making; `close` gives it its name.
+class ShardWriter:
+    """Writes one safetensors file: `add` its tensors, then `close`.
 
-    Tensors are spooled beside it as they come. A header comes before them and cannot be known
-    earlier, so that they are copied once; the widest types lie first, so that all are aligned.
+    The header of a safetensors file comes first and lists all tensors, so it can only be written at
+    the end. Until then tensors lie in a spool file beside it, from which `close` copies them. The
+    types with the most bytes a number come first, so that every tensor is aligned.
     """
 
     def __init__(self, path: Path):
         self.path = path
         self.spool_path = path.with_suffix(".spool")
         self.spool: IO[bytes] = open(self.spool_path, "w+b", buffering=0)  # noqa: SIM115
-        self.entries: list[Entry] = []
+        self.entries: list[TensorEntry] = []
         self.nbytes = 0
 
     def add(self, name: str, tensor: Tensor) -> None:
-        """Write a tensor; NearplaneError for a type that safetensors has no name for."""
-        if tensor.dtype not in NAMES:
+        """Write a tensor to the spool file; NearplaneError if safetensors has no such dtype."""
+        if tensor.dtype not in SAFETENSORS_TYPES:
             raise NearplaneError(f"{name}: safetensors files hold no {tensor.dtype}")
         flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
         with output_directory.explaining_full_disk(self.path.parent, tensor.nbytes):
-            for chunk in flat.split(CHUNK):
-                written(self.spool, memoryview(chunk.numpy()))
+            for chunk in flat.split(CHUNK_BYTES):
+                write_all(self.spool, chunk.numpy().data)
         shape = tuple(tensor.shape)
-        self.entries.append(Entry(name, tensor.dtype, shape, self.nbytes, tensor.nbytes))
+        self.entries.append(TensorEntry(name, tensor.dtype, shape, self.nbytes, tensor.nbytes))
         self.nbytes += tensor.nbytes
 
     def close(self, metadata: dict[str, str]) -> None:
-        """Write the file itself, durably, and remove the spool."""
+        """Write the safetensors file, wait until it is on disk, and delete the spool file."""
         ordered = sorted(self.entries, key=lambda entry: (-entry.dtype.itemsize, entry.name))
         with (
             output_directory.explaining_full_disk(self.path.parent, self.nbytes),
             open(self.path, "wb", buffering=0) as out,
         ):
-            written(out, memoryview(header(ordered, metadata)))
+            write_all(out, memoryview(header(ordered, metadata)))
             for entry in ordered:
                 self.spool.seek(entry.offset)
                 left = entry.nbytes
                 while left:
-                    chunk = self.spool.read(min(left, CHUNK))
-                    written(out, memoryview(chunk))
+                    chunk = self.spool.read(min(left, CHUNK_BYTES))
+                    write_all(out, memoryview(chunk))
                     left -= len(chunk)
         output_directory.sync(self.path)
         self.remove()
 
     def remove(self) -> None:
-        """Forget what was spooled."""
+        """Delete the spool file."""
         self.spool.close()
         self.spool_path.unlink(missing_ok=True)
 
 
-def header(entries: list[Entry], metadata: dict[str, str]) -> bytes:
+def header(entries: list[TensorEntry], metadata: dict[str, str]) -> bytes:
     """Return the header of a safetensors file that holds `entries` one after the other."""
-    said: dict[str, object] = {"__metadata__": metadata}
+    fields: dict[str, object] = {"__metadata__": metadata}
     end = 0
     for entry in entries:
         begin, end = end, end + entry.nbytes
-        said[entry.name] = {
-            "dtype": NAMES[entry.dtype],
+        fields[entry.name] = {
+            "dtype": SAFETENSORS_TYPES[entry.dtype],
             "shape": list(entry.shape),
             "data_offsets": [begin, end],
         }
-    text = json.dumps(said, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % ALIGNED)
+    text = json.dumps(fields, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % HEADER_ALIGNMENT)
     return len(text).to_bytes(8, "little") + text
 
 
-def written(file: IO[bytes], content: memoryview) -> None:
-    """Write all of `content`; a file that is not buffered may take less at once."""
+def write_all(file: IO[bytes], content: memoryview) -> None:
+    """Write all of `content`; `write` of an unbuffered file may write only a part of it."""
     while content:
         content = content[file.write(content) :]

@@ -1,9 +1,9 @@
-"""transformers reads, writes and dequantizes our checkpoints; importing this registers it.
+"""Let transformers read, write and dequantize nearplane checkpoints; importing this registers it.
 
 | theirs | ours |
 |---|---|
 | quant_method "nearplane" | the checkpoint of docs/formats/checkpoint.md |
-| quantization config | config.json's `quantization_config`, kept whole |
+| quantization config | config.json's `quantization_config`, unknown keys included |
 | pre-quantized | always; `nearplane.quantize` makes what `from_pretrained` reads |
 """
 
@@ -37,7 +37,13 @@ if TYPE_CHECKING:
 
 
 class NearplaneConfig(QuantizationConfigMixin):
-    """A checkpoint's `quantization_config`, with keys that this version does not know kept."""
+    """The `quantization_config` of config.json; keys that this version does not know are kept.
+
+    - `lay_out`: whether loading converts records into the form that this machine's kernels use.
+      Not saved.
+    - `stored_dtype`: the dtype that `save_pretrained` stores uncompressed tensors in, where they
+      are loaded in another one; None for the dtype they are loaded in. Not saved.
+    """
 
     def __init__(
         self,
@@ -46,24 +52,22 @@ class NearplaneConfig(QuantizationConfigMixin):
         quant_method: str = fmt.METHOD,
         lay_out: bool = True,
         stored_dtype: str | None = None,
-        **other: Any,
+        **unknown_keys: Any,
     ):
-        # of this load alone: whether records are put into the form that kernels multiply by, and
-        # the type that what is not compressed is saved in again, if it is computed in another
         self.lay_out, self.stored_dtype = lay_out, stored_dtype
         self.quant_method = quant_method  # pyright: ignore[reportAttributeAccessIssue]
         self.format_version = format_version
         self.layers = layers or {}
-        self.other = other
+        self.unknown_keys = unknown_keys
 
     @classmethod
-    def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **more: Any) -> Any:
-        # before __init__ takes its parts, which may be of any type
+    def from_dict(cls, config_dict: Any, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        # config.json may hold values of any type, so they are checked before __init__ takes them
         fmt.check_quantization_config(config_dict, "quantization_config")
-        return super().from_dict(config_dict, return_unused_kwargs, **more)
+        return super().from_dict(config_dict, return_unused_kwargs, **kwargs)
 
     def to_dict(self) -> dict[str, Any]:
-        return copy.deepcopy(self.other) | {
+        return copy.deepcopy(self.unknown_keys) | {
             "quant_method": self.quant_method,
             "format_version": self.format_version,
             "layers": copy.deepcopy(self.layers),
@@ -71,7 +75,7 @@ class NearplaneConfig(QuantizationConfigMixin):
 
 
 class NearplaneQuantizer(HfQuantizer):
-    """Puts compressed layers into a model before its tensors are loaded, and checks them after."""
+    """Makes layers `CompressedLinear` before a model's tensors are loaded; checks them after."""
 
     requires_calibration = True
     quantization_config: NearplaneConfig
@@ -84,14 +88,14 @@ class NearplaneQuantizer(HfQuantizer):
         return False
 
     def get_state_dict_and_metadata(self, model: "PreTrainedModel") -> tuple[Any, dict[str, str]]:
-        """Return what `save_pretrained` writes: numbers that were only widened, as they were."""
+        """Return the state dict that `save_pretrained` writes, in the dtype of the checkpoint."""
         stored = self.quantization_config.stored_dtype
         if stored is None:
             return None, {}
-        return narrowed(model.state_dict(), getattr(torch, stored)), {}
+        return cast_where_exact(model.state_dict(), getattr(torch, stored)), {}
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
-        # config.json names no type, and the first shard holds nothing but records
+        # if config.json states no dtype, transformers takes that of a tensor, which may be a record
         return dtype if dtype.is_floating_point else torch.get_default_dtype()
 
     def _process_model_before_weight_loading(
@@ -99,11 +103,11 @@ class NearplaneQuantizer(HfQuantizer):
         model: "PreTrainedModel",
         checkpoint_files: list[str] | None = None,
         device_map: Any = None,
-        **more: Any,
+        **kwargs: Any,
     ) -> None:
-        # accelerate moves what it offloads in and out by the names of the checkpoint's tensors
-        stays = not isinstance(device_map, dict) or len(set(device_map.values())) <= 1
-        self.lays_out = stays and self.quantization_config.lay_out
+        # accelerate offloads tensors by their names in the checkpoint, so records must remain
+        one_device = not isinstance(device_map, dict) or len(set(device_map.values())) <= 1
+        self.lays_out = one_device and self.quantization_config.lay_out
         tied = _tied_layers(model)
         layers = self.quantization_config.layers
         split_named_experts_(model, layers, lambda name: _aliases(model, name))
@@ -121,18 +125,18 @@ class NearplaneQuantizer(HfQuantizer):
             _check_present(model, self.entries, checkpoint_files)
 
     def update_weight_conversions(self, weight_conversions: list, model: "PreTrainedModel") -> list:
-        """Return what is done to names on loading: nothing that would fuse experts."""
+        """Return transformers' conversions on loading without those that fuse experts."""
         conversions = super().update_weight_conversions(weight_conversions, model)
         if not any(isinstance(module, Experts) for module in model.modules()):
             return conversions
         return [conversion for conversion in conversions if not _fuses_experts(conversion)]
 
     def _process_model_after_weight_loading(
-        self, model: "PreTrainedModel", **more: Any
+        self, model: "PreTrainedModel", **kwargs: Any
     ) -> "PreTrainedModel":
         for name, entry in self.entries.items():
             record = model.get_buffer(f"{name}{fmt.RECORD}")
-            # a record that accelerate left on disk is on the meta device
+            # accelerate offloaded it to disk, and left an empty tensor on the meta device
             if record.is_meta:
                 continue
             check_record(record, entry, name)
@@ -146,57 +150,56 @@ class NearplaneQuantizer(HfQuantizer):
         dtype = model.dtype if dtype is None else dtype
         for name, module in list(model.named_modules()):
             if isinstance(module, CompressedLinear):
-                model.set_submodule(name, plain(module, dtype))
+                model.set_submodule(name, dequantized(module, dtype))
         join_experts_(model)
         if any(map(is_fused, model.modules())):
-            # what reading our names took is not what the family's own names for experts take
+            # `save_pretrained` would reverse conversions that were for the names of split experts
             model.__dict__.pop("_weight_conversions", None)
-        # a cast that changes nothing would still touch what the model keeps in float32
+        # even a cast to the same dtype would change modules that the model keeps in float32
         return model if model.dtype == dtype else model.to(dtype)  # pyright: ignore[reportArgumentType]
 
 
 def split_named_experts_(
     model: nn.Module, layers: Iterable[str], aliases: Callable[[str], list[str]]
 ) -> None:
-    """Let `Experts` stand in for the fused modules of which `layers` has a part.
+    """Replace the fused experts that have a layer in `layers` by `Experts`, in place.
 
-    - `aliases`: what the model may call what a checkpoint calls so.
+    - `aliases`: returns the names that a module of the checkpoint may have in the model.
     """
-    above = {above for layer in layers for above in names_above(layer)}
-    wanted = {alias for name in above for alias in aliases(name)}
-    split_experts_(model, wanted)
+    parents = {parent for layer in layers for parent in parent_names(layer)}
+    split_experts_(model, {alias for name in parents for alias in aliases(name)})
 
 
-def names_above(layer: str) -> list[str]:
-    """Return the names of the modules around a layer: a.b and a of a.b.c."""
+def parent_names(layer: str) -> list[str]:
+    """Return the names of the modules that contain a layer: "a" and "a.b" for "a.b.c"."""
     parts = layer.split(".")
     return [".".join(parts[:count]) for count in range(1, len(parts))]
 
 
-def narrowed(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
-    """Return a state dict with its numbers in `dtype`, but for tensors that it cannot hold exactly.
+def cast_where_exact(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Cast the floating-point tensors of a state dict to the narrower `dtype` where that is exact.
 
-    Tensors that share their memory share it again.
+    Tensors that shared memory before, such as tied weights, share it afterwards.
     """
-    made: dict[tuple[int, torch.Size], torch.Tensor] = {}
+    cast: dict[tuple[int, torch.Size], torch.Tensor] = {}
     for name, tensor in state.items():
         key = (tensor.data_ptr(), tensor.shape)
-        if tensor.is_floating_point() and tensor.dtype != dtype and key not in made:
+        if tensor.is_floating_point() and tensor.dtype != dtype and key not in cast:
             narrow = tensor.to(dtype)
             exact = tensor.element_size() > narrow.element_size() and narrow.to(tensor.dtype).equal(
                 tensor
             )
-            made[key] = narrow if exact else tensor
-        state[name] = made.get(key, tensor)
+            cast[key] = narrow if exact else tensor
+        state[name] = cast.get(key, tensor)
     return state
 
 
-def plain(layer: CompressedLinear, dtype: torch.dtype) -> nn.Module:
-    """Return the nn.Linear or Conv1D that `layer` replaced, holding its decoded weight."""
+def dequantized(layer: CompressedLinear, dtype: torch.dtype) -> nn.Module:
+    """Return an nn.Linear, or a Conv1D if `layer` replaced one, with the decoded weight."""
     from transformers.pytorch_utils import Conv1D
 
     value = layer.value().to(dtype)
-    # on the meta device nothing is allocated or initialised for a weight that is replaced below
+    # the meta device allocates no memory for the initial weight, which is replaced below
     with torch.device("meta"):
         if layer.transposed:
             module = Conv1D(layer.out_features, layer.in_features)
@@ -210,11 +213,13 @@ def plain(layer: CompressedLinear, dtype: torch.dtype) -> nn.Module:
 
 
 def _fuses_experts(conversion: Any) -> bool:
+    """Whether a conversion would join the weights of experts into one tensor."""
     targets = conversion.target_patterns
     return isinstance(conversion, WeightConverter) and any("experts" in name for name in targets)
 
 
 def _replacement(module: nn.Module, entry: dict[str, Any], name: str) -> CompressedLinear:
+    """Return an empty compressed layer; NearplaneError if `module` has another shape."""
     shape = _shape_of(module)
     if shape != (entry["rows"], entry["columns"]):
         raise NearplaneError(
@@ -224,7 +229,8 @@ def _replacement(module: nn.Module, entry: dict[str, Any], name: str) -> Compres
     return empty_like(module, entry["rows"], entry["columns"], entry["bytes"])
 
 
-def _lay_out(layer: nn.Module, name: str) -> None:
+def _lay_out(layer: Any, name: str) -> None:
+    """Convert the record for this machine's kernels; NearplaneError if it is corrupt."""
     try:
         layer.lay_out()
     except CorruptError as error:
@@ -232,7 +238,7 @@ def _lay_out(layer: nn.Module, name: str) -> None:
 
 
 def _shape_of(module: nn.Module) -> tuple[int, int] | None:
-    """Return (out, in) of a linear layer, None for another module."""
+    """Return (out_features, in_features) of an nn.Linear or Conv1D, None for another module."""
     from transformers.pytorch_utils import Conv1D
 
     if isinstance(module, Conv1D):
@@ -241,15 +247,17 @@ def _shape_of(module: nn.Module) -> tuple[int, int] | None:
 
 
 def _aliases(model: "PreTrainedModel", name: str) -> list[str]:
-    """Return what `name` is called in this model, or in one that has it as its base or head.
+    """Return the names that the checkpoint's module `name` may have in `model`.
 
-    AutoModel reads the checkpoint of AutoModelForCausalLM, where all names begin with "model.".
+    AutoModel reads checkpoints of AutoModelForCausalLM, where names begin with "model.", and the
+    other way round.
     """
     prefix = f"{model.base_model_prefix}."
     return [name, name.removeprefix(prefix), prefix + name]
 
 
 def _name_in(model: "PreTrainedModel", name: str) -> str:
+    """Return the name in `model` of the checkpoint's module; NearplaneError if there is none."""
     for alias in _aliases(model, name):
         try:
             model.get_submodule(alias)
@@ -260,6 +268,7 @@ def _name_in(model: "PreTrainedModel", name: str) -> str:
 
 
 def _tied_layers(model: "PreTrainedModel") -> set[str]:
+    """Return the names of the layers whose weight is tied to another tensor."""
     tied = model.all_tied_weights_keys
     return {name.removesuffix(".weight") for name in [*tied.keys(), *tied.values()]}
 
@@ -267,9 +276,9 @@ def _tied_layers(model: "PreTrainedModel") -> set[str]:
 def _check_present(
     model: "PreTrainedModel", entries: dict[str, dict[str, Any]], checkpoint_files: list[str]
 ) -> None:
-    """Raise NearplaneError unless the files hold every record, and the biases that go with them.
+    """Raise NearplaneError unless the files hold the record and the bias of every compressed layer.
 
-    transformers would only warn, and leave memory as it found it in their place.
+    transformers would only warn about missing ones, and use uninitialised memory.
     """
     stored: dict[str, list[int]] = {}
     for file in checkpoint_files:
@@ -288,7 +297,7 @@ def _check_present(
                 )
 
 
-# importing twice, as importlib.reload does, is no error
+# registering again, as importlib.reload would, is an error in transformers
 if fmt.METHOD not in AUTO_QUANTIZER_MAPPING:
     register_quantization_config(fmt.METHOD)(NearplaneConfig)
     register_quantizer(fmt.METHOD)(NearplaneQuantizer)

@@ -1,4 +1,7 @@
-"""What a record's encoder was told, in one number that its layout carries."""
+"""Which encoder wrote a record, packed into one number.
+
+A layout carries that number, so that saving a loaded model writes the same bytes again.
+"""
 
 import struct
 
@@ -11,11 +14,11 @@ from nearplane.codes.dense import HEADER as DENSE_HEADER
 from nearplane.codes.header import LAYOUT, Header
 from nearplane.codes.record import Unpacked
 
-OUTLIERS = 1 << 8  # there is a section of outliers, if an empty one
+OUTLIERS = 1 << 8  # set if the record has a section of outliers, even one without entries
 
 
 def option(record: UInt8[Tensor, " bytes"], head: Header) -> int | None:
-    """Return what `coder` needs to write the same bytes again; None if no coder of ours does."""
+    """Return the number from which `coder` makes the encoder; None if no encoder of ours fits."""
     at = LAYOUT.size + head.step_bytes
     part = bytes(record[at : at + 64].numpy())
     chosen = {
@@ -28,7 +31,7 @@ def option(record: UInt8[Tensor, " bytes"], head: Header) -> int | None:
 
 
 def coder(tag: int, chosen: int) -> tuple[codes.Code, bool]:
-    """Return the encoder, and whether there is a section of outliers."""
+    """Return the encoder that `option` described, and whether the record has outliers."""
     number, has_outliers = chosen & 255, bool(chosen & OUTLIERS)
     if tag == codes.Dense.tag:
         return codes.Dense(number), has_outliers
@@ -40,7 +43,7 @@ def coder(tag: int, chosen: int) -> tuple[codes.Code, bool]:
 def _huffman(part: bytes) -> int | None:
     span = struct.unpack_from(huffman.HEADER.format, part)[4]
     lengths = part[huffman.HEADER.size :][: (span + 2) // 2]
-    # a word longer than the default's was written by another
+    # an encoder with our default limit writes no longer code word
     longest = max((max(byte & 15, byte >> 4) for byte in lengths), default=0)
     return 0 if longest <= codes.Huffman().limit else None
 
@@ -54,8 +57,11 @@ def _rans(part: bytes) -> int:
     return int(row_classes * column_classes > 1)
 
 
-def comes_back(held: Unpacked) -> bool:
-    """Whether a layout keeps everything: it has no zeros of two signs, and no outliers of 0."""
+def is_lossless(held: Unpacked) -> bool:
+    """Return whether a layout keeps every bit of a matrix.
+
+    A layout loses the sign of a step −0.0, and outliers whose value is 0.
+    """
     zeros = held.step[held.step == 0]
     no_outlier_is_zero = held.outliers is None or bool(held.outliers.value.all())
     return no_outlier_is_zero and not bool(zeros.signbit().any())

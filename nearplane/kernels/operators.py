@@ -1,4 +1,4 @@
-"""Products with a layout as torch operators: torch.compile and autograd see through them."""
+"""Registers products with a layout as torch operators, for torch.compile and autograd."""
 
 from collections.abc import Callable
 from typing import Any
@@ -14,10 +14,14 @@ LIBRARY = torch.library.Library("nearplane", "FRAGMENT")
 
 
 def operator(name: str, device: str, linear: Linear, weight: Weight) -> Linear:
-    """Return x · weightᵀ + bias as the operator nearplane::NAME_linear, where one is needed.
+    """Register the operators nearplane::NAME_linear and NAME_weight; return the product.
 
-    - `device`: torch's dispatch key, "CPU" or "CUDA".
-    - `linear`, `weight`: the product with a layout, and the weight decoded, in a type.
+    The returned function calls `linear` directly, and goes through the operator only if autograd
+    or torch.compile needs it.
+
+    - `device`: torch's dispatch key.
+    - `linear`: returns x · weightᵀ + bias for (x, layout, rows, bias).
+    - `weight`: returns the decoded weight for (layout, dtype).
     """
     LIBRARY.define(f"{name}_linear(Tensor x, Tensor layout, int rows, Tensor? bias) -> Tensor")
     LIBRARY.define(
@@ -45,15 +49,15 @@ def operator(name: str, device: str, linear: Linear, weight: Weight) -> Linear:
         rows: int,
         bias: Float[Tensor, " rows"] | None = None,
     ) -> Float[Tensor, "*batch rows"]:
-        # the short way costs no dispatch
-        short = not (_tracked(x, bias) or torch.compiler.is_compiling())
-        return (linear if short else called)(x, layout, rows, bias)
+        # a direct call avoids the cost of torch's dispatcher
+        direct = not (_tracked(x, bias) or torch.compiler.is_compiling())
+        return (linear if direct else called)(x, layout, rows, bias)
 
     return product
 
 
 def check_shape(shape: tuple[int, int], rows: int, columns: int) -> None:
-    """Raise ValueError unless a layout of this shape is what a product is asked for."""
+    """Raise ValueError unless the weight in a layout has the shape that a product needs."""
     if shape != (rows, columns):
         raise ValueError(
             f"activations of {columns} columns for {rows} rows of a weight that is "

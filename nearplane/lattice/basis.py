@@ -1,4 +1,4 @@
-"""A Hessian made ready for rounding: its order and its factor, shared by every method."""
+"""A Hessian prepared for rounding: column order and Cholesky factor, as every method needs them."""
 
 from dataclasses import dataclass
 
@@ -10,17 +10,18 @@ from nearplane.lattice.damping import damp
 from nearplane.lattice.factor import NotPositiveDefiniteError, factor
 from nearplane.lattice.order import order as order_columns
 
-SMALLEST = 1e-7
-RETRIES = 4  # times that damping grows tenfold before a Hessian is given up
+LEAST_DAMPING = 1e-7  # what retries grow from where the damping asked for is 0
+RETRIES = 4  # how often damping grows tenfold before an error is raised
 
 
 @dataclass(frozen=True)
 class Basis:
-    """The lattice that a layer's inputs define.
+    """The lattice basis that a layer's inputs define, before it is scaled by steps.
 
-    - `columns`: order.flip(0), the original column of each of the factor's columns.
+    - `hessian`: as given, without damping and on the original columns.
+    - `columns`: order.flip(0); factor column k belongs to original column columns[k].
     - `factor`: upper triangular R, RᵀR = the damped Hessian on `columns`.
-    - `damping`: the fraction that the factor needed, at least the one asked for.
+    - `damping`: the fraction that was added; larger than asked for if that gave no factor.
     """
 
     hessian: Float[Tensor, "n n"]
@@ -30,28 +31,28 @@ class Basis:
 
     @property
     def pivots(self) -> Float64[Tensor, " n"]:
-        """R_jj of every original column."""
+        """R_jj for every column, in the original order of columns."""
         return self.factor.diagonal()[self.columns.argsort()]
 
     def losses(
         self, error: Float[Tensor, "rows n"]
     ) -> tuple[Float64[Tensor, " rows"], Float64[Tensor, " rows"]]:
         """Return error · hessian · errorᵀ of every row, undamped and damped."""
-        # products in the error's own precision, sums over columns in float64
+        # the products are in the error's own type, the sums over columns in float64
         undamped = ((error @ self.hessian.to(error.dtype)) * error).sum(1, dtype=torch.float64)
-        added = self.damping * self.hessian.diagonal().double().mean()
-        return undamped, undamped + added * error.square().sum(1, dtype=torch.float64)
+        shift = self.damping * self.hessian.diagonal().double().mean()
+        return undamped, undamped + shift * error.square().sum(1, dtype=torch.float64)
 
 
 def basis(hessian: Float[Tensor, "n n"], order: str, damping: float) -> Basis:
-    """Return the basis of `hessian`, with damping grown tenfold up to RETRIES times if it must be.
+    """Return the basis of `hessian`; while it has no factor, try ten times the damping.
 
-    Damping 0 grows from SMALLEST.
+    At most RETRIES times; a damping of 0 is followed by 10 · LEAST_DAMPING.
 
-    Raises NotPositiveDefiniteError when no damping tried gives a factor.
+    Raises NotPositiveDefiniteError when none of these gives a factor.
     """
     for retry in range(RETRIES + 1):
-        grown = (damping or SMALLEST * bool(retry)) * 10**retry
+        grown = (damping or LEAST_DAMPING * bool(retry)) * 10**retry
         try:
             columns = order_columns(hessian, order, grown).flip(0)
             return Basis(hessian, columns, factor(hessian, columns.flip(0), grown), grown)
@@ -61,6 +62,6 @@ def basis(hessian: Float[Tensor, "n n"], order: str, damping: float) -> Basis:
     raise AssertionError("unreachable")
 
 
-def damped_hessian(of: Basis) -> Float64[Tensor, "n n"]:
-    """Return the damped Hessian on the original columns."""
-    return damp(of.hessian, of.damping)
+def damped_hessian(layer_basis: Basis) -> Float64[Tensor, "n n"]:
+    """Return the damped Hessian, in the original order of columns."""
+    return damp(layer_basis.hessian, layer_basis.damping)

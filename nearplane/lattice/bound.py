@@ -1,4 +1,4 @@
-"""What is known of nearest plane's error before a single weight is rounded."""
+"""The bound and the expected value of nearest plane's loss, both known before rounding."""
 
 import torch
 from jaxtyping import Float, Float64
@@ -8,7 +8,10 @@ from torch import Tensor
 def squared_sides(
     factor: Float[Tensor, "n n"], step: Float[Tensor, "#rows #n"]
 ) -> Float64[Tensor, "#rows n"]:
-    """Return R_jj² s_j²: the squared sides of the box that nearest plane's residual lies in."""
+    """Return R_jj² s_j²: the squared sides of the box that nearest plane's residual lies in.
+
+    The residual of a row is R · error, whose squared length is the damped loss.
+    """
     return factor.diagonal().double().square() * step.double().square()
 
 
@@ -17,8 +20,8 @@ def bound(
 ) -> Float64[Tensor, "#rows"]:
     """Return ¼ Σ_j R_jj² s_j², an upper bound of each row's loss [Chen26, Thm. 5].
 
-    Holds for unclipped codes and losses under the damped Hessian RᵀR; a residual lies in a box
-    with sides R_jj s_j. Steps are on the factor's columns.
+    It holds for unclipped codes and for losses under the damped Hessian RᵀR, because a residual
+    lies in the box with sides R_jj s_j. Steps are in the order of the factor's columns.
     """
     return squared_sides(factor, step).sum(1) / 4
 
@@ -26,9 +29,9 @@ def bound(
 def expected_loss(
     factor: Float[Tensor, "n n"], step: Float[Tensor, "#rows #n"]
 ) -> Float64[Tensor, "#rows"]:
-    """Return (1/12) Σ_j R_jj² s_j²: the mean over residuals uniform in the box [Chen26, App. D.2].
+    """Return (1/12) Σ_j R_jj² s_j²: the mean loss of residuals uniform in the box.
 
-    One third of `bound`.
+    This is one third of `bound` [Chen26, App. D.2].
     """
     return squared_sides(factor, step).sum(1) / 12
 
@@ -36,18 +39,20 @@ def expected_loss(
 def relative_factor(
     factor: Float[Tensor, "n n"], step: Float[Tensor, "#rows #n"]
 ) -> Float64[Tensor, "#rows"]:
-    """Return γ of error ≤ γ · optimum, for norms; losses compare by γ² [Chen26, Thm. 5].
+    """Return γ with ‖residual of nearest plane‖ ≤ γ · ‖residual of the closest lattice point‖.
 
-    γ = √(1 + max_j Σ_{k≤j} d_k² / d_j²) with d_j = R_jj s_j.
+    Losses are squared norms, so they compare by γ² [Chen26, Thm. 5]:
+
+        γ = √(1 + max_j Σ_{k≤j} d_k² / d_j²) with d_j = R_jj s_j
     """
     sides = squared_sides(factor, step)
     return (1 + (sides.cumsum(1) / sides).amax(1)).sqrt()
 
 
 def am_gm_bits(factor: Float[Tensor, "n n"]) -> float:
-    """Return ½ log₂(mean R_jj² / geometric mean R_jj²): bits a weight that unequal steps gain.
+    """Return ½ log₂(mean R_jj² / geometric mean R_jj²): bits per weight that unequal steps save.
 
-    Zero when all pivots are equal [Lifar26].
+    It is zero when all pivots are equal [Lifar26].
     """
     pivots = factor.diagonal().double().square()
     return float((torch.log2(pivots.mean()) - torch.log2(pivots).mean()) / 2)

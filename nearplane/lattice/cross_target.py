@@ -1,4 +1,9 @@
-"""The cross-layer target: what a weight should become when its inputs have drifted."""
+"""The matrix to round a layer towards when the layers in front of it are quantized already.
+
+Those layers give it inputs X̂ that differ from the original model's X. Ridge regression on the
+calibration tokens finds the weight w* whose output X̂w* is closest to the original output Xw. The
+layer is then rounded towards w + α (w* − w); α and the ridge are chosen on held-out tokens.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,12 +21,14 @@ RIDGES = (0.01, 0.1, 1.0)  # fractions of the Hessian's mean diagonal
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moments of one layer's inputs: drifted x̂ x̂ᵀ, and drifted with original x̂ xᵀ.
+    """Second moments of a layer's inputs x̂ in the quantized model and x in the original one.
 
-    Means over tokens, or sums: what is fitted to them, and how far it is trusted, is the same.
+    They are means over tokens, or sums; only the unit of `RidgeChoice.reduction` depends on it.
 
-    `x̂` comes from the layers that are quantized already, `x` from the original ones. Where the
-    output is added to hidden states that have drifted too, `lag` is (h − ĥ) x̂ᵀ.
+    - `hessian`: x̂ x̂ᵀ.
+    - `cross`: x̂ xᵀ.
+    - `lag`: (h − ĥ) x̂ᵀ, where the output is added to hidden states that are ĥ in the quantized
+      model and h in the original one; None where this difference is not to be corrected.
     """
 
     hessian: Float[Tensor, "n n"]
@@ -33,114 +40,137 @@ class Moments:
         damped = damp(self.hessian, ridge)
         return None if cholesky_(damped) else damped.T.to(dtype)
 
-    def wish(self, weight: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
+    def descent(self, weight: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
         """Return (Xw + H − X̂w − Ĥ)ᵀX̂: half the negative gradient of the mismatch at `weight`."""
-        wish = times(weight, (self.cross - self.hessian).T.to(weight.dtype))
-        return wish if self.lag is None else wish + self.lag.to(weight.dtype)
+        descent = matmul_by_rows(weight, (self.cross - self.hessian).T.to(weight.dtype))
+        return descent if self.lag is None else descent + self.lag.to(weight.dtype)
 
 
 @dataclass(frozen=True)
-class Drift:
-    """How far a weight is moved towards its ridge target, and by which ridge.
+class RidgeChoice:
+    """The ridge and the strength chosen for one weight.
 
-    - `removed`: by how much the mismatch fell on tokens held out, in the units of a loss; times
-      their number where moments are sums.
+    - `ridge`: λ as a fraction of the Hessian's mean diagonal.
+    - `strength`: α in 0 .. 1, the fraction of w* − w that is added to the weight.
+    - `reduction`: by how much the mismatch on held-out tokens fell, in the units of a loss (times
+      the number of tokens where the moments are sums).
     """
 
     ridge: float
     strength: float
-    removed: float
+    reduction: float
 
 
-def ridge_move(
-    wish: Float[Tensor, "rows n"], factor: Float[Tensor, "n n"]
+def ridge_correction(
+    descent: Float[Tensor, "rows n"], factor: Float[Tensor, "n n"]
 ) -> Float[Tensor, "rows n"]:
     """Return w* − w, w* the minimiser of ‖X̂w* + Ĥ − Xw − H‖² + λ‖w* − w‖² [Arai25, Zhang25].
 
         w* − w = (X̂ᵀX̂ + λI)⁻¹ X̂ᵀ(Xw + H − X̂w − Ĥ),   λ = ridge · mean diag(X̂ᵀX̂)
 
-    H and Ĥ are hidden states that the output is added to, or nothing. With λ → ∞ the weight stays.
+    H and Ĥ are the hidden states that the output is added to, or zero. With λ → ∞ w* is w.
 
-    - `wish`, `factor`: of the weight's moments.
+    - `descent`: from `Moments.descent`.
+    - `factor`: from `Moments.factor`.
     """
-    return by_rows(lambda rows: (torch.cholesky_solve(wish[rows].T, factor).T,), len(wish))[0]
+    return by_rows(lambda rows: (torch.cholesky_solve(descent[rows].T, factor).T,), len(descent))[0]
 
 
-def times(left: Float[Tensor, "rows n"], right: Float[Tensor, "n m"]) -> Float[Tensor, "rows m"]:
-    """Return left @ right, by rows."""
+def matmul_by_rows(
+    left: Float[Tensor, "rows n"], right: Float[Tensor, "n m"]
+) -> Float[Tensor, "rows m"]:
+    """Return left @ right, a few rows at a time."""
     return by_rows(lambda rows: (left[rows] @ right,), len(left))[0]
 
 
-def products(left: Float[Tensor, "rows n"], right: RowsOf) -> Float64[Tensor, " rows"]:
-    """Return the inner products of rows with what `right` gives for them, in float64."""
+def row_dot_products(left: Float[Tensor, "rows n"], right: RowsOf) -> Float64[Tensor, " rows"]:
+    """Return the inner product of every row of `left` with that of `right`, in float64."""
     return by_rows(
         lambda rows: ((left[rows] * right(rows)).sum(1, dtype=torch.float64),), len(left)
     )[0]
 
 
 def held_out_strength(
-    move: Float[Tensor, "rows n"], wish: Float[Tensor, "rows n"], held: Moments
+    correction: Float[Tensor, "rows n"], descent: Float[Tensor, "rows n"], held_out: Moments
 ) -> tuple[float, float]:
-    """Return the strength α in 0 .. 1 that is best on held-out tokens, and what it removes.
+    """Return the strength α in 0 .. 1 that is best on held-out tokens, and the reduction by it.
 
-    The mismatch of w + αδ is a parabola in α: its slope at 0 is −2⟨δ, wish⟩, its curvature
-    δ X̂ᵀX̂ δᵀ. The second result is the fall from α = 0, in the units of the moments.
+    The mismatch of w + αδ is a parabola in α: its slope at 0 is −2⟨δ, descent⟩, its curvature
+    δ X̂ᵀX̂ δᵀ. The reduction is the mismatch at α = 0 minus that at the strength returned, in the
+    units of the moments.
 
-    - `wish`: what the weight lacks on the held-out tokens, held.wish(weight).
+    - `descent`: held_out.descent(weight).
     """
-    hessian = held.hessian.to(move.dtype)
-    toward = float(products(move, wish.__getitem__).sum())
-    curvature = float(products(move, lambda rows: move[rows] @ hessian).sum())
-    if toward <= 0 or curvature <= 0:
+    hessian = held_out.hessian.to(correction.dtype)
+    half_slope = float(row_dot_products(correction, descent.__getitem__).sum())
+    curvature = float(row_dot_products(correction, lambda rows: correction[rows] @ hessian).sum())
+    if half_slope <= 0 or curvature <= 0:
         return 0.0, 0.0
-    strength = min(1.0, toward / curvature)
-    return strength, strength * (2 * toward - strength * curvature)
+    strength = min(1.0, half_slope / curvature)
+    return strength, strength * (2 * half_slope - strength * curvature)
 
 
-def choose_drifts(
+def choose_ridges(
     weights: Sequence[Float[Tensor, "_ n"]],
     fitted: Moments,
-    held: Moments,
+    held_out: Moments,
     ridges: Sequence[float] = RIDGES,
-) -> list[Drift]:
-    """Return for each weight the ridge and strength that remove most of its mismatch, held out.
+) -> list[RidgeChoice]:
+    """Return for each weight the ridge and strength of least mismatch on held-out tokens.
 
-    Moves are fitted on one part of the calibration and judged on another: where activations are
-    massive or tokens few, a move that would only fit its own tokens gets strength 0.
+    Corrections are fitted on one part of the calibration tokens and judged on the other. A
+    correction that helps only the tokens it was fitted on, because a few activations are huge or
+    the tokens are few, therefore gets strength 0.
 
     Cost: for every ridge n³ / 3 multiply-adds in float64, and rows · n² in the weights' type.
     """
-    wishes = [(fitted.wish(weight), held.wish(weight)) for weight in weights]
-    best = [Drift(ridges[0], 0.0, 0.0)] * len(weights)
+    descents = [(fitted.descent(weight), held_out.descent(weight)) for weight in weights]
+    best = [RidgeChoice(ridges[0], 0.0, 0.0)] * len(weights)
     for ridge in ridges:
-        tried = drifts_by(ridge, wishes, fitted, held)
-        best = [b if b.removed >= t.removed else t for b, t in zip(best, tried, strict=True)]
+        choices = choices_with_ridge(ridge, descents, fitted, held_out)
+        best = [
+            old if old.reduction >= new.reduction else new
+            for old, new in zip(best, choices, strict=True)
+        ]
     return best
 
 
-def drifts_by(
-    ridge: float, wishes: Sequence[tuple[Tensor, Tensor]], fitted: Moments, held: Moments
-) -> list[Drift]:
-    """Return for each weight the best strength of the move by one ridge.
+def choices_with_ridge(
+    ridge: float,
+    descents: Sequence[tuple[Tensor, Tensor]],
+    fitted: Moments,
+    held_out: Moments,
+) -> list[RidgeChoice]:
+    """Return for each weight the best strength when all use the same ridge.
 
-    - `wishes`: what each weight lacks on the fitted and on the held-out tokens.
+    - `descents`: `Moments.descent` of each weight, on the fitted and on the held-out tokens.
     """
-    factor = fitted.factor(ridge, wishes[0][0].dtype)
+    factor = fitted.factor(ridge, descents[0][0].dtype)
     if factor is None:
-        return [Drift(ridge, 0.0, 0.0)] * len(wishes)
-    moves = ((ridge_move(wish, factor), judge) for wish, judge in wishes)
-    return [Drift(ridge, *held_out_strength(move, judge, held)) for move, judge in moves]
+        return [RidgeChoice(ridge, 0.0, 0.0)] * len(descents)
+    corrections = ((ridge_correction(fit, factor), judge) for fit, judge in descents)
+    return [
+        RidgeChoice(ridge, *held_out_strength(correction, judge, held_out))
+        for correction, judge in corrections
+    ]
 
 
-def moved(
-    weights: Sequence[Float[Tensor, "_ n"]], moments: Moments, drifts: Sequence[Drift]
+def ridge_targets(
+    weights: Sequence[Float[Tensor, "_ n"]], moments: Moments, choices: Sequence[RidgeChoice]
 ) -> list[Tensor]:
-    """Return w + α (w* − w) on all the calibration's tokens; a weight that stays is itself."""
-    found = list(weights)
-    for ridge in {drift.ridge for drift in drifts if drift.strength}:
+    """Return w + α (w* − w) for each weight; with strength 0, the same tensor that was given.
+
+    - `moments`: over all calibration tokens, the held-out ones included.
+    """
+    targets = list(weights)
+    for ridge in {choice.ridge for choice in choices if choice.strength}:
         factor = moments.factor(ridge, weights[0].dtype)
-        for index, drift in enumerate(drifts if factor is not None else ()):
-            if drift.strength and drift.ridge == ridge:
-                wish = moments.wish(weights[index])
-                found[index] = weights[index] + drift.strength * ridge_move(wish, factor)
-    return found
+        if factor is None:
+            continue
+        for index, choice in enumerate(choices):
+            if choice.strength and choice.ridge == ridge:
+                descent = moments.descent(weights[index])
+                targets[index] = weights[index] + choice.strength * ridge_correction(
+                    descent, factor
+                )
+    return targets

@@ -1,10 +1,10 @@
-"""The Cholesky factor of a Hessian: the basis in which nearest plane walks."""
+"""The Cholesky factor of a Hessian: its columns span the lattice that nearest plane rounds on."""
 
 import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from nearplane.lattice.damping import added, symmetric
+from nearplane.lattice.damping import diagonal_shift, symmetric
 from nearplane.types import NearplaneError
 
 
@@ -17,27 +17,28 @@ def factor(
 ) -> Float64[Tensor, "columns columns"]:
     """Return the upper triangular R with RᵀR = the damped Hessian on columns order.flip(0).
 
-    The order's first entry is R's last column, where nearest plane starts. One float64 Cholesky,
-    no inverse.
+    The order's first entry is R's last column, where nearest plane starts. It takes one float64
+    Cholesky factorization; unlike GPTQ's usual form, no inverse.
 
     Raises NotPositiveDefiniteError when the damped Hessian has no factor.
 
     Cost: columns³ / 3 multiply-adds.
     """
     columns = order.flip(0)
-    # in the order of least memory: what is large is made once, and overwritten
+    # one float64 matrix, overwritten in place, to need little memory
     damped = symmetric(hessian[columns][:, columns])
-    damped.diagonal().add_(added(hessian, damping))
+    damped.diagonal().add_(diagonal_shift(hessian, damping))
     failed_at = cholesky_(damped)
     if failed_at or not torch.isfinite(damped.diagonal()).all():
-        raise NotPositiveDefiniteError(why_not(hessian, damping, failed_at))
+        raise NotPositiveDefiniteError(failure_reason(hessian, damping, failed_at))
     return damped
 
 
 def cholesky_(matrix: Float64[Tensor, "n n"]) -> int:
     """Overwrite a symmetric matrix A with the upper triangular R, RᵀR = A; return 0.
 
-    Where it has none, return the first pivot that is not positive, counted from 1.
+    If A is not positive definite, return the number of the first pivot that is not positive,
+    counted from 1.
     """
     lower = matrix.T
     failed_at = torch.empty((), dtype=torch.int32, device=matrix.device)
@@ -45,8 +46,10 @@ def cholesky_(matrix: Float64[Tensor, "n n"]) -> int:
     return int(failed_at)
 
 
-def why_not(hessian: Float[Tensor, "columns columns"], damping: float, failed_at: int) -> str:
-    """Return the sentence that says why a Hessian has no factor."""
+def failure_reason(
+    hessian: Float[Tensor, "columns columns"], damping: float, failed_at: int
+) -> str:
+    """Return the error message that says why a Hessian has no factor."""
     if not torch.isfinite(hessian).all():
         return "the Hessian holds NaN or infinite entries: the inputs it was made of did too"
     dead = int((hessian.diagonal() <= 0).sum())

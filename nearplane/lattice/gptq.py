@@ -1,4 +1,4 @@
-"""GPTQ as the paper writes it: the oracle that nearest plane is compared with."""
+"""GPTQ as its paper writes it, for tests that compare nearest plane with it."""
 
 import torch
 from jaxtyping import Float, Int32, Int64
@@ -23,17 +23,18 @@ def gptq(
 
         ζ = W_j / S_j,  Z_j = round(ζ),  ε = Z_j S_j − W_j,  W_j.. += L_j.. ε
 
-    Slow and with an inverse on purpose: it shares nothing with `nearest_plane` but the rounding.
+    It is slow and uses an inverse on purpose, so that it shares no code with `nearest_plane` except
+    `nearest_integer`.
     """
     permuted = damp(hessian, damping)[order][:, order]
     lower = torch.linalg.cholesky(torch.linalg.inv(permuted))
     unit = (lower / lower.diagonal()).to(weight.dtype)
-    work = weight[:, order].clone()
+    compensated = weight[:, order].clone()  # weights after the updates by earlier errors
     step = step.expand_as(weight)[:, order]
-    code = torch.empty_like(work, dtype=torch.int32)
-    for j in range(work.shape[1]):
-        nearest = nearest_integer(work[:, j] / step[:, j], low, high)
+    code = torch.empty_like(compensated, dtype=torch.int32)
+    for j in range(compensated.shape[1]):
+        nearest = nearest_integer(compensated[:, j] / step[:, j], low, high)
         code[:, j] = nearest.to(torch.int32)
-        error = nearest * step[:, j] - work[:, j]
-        work[:, j:] += error[:, None] * unit[j:, j]
+        error = nearest * step[:, j] - compensated[:, j]
+        compensated[:, j:] += error[:, None] * unit[j:, j]
     return code[:, order.argsort()]

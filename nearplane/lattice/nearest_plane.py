@@ -1,4 +1,4 @@
-"""Babai's nearest plane on one Cholesky factor, plain and blocked."""
+"""Babai's nearest plane algorithm: a readable version and a fast blocked one."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -7,16 +7,15 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
-from nearplane.lattice.threads import one_thread
 from nearplane.op import Op
 from nearplane.rows import TILE, by_rows, some_rows
 
-STRIPE = 128  # rows of a factor that are scaled at a time
+BLOCK_ROWS = 128  # rows of a factor that are scaled at a time
 LEAF = 32  # columns rounded one after the other between two matrix products
 
 
 def nearest_integer(x: Float[Tensor, "..."], low: int | None, high: int | None) -> Tensor:
-    """Return x rounded half to even, clipped to low..high: the one rounding of the package."""
+    """Return x rounded half to even and clipped to low .. high; every method rounds with it."""
     rounded = torch.round(x)
     return rounded if low is None and high is None else rounded.clamp_(low, high)
 
@@ -28,7 +27,7 @@ def nearest_plane_plain(
     low: int | None = None,
     high: int | None = None,
 ) -> Int32[Tensor, "rows n"]:
-    """Return what `nearest_plane` returns, one column at a time: the version to read.
+    """Return what `nearest_plane` returns; slower, and written to be read.
 
     Cost: rows · n² / 2 multiply-adds, none of them in matrix products.
     """
@@ -36,7 +35,7 @@ def nearest_plane_plain(
     code = torch.empty_like(target, dtype=torch.int32)
     error = torch.zeros_like(target)
     for j in reversed(range(target.shape[1])):
-        # errors already made to the right move the best value of column j
+        # errors already made in the columns to the right change the best value of column j
         pull = error[:, j + 1 :] @ (factor[j, j + 1 :] / factor[j, j])
         nearest = nearest_integer((target[:, j] + pull) / step[:, j], low, high)
         code[:, j] = nearest.to(torch.int32)
@@ -58,18 +57,18 @@ def nearest_plane(
     columns order.flip(0) it returns the codes of GPTQ [Frantar23, Alg. 1], as [Chen26, Thm. 4]
     proves.
 
-    - `target`: weights to quantize; each row is its own closest-vector problem.
+    - `target`: the weight to quantize; each row is its own closest-vector problem.
     - `factor`: upper triangular R with RᵀR = hessian; no diagonal entry is zero.
-    - `step`: non-zero, of either sign, for every element, row, column or the whole.
+    - `step`: non-zero, of either sign; one for each element, row or column, or one for all.
     - `low`, `high`: admissible codes. With either set, `bound` no longer holds.
 
-    Cost: rows · n² / 2 multiply-adds, all but a share LEAF / n of them in matrix products.
+    Cost: rows · n² / 2 multiply-adds, of which all but a fraction LEAF / n are matrix products.
     """
-    solve = unit_lattice if 1 in step.shape else own_steps
+    round_tile = round_with_unit_step if 1 in step.shape else round_with_element_steps
 
     def rounded(rows: slice) -> tuple[Tensor]:
-        some = tiles(target[rows], some_rows(step, rows))
-        return (torch.cat([solve(t, factor, s, (low, high)) for t, s in some]),)
+        parts = tiles(target[rows], some_rows(step, rows))
+        return (torch.cat([round_tile(t, factor, s, (low, high)) for t, s in parts]),)
 
     return by_rows(rounded, len(target))[0]
 
@@ -77,19 +76,19 @@ def nearest_plane(
 def tiles(
     target: Float[Tensor, "rows n"], step: Float[Tensor, "#rows #n"]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield TILE rows of the target after the other, with the steps that belong to them."""
+    """Yield the target TILE rows at a time, with the steps of those rows."""
     for first in range(0, max(len(target), 1), TILE):
         rows = slice(first, first + TILE)
         yield target[rows], some_rows(step, rows)
 
 
-def own_steps(
+def round_with_element_steps(
     target: Float[Tensor, "rows n"],
     factor: Float[Tensor, "n n"],
     step: Float[Tensor, "rows n"],
     limits: tuple[int | None, int | None],
 ) -> Int32[Tensor, "rows n"]:
-    """Return the codes where every element has a step of its own."""
+    """Return the codes of a target whose elements each have their own step."""
     columns = target.T.contiguous()
     steps = step.to(target.dtype).expand_as(target).T.contiguous().unbind()
     code = torch.empty_like(columns)
@@ -103,16 +102,16 @@ def own_steps(
     return code.T.to(torch.int32, memory_format=torch.contiguous_format)
 
 
-def unit_lattice(
+def round_with_unit_step(
     target: Float[Tensor, "rows n"],
     factor: Float[Tensor, "n n"],
     step: Float[Tensor, "#rows #n"],
     limits: tuple[int | None, int | None],
 ) -> Int32[Tensor, "rows n"]:
-    """Return the codes of a step that varies along one axis only, on a lattice of step 1.
+    """Return the codes of a target whose step varies along one axis only.
 
-    With target / step and R · diag(step) for column steps the integers are their own values:
-    three operations a column instead of seven.
+    Rounding target / step with step 1, on the factor R · diag(step) for column steps, gives the
+    same codes, and takes three operations for each column instead of seven.
     """
     columns = (target / step.to(target.dtype)).T.contiguous()
     scaled = scaled_factor(factor, step, target.dtype) if step.shape[1] > 1 else factor
@@ -130,11 +129,11 @@ def unit_lattice(
 def scaled_factor(
     factor: Float[Tensor, "n n"], step: Float[Tensor, "1 n"], dtype: torch.dtype
 ) -> Float[Tensor, "n n"]:
-    """Return factor · diag(step), rounded to a type; no whole of it is made in another."""
-    made = torch.empty(factor.shape, dtype=dtype, device=factor.device)
-    for some, of in zip(made.split(STRIPE), factor.split(STRIPE), strict=True):
-        some.copy_(of * step)
-    return made
+    """Return factor · diag(step) in `dtype`, without a full copy in a wider type."""
+    scaled = torch.empty(factor.shape, dtype=dtype, device=factor.device)
+    for block, source in zip(scaled.split(BLOCK_ROWS), factor.split(BLOCK_ROWS), strict=True):
+        block.copy_(source * step)
+    return scaled
 
 
 def sweep(
@@ -142,31 +141,38 @@ def sweep(
     factor: Float[Tensor, "n n"],
     choose: Callable[[int, Tensor], Tensor],
 ) -> Float[Tensor, "n rows"]:
-    """Sweep the columns last to first; `choose(j, best)` returns the value that column j takes.
+    """Round the columns last to first and return the errors target − value.
 
-    `best` is the real number that would undo every error made so far,
+    `choose(j, best)` returns the value of column j in every row. It may overwrite `best`, the real
+    numbers that would compensate all errors made so far:
 
-        best_j = target_j + Σ_{k>j} (R_jk / R_jj) (target_k − value_k),
+        best_j = target_j + Σ_{k>j} (R_jk / R_jj) (target_k − value_k)
 
-    and is `choose`'s to overwrite. Columns are rows here, so that each is contiguous. The target
-    is never overwritten: no drift. Returns the errors target − value.
+    Matrices are transposed, so that each column is contiguous. The target itself is not
+    overwritten, so rounding errors of floating point do not accumulate in it.
     """
-    walk = ChosenSweep(*sweep_state(target, factor), choose)
-    walk.solve(0, len(target))
-    return walk.error
+    state = CallbackSweep(*sweep_state(target, factor), choose)
+    state.solve(0, len(target))
+    return state.error
 
 
 def sweep_state(
     target: Float[Tensor, "n rows"], factor: Float[Tensor, "n n"]
-) -> tuple[Tensor, ...]:
-    """Return the fields of a `Sweep` that has not begun."""
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the fields of a `Sweep` before its first column is rounded."""
     unit = (factor / factor.diagonal()[:, None]).triu_(1)
     return target, unit, target.clone(), torch.zeros_like(target)
 
 
 @dataclass(frozen=True)
 class Sweep:
-    """A sweep under way: what is wished for, the unit factor, what is best now, errors made."""
+    """The state of nearest plane between two columns; all but `unit` are transposed.
+
+    - `target`: the weight to round.
+    - `unit`: R_jk / R_jj above the diagonal, 0 elsewhere.
+    - `best`: the target plus the corrections for the errors that were passed on so far.
+    - `error`: target − value, 0 in columns that are not rounded yet.
+    """
 
     target: Float[Tensor, "n rows"]
     unit: Float[Tensor, "n n"]
@@ -174,7 +180,10 @@ class Sweep:
     error: Float[Tensor, "n rows"]
 
     def solve(self, first: int, end: int) -> None:
-        """Round columns first .. end − 1: the right half, its pull on the left half, the left."""
+        """Round columns first .. end − 1, with one matrix product between the halves.
+
+        The right half is rounded first; its errors then change `best` of the left half.
+        """
         if end - first <= LEAF:
             return self.leaf(first, end)
         middle = end - max(LEAF, (end - first) // 2 // LEAF * LEAF)
@@ -189,19 +198,23 @@ class Sweep:
 
 
 @dataclass(frozen=True)
-class ChosenSweep(Sweep):
-    """A walk whose values are chosen by a function of torch."""
+class CallbackSweep(Sweep):
+    """A sweep whose values are chosen by a Python function."""
 
     choose: Callable[[int, Tensor], Tensor]
 
     def leaf(self, first: int, end: int) -> None:
-        made = self.error[first:end]
-        earlier = made.T  # zero where no error was made yet
-        # views are made once a leaf: making them costs as much as the arithmetic
-        parts = self.unit[first:end, first:end], self.best[first:end], self.target[first:end], made
+        errors = self.error[first:end]
+        errors_by_row = errors.T  # zero where no error was made yet
+        # views of columns are made once for all: making them takes as long as the arithmetic
+        parts = (
+            self.unit[first:end, first:end],
+            self.best[first:end],
+            self.target[first:end],
+            errors,
+        )
         columns = list(zip(*(part.unbind() for part in parts), strict=True))
-        with one_thread():
-            for j in reversed(range(first, end)):
-                pull, best, wished, error = columns[j - first]
-                best.addmv_(earlier, pull)
-                torch.sub(wished, self.choose(j, best), out=error)
+        for j in reversed(range(first, end)):
+            pull, best, target, error = columns[j - first]
+            best.addmv_(errors_by_row, pull)
+            torch.sub(target, self.choose(j, best), out=error)

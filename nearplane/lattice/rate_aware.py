@@ -1,4 +1,4 @@
-"""Rate-aware nearest plane: integers of least squared distance plus code length."""
+"""Rate-aware nearest plane: each integer minimises squared error plus ν times code length."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -11,16 +11,22 @@ from nearplane.lattice.nearest_plane import scaled_factor, sweep, tiles
 from nearplane.op import Op
 from nearplane.rows import TILE, by_rows, some_rows
 
-HIGH_RATE_SLOPE = 0.11552453009332421  # 2 ln 2 / 12: what a bit is worth, in squared steps
+HIGH_RATE_SLOPE = (
+    0.11552453009332421  # 2 ln 2 / 12: the squared error, in squared steps, that one bit is worth
+)
 
 
 @dataclass(frozen=True)
 class Prices:
-    """What integers cost: z in row i, column j takes length[row[i] + column[j], z + span].
+    """Code lengths: integer z in row i, column j takes length[row[i] + column[j], z + span] bits.
 
-    - `length`: bits; integers beyond ±span cost what ±span costs.
-    - `slope`: ν, the squared steps that a bit is worth. At high rate the distortion s²/12 falls
-      by the factor 4 a bit, so ν = 2 ln 2 / 12 [Chou89].
+    Elements with the same row[i] + column[j] share a context: one table of the entropy coder.
+
+    - `length`: for z = −span .. span; integers beyond ±span cost what ±span costs.
+    - `row`, `column`: their sum is the number of an element's context.
+    - `slope`: ν, the Lagrange multiplier: the squared error, in squared steps, that one bit is
+      worth. At high rate the distortion s²/12 falls by a factor of 4 for each bit, so
+      ν = 2 ln 2 / 12 [Chou89].
     """
 
     length: Float32[Tensor, "contexts symbols"]
@@ -33,27 +39,27 @@ class Prices:
         return self.length.shape[1] // 2
 
     def thresholds(self) -> Float32[Tensor, "contexts symbols_plus_one"]:
-        """Return how far above z the choice of z or z + 1 falls, for z = −span − 1 .. span.
+        """Return θ(z) for z = −span − 1 .. span: from z + θ(z) upwards, z + 1 costs less than z.
 
             θ(z) = ½ + ν (len(z + 1) − len(z)) / 2
 
-        Never outside 0 .. 1, so that one of the two neighbours of t is taken.
+        It is clipped to 0 .. 1, so that one of the two neighbours of the best value is chosen.
         """
-        rise = torch.nn.functional.pad(self.length.diff(), (1, 1))
-        return (0.5 + self.slope / 2 * rise).clamp_(0, 1)
+        difference = torch.nn.functional.pad(self.length.diff(), (1, 1))
+        return (0.5 + self.slope / 2 * difference).clamp_(0, 1)
 
     def of(self, rows: slice) -> "Prices":
-        """Return the prices of some rows."""
+        """Return the code lengths for some of the rows."""
         return replace(self, row=self.row[rows])
 
-    def reach(self) -> Float64[Tensor, "rows n"]:
-        """Return the largest |t − z| of each element, in steps: ½ where lengths are equal.
+    def half_widths(self) -> Float64[Tensor, "rows n"]:
+        """Return the largest |t − z| that each element can have, in steps.
 
-        z is taken for t in (z − 1 + θ(z − 1), z + θ(z)], so |t − z| is at most the larger of
-        θ(z) and 1 − θ(z − 1) over all z.
+        z is chosen for best values t in (z − 1 + θ(z − 1), z + θ(z)], so |t − z| is at most the
+        larger of θ(z) and 1 − θ(z − 1), over all z. It is ½ where all code lengths are equal.
         """
-        above = self.thresholds().double()
-        widest = torch.maximum(above, 1 - above).amax(1)
+        threshold = self.thresholds().double()
+        widest = torch.maximum(threshold, 1 - threshold).amax(1)
         return widest[self.row[:, None] + self.column]
 
 
@@ -64,22 +70,22 @@ def rate_aware_plane(
     step: Float[Tensor, "#rows n"],
     prices: Prices,
 ) -> Int32[Tensor, "rows n"]:
-    """Round every row of `target` to a lattice point that is near and cheap, last column first.
+    """Round every row of `target` to a nearby lattice point with a short code, last column first.
 
-    Column j takes, of the two integers around its best value t, the one that minimises
+    Of the two integers around its best value t, column j takes the one that minimises
 
-        (t − z)² + ν len(z),
+        (t − z)² + ν len(z).
 
-    nearest plane's greedy step for ‖(target − step·code) @ factor.T‖² + Σ_j μ_j len(code_j) with
-    μ_j = ν step_j² R_jj²; where R_jj step_j is the same for all columns, μ is one multiplier. With
-    ν = 0, or lengths that are all equal, it is `nearest_plane` [Chou89, Babai86].
+    This is nearest plane's greedy step for ‖(target − step·code) @ factor.T‖² + Σ_j μ_j len(code_j)
+    with μ_j = ν step_j² R_jj²; all μ_j are equal where R_jj step_j is the same for all columns.
+    With ν = 0, or with equal code lengths, it is `nearest_plane` [Chou89, Babai86].
 
-    - `step`: positive; a rank-one table is a row's step times a column's.
+    - `step`: positive; one for each column, or the product of one for each row and column.
     """
 
     def rounded(rows: slice) -> tuple[Tensor]:
-        some = priced_tiles(target[rows], some_rows(step, rows), prices.of(rows))
-        return (torch.cat([one_tile(t, factor, s, own) for t, s, own in some]),)
+        parts = priced_tiles(target[rows], some_rows(step, rows), prices.of(rows))
+        return (torch.cat([round_tile(t, factor, s, p) for t, s, p in parts]),)
 
     return by_rows(rounded, len(target))[0]
 
@@ -87,18 +93,18 @@ def rate_aware_plane(
 def priced_tiles(
     target: Float[Tensor, "rows n"], step: Float[Tensor, "#rows n"], prices: Prices
 ) -> Iterator[tuple[Tensor, Tensor, Prices]]:
-    """Yield TILE rows of the target after the other, with the steps and prices of them."""
-    for number, (some, own) in enumerate(tiles(target, step)):
-        yield some, own, prices.of(slice(number * TILE, (number + 1) * TILE))
+    """Yield the target TILE rows at a time, with the steps and code lengths of those rows."""
+    for number, (rows, row_steps) in enumerate(tiles(target, step)):
+        yield rows, row_steps, prices.of(slice(number * TILE, (number + 1) * TILE))
 
 
-def one_tile(
+def round_tile(
     target: Float[Tensor, "rows n"],
     factor: Float[Tensor, "n n"],
     step: Float[Tensor, "#rows n"],
     prices: Prices,
 ) -> Int32[Tensor, "rows n"]:
-    """Return the integers of few rows."""
+    """Return the integers of one tile of rows, rounded with step 1 after division by the steps."""
     columns = (target / step.to(target.dtype)).T.contiguous()
     scaled = scaled_factor(factor, step[:1], target.dtype)
     threshold, span = prices.thresholds().to(target.dtype), prices.span
@@ -123,7 +129,7 @@ def rate_aware_plain(
     step: Float[Tensor, "#rows n"],
     prices: Prices,
 ) -> Int32[Tensor, "rows n"]:
-    """Return what `rate_aware_plane` returns, by comparing costs: the version to read."""
+    """Return what `rate_aware_plane` returns; slower, and written to be read."""
     step, span = step.expand_as(target), prices.span
     code = torch.empty_like(target, dtype=torch.int32)
     error = torch.zeros_like(target)
@@ -145,7 +151,8 @@ def cell_sides(
 ) -> Float64[Tensor, "rows n"]:
     """Return 2 c_ij R_jj step_j: the sides of the box that a rate-aware residual lies in.
 
-    c_ij is how far the best value of an integer of its context can be from it (`Prices.reach`), so
-    ¼ Σ_j sides² bounds a row's loss as Theorem 5 does, which has c = ½ [Chen26, Thm. 5].
+    c_ij is the largest distance between an element's best value and its integer
+    (`Prices.half_widths`). ¼ Σ_j sides² then bounds a row's loss; with c = ½ this is the bound of
+    [Chen26, Thm. 5].
     """
-    return 2 * prices.reach() * factor.diagonal().double() * step.double()
+    return 2 * prices.half_widths() * factor.diagonal().double() * step.double()

@@ -1,29 +1,31 @@
-"""LLL reduction of a layer's lattice through fpylll: a study, not a part of any method.
+"""LLL lattice reduction through fpylll: an experiment that no method uses.
 
-Finding: LLL finds next to nothing that an order of the columns has not found. Measured by
+Result: after the columns are put in a good order, LLL saves almost no bits. It was measured by
 
     python bench/lll.py --hessians FILE --columns 32 64 128 256 --rows 512 \\
         --orders activation min-pivot
 
-with one step for all rows, Gaussian weights, plain nearest plane at 3.00 bits of entropy, the first
-K columns of 8 Hessians of a trained model of SmolLM2-135M's shape (q, o, gate, down of blocks 2 and
-20; 8192 tokens of WikiText-2) and damping 0.01 and 1e-4: 64 cases an order. Loss, entropy and codes
-are at the same step; "net" is ½ log₂ of the loss ratio after LLL's step was changed to give equal
-entropy: bits per weight, negative where LLL saves some.
+with one step for all rows, Gaussian weights, nearest plane at 3.00 bits of entropy, the first K
+columns of 8 Hessians of a trained model of SmolLM2-135M's shape (q, o, gate, down of blocks 2 and
+20; 8192 tokens of WikiText-2), and damping 0.01 and 1e-4: 64 cases for each order. Loss, entropy
+and codes are at the same step. "net" is ½ log₂ of the loss ratio after LLL's step was changed to
+give equal entropy, in bits per weight; it is negative where LLL saves bits.
 
 | starting order | loss, LLL / plain | entropy | largest code | net, median | net, range |
 |---|---|---|---|---|---|
 | activation | 0.953 .. 1.004 | 3.00 -> 3.00 | 8 -> 8 (worst 32 -> 39) | −0.001 | −0.032 .. 0.003 |
 | min-pivot | 0.998 .. 1.002 | 3.00 -> 3.00 | unchanged | 0.000 | −0.002 .. 0.004 |
 
-On synthetic Hessians (no --hessians) at damping 0.01: −0.046 .. 0.001 and −0.013 .. 0.001. More
-only where a spectrum of 1e6 meets a damping of 1e-4 and few columns: from min-pivot −0.362, −0.156,
-−0.001 bits at K = 32, 64, 128; there, at the same step, loss falls to 0.46, 0.58, 0.99 of plain and
-entropy rises from 3.00 to 3.13, 3.15, 3.00.
+On synthetic Hessians (no --hessians) at damping 0.01 the range of "net" is −0.046 .. 0.001 for
+activation and −0.013 .. 0.001 for min-pivot. LLL saves more only where the condition number is 1e6,
+damping 1e-4 and columns are few: from min-pivot −0.362, −0.156, −0.001 bits at K = 32, 64, 128.
+There, at the same step, loss falls to 0.46, 0.58, 0.99 of nearest plane's and entropy rises from
+3.00 to 3.13, 3.15, 3.00.
 
-Why: T keeps det R, and min-pivot already puts the small pivots where LLL's swaps would; the spread
-of pivots that is left (½ log₂(AM/GM), 0.004 .. 2.5 bits on the real ones) belongs to the lattice.
-Unequal steps take some of it (median −0.03, to −2.6 bits) without a transform. No method uses LLL.
+The reason: the transform T keeps det R, and min-pivot already puts the small pivots where the swaps
+of LLL would. The remaining spread of the pivots (½ log₂(AM/GM), 0.004 .. 2.5 bits on the real
+Hessians) is a property of the lattice. Unequal steps gain from it (median −0.03, at most −2.6 bits)
+without a transform.
 """
 
 import torch
@@ -33,7 +35,7 @@ from torch import Tensor
 from nearplane.lattice.nearest_plane import nearest_plane
 from nearplane.types import NearplaneError
 
-GRID_BITS = 40  # of the largest basis entry, when the basis is rounded to integers for fpylll
+GRID_BITS = 40  # bits of the largest basis entry after rounding to integers for fpylll
 
 
 def lll(
@@ -45,18 +47,18 @@ def lll(
 
         |R̂_kj| ≤ 0.51 R̂_kk   and   R̂_jj² + R̂_j-1,j² ≥ δ R̂_j-1,j-1²
 
-    (0.51 is fpylll's allowance for floating point).
+    (the exact bound is 0.50; fpylll allows 0.51 for floating-point errors).
 
     fpylll works on integers, so the basis is rounded to multiples of its largest entry / 2^40. T is
-    exactly unimodular whatever was rounded; the two conditions hold to about 2^-40 of the largest
+    exactly unimodular in spite of this; the two conditions hold up to about 2^-40 of the largest
     entry.
 
-    - `step`: one row's, or what all rows share; T depends on it.
+    - `step`: of one row, or common to all rows; T depends on it.
 
-    Raises NearplaneError without fpylll, or when an entry of T leaves 64 bits.
+    Raises NearplaneError when fpylll is not installed or an entry of T does not fit 64 bits.
 
-    Cost: at worst about n⁴ log(largest entry); 0.01, 0.01, 0.04, 0.4 s at n = 32, 64, 128, 256 on
-    one core, growing to days at the widths of real layers.
+    Cost: at worst about n⁴ log(largest entry). One core took 0.01, 0.01, 0.04, 0.4 s at n = 32, 64,
+    128, 256; at the widths of real layers it would take days.
     """
     integer_matrix, reduction = _fpylll()
     basis = factor.double() * step.double()
@@ -72,7 +74,7 @@ def lll(
 
 
 def _fpylll():
-    """Return fpylll's matrix type and its reduction."""
+    """Return fpylll's matrix type and its LLL function."""
     try:
         from fpylll import LLL, IntegerMatrix
     except ImportError as error:
@@ -97,13 +99,13 @@ def nearest_plane_reduced(
     step: Float[Tensor, "1 n"],
     transform: Int64[Tensor, "n n"],
 ) -> Int64[Tensor, "rows n"]:
-    """Return nearest plane's codes found on the basis R · diag(s) · T, in the original basis.
+    """Round on the reduced basis R · diag(s) · T; return the codes in the original basis.
 
-    With Q R̂ of that basis: t = R̂⁻¹ Qᵀ R w, ẑ = nearest plane of t on R̂ with step 1, z = T ẑ.
-    value = step · z as ever, and the loss is at most ¼ Σ R̂_jj² [Babai86].
+    With Q R̂ the QR factorization of the reduced basis: t = R̂⁻¹ Qᵀ R w, ẑ = nearest plane of t on
+    R̂ with step 1, and z = T ẑ. The value is step · z, and the loss is at most ¼ Σ R̂_jj² [Babai86].
     """
     q, reduced = reduced_factor(factor, step, transform)
-    seen = target.double() @ factor.double().T @ q
-    coordinates = torch.linalg.solve_triangular(reduced, seen.T, upper=True).T
+    rotated = target.double() @ factor.double().T @ q
+    coordinates = torch.linalg.solve_triangular(reduced, rotated.T, upper=True).T
     code = nearest_plane(coordinates.contiguous(), reduced, torch.ones_like(reduced[:1]))
     return code.long() @ transform.T

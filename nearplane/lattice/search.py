@@ -1,4 +1,4 @@
-"""K-best nearest plane: the M-algorithm keeps the K cheapest partial rows through the sweep."""
+"""K-best nearest plane: a beam search over each row's integers, known as the M-algorithm."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,9 @@ from torch import Tensor
 
 from nearplane.lattice.nearest_plane import LEAF
 from nearplane.lattice.rate_aware import Prices
-from nearplane.lattice.threads import one_thread
 from nearplane.rows import by_rows
 
-BRANCHES = 2  # integers tried on each path: the two neighbours of its best value
+BRANCHES = 2  # integers tried on each path: the two nearest to its best value
 
 
 def k_best(
@@ -21,29 +20,31 @@ def k_best(
     prices: Prices,
     paths: int,
 ) -> Int32[Tensor, "rows n"]:
-    """Return for every row the cheapest lattice point among `paths` that survive the sweep.
+    """Return the codes of the cheapest lattice point that a beam search finds for every row.
 
-    A path is a choice of the columns done so far and costs, in squared pivots,
+    A path is a choice of integers for the columns rounded so far. With t_j the best value of column
+    j on that path, its cost is
 
         Σ_j R_jj² s_j² ((t_j − z_j)² + ν len(z_j)).
 
-    Each column tries both neighbours of t_j on every path and keeps the `paths` cheapest
-    [Anderson84]. With one path this is `rate_aware_plane`. Paths stand side by side as rows, so
-    the work between leaves is matrix products; a leaf costs `paths` times one path's.
+    At each column every path is continued by both neighbours of t_j, and the `paths` cheapest
+    continuations are kept [Anderson84]. With one path this is `rate_aware_plane`.
 
-    - `step`: positive, one a column.
+    - `step`: positive, one for each column.
+
+    Cost: `paths` times that of `rate_aware_plane`; paths are rows of the same matrix products.
     """
     rows, n = target.shape
     if n == 0 or rows == 0:
         return torch.zeros(rows, n, dtype=torch.int32)
     scaled = factor.double() * step.double()
     unit = (scaled / scaled.diagonal()[:, None]).triu_(1).to(target.dtype)
-    weight = scaled.diagonal().square()
-    weight = (weight / weight.mean()).to(target.dtype)
+    squared_pivot = scaled.diagonal().square()
+    column_cost = (squared_pivot / squared_pivot.mean()).to(target.dtype)
 
-    def rounded(some: slice) -> tuple[Tensor]:
-        lattice = (target[some] / step.to(target.dtype)).T.contiguous()
-        beam = Beam(lattice, unit, weight, prices.of(some), paths)
+    def rounded(part: slice) -> tuple[Tensor]:
+        in_steps = (target[part] / step.to(target.dtype)).T.contiguous()
+        beam = Beam(in_steps, unit, column_cost, prices.of(part), paths)
         beam.solve(0, n)
         return (beam.cheapest(),)
 
@@ -52,17 +53,22 @@ def k_best(
 
 @dataclass
 class Beam:
-    """A K-best sweep under way; column j of row i on path k stands at [j, i, k].
+    """The state of a K-best sweep; column j of row i on path k is at [j, i, k].
 
-    - `best`: what each column should be, after the errors of the columns done.
-    - `error`, `code`: of the columns done, in the order that paths had when their leaf ended.
+    - `target`: the rows to round, divided by their steps and transposed.
+    - `unit`: R_jk / R_jj above the diagonal, 0 elsewhere, for the factor scaled by the steps.
+    - `column_cost`: R_jj² s_j² of each column, divided by the mean.
+    - `best`: the target plus the corrections for the errors that were passed on so far.
+    - `error`, `code`: of the columns rounded so far. `code` keeps the numbering that paths had when
+      its block of columns was finished; `error` follows the current one.
     - `cost`: of every path; infinite for those that do not exist yet.
-    - `ends`: what each leaf made of the paths, as (first column, end, came from).
+    - `history`: (first column, end, parent) of each finished block of columns; path k after the
+      block continues path parent[:, k] before it.
     """
 
     target: Float[Tensor, "n rows"]
     unit: Float[Tensor, "n n"]
-    weight: Float[Tensor, " n"]
+    column_cost: Float[Tensor, " n"]
     prices: Prices
     paths: int
 
@@ -73,76 +79,75 @@ class Beam:
         self.code = torch.zeros(n, rows, self.paths, dtype=torch.int32)
         self.cost = torch.full((rows, self.paths), torch.inf, dtype=torch.float64)
         self.cost[:, 0] = 0
-        self.ends: list[tuple[int, int, Int64[Tensor, "rows paths"]]] = []
+        self.history: list[tuple[int, int, Int64[Tensor, "rows paths"]]] = []
 
     def solve(self, first: int, end: int) -> Int64[Tensor, "rows paths"]:
-        """Decide columns first .. end − 1; returns which old path each new one continues."""
+        """Round columns first .. end − 1; return which earlier path each path continues."""
         if end - first <= LEAF:
             return self.leaf(first, end)
         middle = end - max(LEAF, (end - first) // 2 // LEAF * LEAF)
-        right = self.solve(middle, end)
+        right_parent = self.solve(middle, end)
         left = self.best[first:middle]
-        left.copy_(picked(left, right))
-        made = self.error[middle:end].flatten(1)
-        left.view(middle - first, -1).addmm_(self.unit[first:middle, middle:end], made)
-        came = self.solve(first, middle)
-        # the errors of the right half go where their paths went
-        self.error[middle:end] = picked(self.error[middle:end], came)
-        return right.gather(1, came)
+        left.copy_(select_paths(left, right_parent))
+        errors = self.error[middle:end].flatten(1)
+        left.view(middle - first, -1).addmm_(self.unit[first:middle, middle:end], errors)
+        left_parent = self.solve(first, middle)
+        # the left half renumbered the paths: the right half's errors must follow
+        self.error[middle:end] = select_paths(self.error[middle:end], left_parent)
+        return right_parent.gather(1, left_parent)
 
     def leaf(self, first: int, end: int) -> Int64[Tensor, "rows paths"]:
-        """Decide few columns, one after the other."""
-        came = torch.arange(self.paths).expand_as(self.cost)
+        """Round at most LEAF columns, one after the other."""
+        parent = torch.arange(self.paths).expand_as(self.cost)
         errors = torch.zeros_like(self.best[first:end])
         codes = torch.zeros_like(errors)
-        with one_thread():
-            for j in reversed(range(first, end)):
-                best = picked(self.best[j], came)
-                if j + 1 < end:
-                    pull = self.unit[j, j + 1 : end]
-                    best = best + torch.tensordot(pull, errors[j + 1 - first :], 1)
-                code, parent = self.branch(j, best)
-                came = came.gather(1, parent)
-                done = slice(j + 1 - first, None)
-                errors[done] = picked(errors[done], parent)
-                codes[done] = picked(codes[done], parent)
-                wished = self.target[j][:, None]
-                errors[j - first], codes[j - first] = wished - code, code
+        for j in reversed(range(first, end)):
+            best = select_paths(self.best[j], parent)
+            if j + 1 < end:
+                pull = self.unit[j, j + 1 : end]
+                best = best + torch.tensordot(pull, errors[j + 1 - first :], 1)
+            code, continued = self.branch(j, best)
+            parent = parent.gather(1, continued)
+            done = slice(j + 1 - first, None)
+            errors[done] = select_paths(errors[done], continued)
+            codes[done] = select_paths(codes[done], continued)
+            target = self.target[j][:, None]
+            errors[j - first], codes[j - first] = target - code, code
         self.error[first:end] = errors
         self.code[first:end] = codes.to(torch.int32)
-        self.ends.append((first, end, came))
-        return came
+        self.history.append((first, end, parent))
+        return parent
 
     def branch(
         self, j: int, best: Float[Tensor, "rows paths"]
     ) -> tuple[Float[Tensor, "rows paths"], Int64[Tensor, "rows paths"]]:
-        """Return the integers of the cheapest continuations of column j, and their paths."""
+        """Return the cheapest continuations: an integer for column j, and the path continued."""
         below = best.floor()
-        both = torch.stack([below, below + 1], 2)
+        neighbours = torch.stack([below, below + 1], 2)
         span, prices = self.prices.span, self.prices
         context = prices.row[:, None, None] + prices.column[j]
-        bits = prices.length[context, (both.clamp(-span, span) + span).long()]
-        spent = (best[:, :, None] - both).square() + prices.slope * bits
-        total = (self.cost[:, :, None] + self.weight[j] * spent.double()).flatten(1)
+        bits = prices.length[context, (neighbours.clamp(-span, span) + span).long()]
+        added = (best[:, :, None] - neighbours).square() + prices.slope * bits
+        total = (self.cost[:, :, None] + self.column_cost[j] * added.double()).flatten(1)
         self.cost, place = total.topk(self.paths, dim=1, largest=False)
-        return both.flatten(1).gather(1, place), place // BRANCHES
+        return neighbours.flatten(1).gather(1, place), place // BRANCHES
 
     def cheapest(self) -> Int32[Tensor, "rows n"]:
-        """Return the codes of each row's cheapest path, following it back through the leaves."""
+        """Return the codes of each row's cheapest path, following it back through `history`."""
         path = self.cost.argmin(1, keepdim=True)
         rows = self.target.shape[1]
         code = torch.empty(rows, len(self.target), dtype=torch.int32)
-        for first, end, came in reversed(self.ends):
+        for first, end, parent in reversed(self.history):
             code[:, first:end] = (
                 self.code[first:end].gather(2, path.expand(end - first, rows, 1))[:, :, 0].T
             )
-            path = came.gather(1, path)
+            path = parent.gather(1, path)
         return code
 
 
-def picked(of: Tensor, paths: Int64[Tensor, "rows paths"]) -> Tensor:
-    """Return the paths chosen of the last axis."""
-    return of.gather(-1, paths.expand(of.shape))
+def select_paths(matrix: Tensor, paths: Int64[Tensor, "rows paths"]) -> Tensor:
+    """Return `matrix` with path paths[i, k] of row i in place of path k, along the last axis."""
+    return matrix.gather(-1, paths.expand(matrix.shape))
 
 
 def path_costs(
@@ -157,5 +162,5 @@ def path_costs(
     error = (target.double() / step.double() - code) @ scaled.T
     place = (code.clamp(-prices.span, prices.span) + prices.span).long()
     bits = prices.length[prices.row[:, None] + prices.column, place].double()
-    weight = scaled.diagonal().square()
-    return error.square().sum(1) + prices.slope * (bits * weight).sum(1)
+    squared_pivot = scaled.diagonal().square()
+    return error.square().sum(1) + prices.slope * (bits * squared_pivot).sum(1)

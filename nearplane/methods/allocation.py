@@ -1,4 +1,4 @@
-"""Allocation: one budget for a model, split so that a bit is worth the same in every layer."""
+"""Bit allocation: each layer's rate, so that the total divergence of a model is least."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -6,17 +6,18 @@ from math import log2
 
 from nearplane.types import NearplaneError
 
-LOWEST, HIGHEST = 1.25, 12.0  # bits a weight that a layer may be given
-HALVINGS = 60
-LEAST = 1e-12  # nats below which a divergence is noise
+LOWEST, HIGHEST = 1.25, 12.0  # limits of a layer's rate, in bits per weight
+BISECTIONS = 60
+NOISE_FLOOR = 1e-12  # nats; smaller divergences are replaced by it
 
 
 @dataclass(frozen=True)
 class Sensitivity:
-    """What one layer does to the model: the divergence it sensitivities at a known rate.
+    """How much rounding one layer alone, at a known rate, changes the model's predictions.
 
-    - `divergence`: KL to the original model, in nats, with this layer alone rounded at `bpw`.
-    - `floor`: the fewest bits per weight that a record of the layer's shape can take.
+    - `divergence`: KL divergence from the original model in nats, with the layer rounded at `bpw`.
+    - `weights`: how many the layer has.
+    - `floor`: the lowest rate, in bits per weight, at which the layer's shape can be stored.
     """
 
     divergence: float
@@ -26,37 +27,37 @@ class Sensitivity:
 
 
 def allocate(sensitivities: Mapping[str, Sensitivity], bpw: float) -> dict[str, float]:
-    """Return bits per weight by layer, on average `bpw`, of least total divergence.
+    """Return the bits per weight of each layer that minimise the total divergence at average `bpw`.
 
-    A layer's divergence falls by the factor 4 a bit, c_l 4^(−b_l), and divergences add up; equal
-    slopes then mean
+    The divergence of layer l at b_l bits is modelled as c_l 4^(−b_l), and divergences add up. At
+    the minimum, one more stored bit lowers the total by the same amount in every layer:
 
-        b_l = ½ log₂(c_l / n_l) + constant,
+        b_l = ½ log₂(c_l / n_l) + constant
 
-    inside LOWEST .. HIGHEST, and not below the floor of a layer's shape.
+    for layers of n_l weights, clipped to LOWEST .. HIGHEST and to the floor of a layer's shape.
 
-    Raises NearplaneError when no allocation has this mean.
+    Raises NearplaneError when no allocation has this average.
     """
-    total = sum(cause.weights for cause in sensitivities.values())
-    floors = {name: max(LOWEST, cause.floor) for name, cause in sensitivities.items()}
-    wishes = {
-        name: cause.bpw + log2(max(cause.divergence, LEAST) / cause.weights) / 2
-        for name, cause in sensitivities.items()
+    total = sum(layer.weights for layer in sensitivities.values())
+    floors = {name: max(LOWEST, layer.floor) for name, layer in sensitivities.items()}
+    unclipped = {
+        name: layer.bpw + log2(max(layer.divergence, NOISE_FLOOR) / layer.weights) / 2
+        for name, layer in sensitivities.items()
     }
 
     def bits(shift: float) -> dict[str, float]:
-        return {n: max(min(wish + shift, HIGHEST), floors[n]) for n, wish in wishes.items()}
+        return {n: max(min(b + shift, HIGHEST), floors[n]) for n, b in unclipped.items()}
 
     def mean(shift: float) -> float:
         return sum(b * sensitivities[n].weights for n, b in bits(shift).items()) / total
 
-    low, high = -max(wishes.values()), HIGHEST - min(wishes.values())
+    low, high = -max(unclipped.values()), HIGHEST - min(unclipped.values())
     if mean(low) > bpw:
         raise NearplaneError(
             f"{bpw:g} bits per weight cannot be met: the layers need at least {mean(low):.2f} on "
             "average"
         )
-    for _ in range(HALVINGS):
+    for _ in range(BISECTIONS):
         middle = (low + high) / 2
         low, high = (middle, high) if mean(middle) <= bpw else (low, middle)
     return bits(low)

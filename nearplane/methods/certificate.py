@@ -1,4 +1,4 @@
-"""The error certificate: what rounding cost, and what it could have cost at most."""
+"""The error certificate: the loss of a quantized weight, measured, and its upper bound."""
 
 from dataclasses import dataclass
 
@@ -7,19 +7,24 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from nearplane.lattice import Basis
+from nearplane.op import Op
 from nearplane.rows import TILE, RowsOf, by_rows
 
-SLACK = 1e-4  # of a box side: float32 decides ties a little differently than float64 checks them
+BOX_TOLERANCE = 1e-4  # fraction of a box side: codes are chosen in float32 and checked in float64
 
+# why a method that rounds to nearest has no bound
 NO_LATTICE = "round-to-nearest walks no lattice: Theorem 5 does not speak of it"
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Each row's loss, and how it stands to the box that its residual R·error should lie in.
+    """Each row's loss, and the bound that follows if its residual R·error lies in its box.
 
-    - `inside`: whether it does; `bound`: ¼ Σ sides². Without a box no row is inside, and bounds
-      are infinite.
+    - `loss`, `damped`: under the Hessian without and with damping.
+    - `inside`: whether the residual lies in the box.
+    - `bound`: ¼ Σ sides² of the box.
+
+    For a method without boxes, no row is inside and all bounds are infinite.
     """
 
     loss: Float64[Tensor, " rows"]
@@ -31,47 +36,53 @@ class Losses:
 def measure(
     weight: Float[Tensor, "rows n"], value: RowsOf, basis: Basis, sides: RowsOf | None = None
 ) -> Losses:
-    """Return the losses of what `value` gives for the rows of `weight`, in float64.
+    """Return the losses of a quantized weight, in float64.
 
-    - `sides`: of the rows' boxes on the basis's columns, one row or as many; None for no box.
+    - `value`: the function that returns some rows of the quantized weight.
+    - `sides`: the function that returns the sides of some rows' boxes, in the basis's order of
+      columns; one row if they are the same for all. None for a method without boxes.
     """
 
-    def of(rows: slice) -> tuple[Tensor, ...]:
+    def of_rows(rows: slice) -> tuple[Tensor, ...]:
         error = weight[rows] - value(rows)
         residual = residuals(error, basis)
         damped = residual.square().sum(1)
-        added = basis.damping * basis.hessian.diagonal().double().mean()
-        loss = (damped - added * error.double().square().sum(1)).clamp_min(0)
-        return loss, damped, *boxed(residual, None if sides is None else sides(rows))
+        shift = basis.damping * basis.hessian.diagonal().double().mean()
+        loss = (damped - shift * error.double().square().sum(1)).clamp_min(0)
+        return loss, damped, *check_box(residual, None if sides is None else sides(rows))
 
-    return Losses(*by_rows(of, len(weight)))
+    return Losses(*by_rows(of_rows, len(weight)))
 
 
 def residuals(error: Float[Tensor, "rows n"], basis: Basis) -> Float64[Tensor, "rows n"]:
-    """Return R·error of every row on the basis's columns; Σ_j residual_j² is the damped loss."""
+    """Return R·error of every row; its squared length is the row's damped loss.
+
+    Errors are in the original order of columns, residuals in the basis's.
+    """
     return times_triangle(error[:, basis.columns].double(), basis.factor)
 
 
+@Op
 def times_triangle(
     error: Float64[Tensor, "rows n"], factor: Float64[Tensor, "n n"]
 ) -> Float64[Tensor, "rows n"]:
-    """Return error · factorᵀ for an upper triangular factor, leaving out most of its zeros."""
+    """Return error · factorᵀ for an upper triangular factor, skipping most of its zeros."""
     product = torch.empty_like(error)
     width = max(64, -(-len(factor) // 4))
-    for some, made in zip(error.split(TILE), product.split(TILE), strict=True):
+    for error_tile, product_tile in zip(error.split(TILE), product.split(TILE), strict=True):
         for first in range(0, len(factor), width):
-            stripe = slice(first, first + width)
-            made[:, stripe] = some[:, first:] @ factor[stripe, first:].T
+            block = slice(first, first + width)
+            product_tile[:, block] = error_tile[:, first:] @ factor[block, first:].T
     return product
 
 
-def boxed(
+def check_box(
     residual: Float64[Tensor, "rows n"], sides: Float64[Tensor, "#rows n"] | None
 ) -> tuple[Bool[Tensor, " rows"], Float64[Tensor, " rows"]]:
-    """Return which residuals lie in the box of half `sides`, and ¼ Σ sides² of every row."""
+    """Return which rows' residuals lie in their box, and ¼ Σ sides² of every row."""
     if sides is None:
-        none = torch.zeros(len(residual), dtype=torch.bool)
-        return none, torch.full((len(residual),), torch.inf, dtype=torch.float64)
+        no_row = torch.zeros(len(residual), dtype=torch.bool)
+        return no_row, torch.full((len(residual),), torch.inf, dtype=torch.float64)
     bound = (sides.square().sum(1) / 4).expand(len(residual))
     return inside_box(residual, sides), bound.clone()
 
@@ -79,17 +90,18 @@ def boxed(
 def inside_box(
     residual: Float64[Tensor, "rows n"], sides: Float64[Tensor, "#rows n"]
 ) -> Bool[Tensor, " rows"]:
-    """Return which rows' residuals lie in the box of half `sides` that Theorem 5 rests on.
+    """Return which rows have |residual_j| ≤ sides_j / 2 for all j, as Theorem 5 requires.
 
-    A clipped code leaves the box by as much as it was clipped; an outlier comes back to it.
+    A clipped code puts its residual outside by as much as was clipped off; an outlier that stores
+    what was clipped off brings it back.
     """
-    return (residual.abs() <= sides * (0.5 + SLACK)).all(1)
+    return (residual.abs() <= sides * (0.5 + BOX_TOLERANCE)).all(1)
 
 
 def certify_rows(losses: Losses) -> tuple[Float64[Tensor, " rows"] | None, str]:
-    """Return ¼ Σ sides² of the rows inside the box, NaN for the others, and why any is void.
+    """Return ¼ Σ sides² for rows inside their box, NaN for others, and why any row has no bound.
 
-    [Chen26, Thm. 5]
+    The bound is None where no row has one [Chen26, Thm. 5].
     """
     inside = losses.inside & (losses.damped <= losses.bound)
     voided = int((~inside).sum())
@@ -101,25 +113,29 @@ def certify_rows(losses: Losses) -> tuple[Float64[Tensor, " rows"] | None, str]:
 
 
 def certify_cells(losses: Losses) -> tuple[Float64[Tensor, " rows"] | None, str]:
-    """Return ¼ Σ sides² of the rows whose loss is within it, NaN for the others, and why.
+    """Return ¼ Σ sides² for rows whose loss is at most that, NaN for others, and why.
 
-    Rate-aware integers lie in boxes as wide as the widest cell of their context, wherever the
-    target was; so every greedy row is within it, and the cheapest of many paths usually is.
+    For rate-aware rounding with the boxes of `lattice.cell_sides`. Greedy rounding (one path) stays
+    inside its box. The cheapest of many paths may leave the box, though its loss is usually below
+    the bound; a row whose loss exceeds it gets none.
     """
-    beyond = losses.damped > losses.bound
-    if not beyond.any():
+    exceeds = losses.damped > losses.bound
+    if not exceeds.any():
         return losses.bound, ""
-    bound = losses.bound.where(~beyond, torch.nan)
-    void = f"{int(beyond.sum())} of {len(beyond)} rows are cheaper outside their cells"
-    return (None if beyond.all() else bound), void
+    bound = losses.bound.where(~exceeds, torch.nan)
+    void = f"{int(exceeds.sum())} of {len(exceeds)} rows are cheaper outside their cells"
+    return (None if exceeds.all() else bound), void
 
 
 def bound_around(
     bound: Float64[Tensor, " rows"] | None, target_loss: Float64[Tensor, " rows"]
 ) -> Float64[Tensor, " rows"] | None:
-    """Return (√bound + √target_loss)²: the bound of a loss when `bound` is that of another target.
+    """Return (√bound + √target_loss)²: a bound of the damped loss with respect to the weight.
 
-    - `target_loss`: the damped loss of that target itself.
+    It follows from the triangle inequality.
+
+    - `bound`: a bound of the damped loss with respect to the target that was rounded towards.
+    - `target_loss`: the damped loss of that target as an approximation of the weight.
     """
     if bound is None:
         return None

@@ -1,8 +1,8 @@
 """ECLQ: entropy-constrained lattice quantization, the default method.
 
-Of everything that was tried it has what lowered the divergence at equal bytes: rate-aware rounding,
-steps in inverse proportion to the pivots, code tables by row and column, targets that make up for
-drifted inputs, and bits by equal slope.
+It combines what lowered the KL divergence at equal size: rate-aware rounding, steps in inverse
+proportion to the pivots, entropy-coding tables by row and column, targets that compensate for the
+changed inputs behind quantized layers, and a rate for each layer by its sensitivity.
 """
 
 from dataclasses import dataclass, replace
@@ -22,43 +22,45 @@ from nearplane.lattice.search import k_best
 from nearplane.methods.certificate import bound_around, certify_cells, measure
 from nearplane.methods.entropy_coded import check_bpw
 from nearplane.methods.meet_rate import (
-    Lattice,
+    RateSettings,
     RateSolution,
-    Terms,
-    excess,
+    RoundingProblem,
     meet_rate,
     predict_scale,
+    rate_excess,
 )
 from nearplane.methods.method import Method, Target, check_order, check_range
 from nearplane.methods.rate import RateError, drawn_errors, histogram, sample_rows
-from nearplane.methods.scale_search import Coded
+from nearplane.methods.scale_search import CodedMatrix
 from nearplane.types import QuantizedWeight
 
-LEAST_BYTES, LEAST_BPW = 64, 0.1  # that coding takes, whatever the integers
+LEAST_BYTES, LEAST_BPW = 64, 0.1  # what any record takes: in all, and for each weight
 
 
 @dataclass(frozen=True)
 class ECLQ(Method):
-    """Rate-aware nearest plane with equal sides, coded by row and column [Chou89, Lifar26].
+    """Rate-aware nearest plane with steps ∝ 1 / R_jj, coded by rANS [Chou89, Lifar26].
 
-    value = step_j · code with step_j ∝ 1 / R_jj, on a ladder of quarter octaves. Every integer is
-    that neighbour of its best value which minimises squared distance + ν · code length; lengths
-    are those of the codes of the sweep before, until tables, steps and rounding agree. In a walk
-    through a model, a layer's target makes up for what its inputs lost before it, and layers get
-    bits by equal slope of the divergence that they cause.
+    value = step_j · code, with steps on a logarithmic grid, four to a factor of two. Of the two
+    integers around its best value, each column takes the one that minimises squared error +
+    ν · code length.
+    In a model, each layer is rounded towards a target that compensates for the errors of the layers
+    in front of it (`lattice.cross_target`), and gets its rate by how much its errors change the
+    model's predictions (`methods.allocation`).
 
-    - `bpw`: bits per weight of everything stored, an upper limit; with `allocate` of all quantized
-      layers together.
-    - `paths`: partial rows that survive each column; 1 is greedy, K costs about K times as much.
-    - `slope`: ν, the squared steps that a bit is worth; 2 ln 2 / 12 at high rate, 0 for none.
-    - `unequal`: False gives all columns one step.
+    - `bpw`: bits per weight of everything stored, an upper limit; with `allocate`, the mean over
+      all quantized layers.
+    - `paths`: beam width of the search in each row; 1 is greedy, K takes about K times as long.
+    - `slope`: ν, the squared error, in squared steps, that one bit is worth; 2 ln 2 / 12 at high
+      rate, 0 for rounding that ignores code lengths.
+    - `unequal`: False gives all columns the same step.
     - `contexts`: False codes all integers with one table.
-    - `cross`: False rounds every layer on its own weights.
+    - `cross`: False rounds every layer towards its own weight.
     - `allocate`: False gives every layer the same rate.
 
-    A row's loss is at most (√B + √M)², where B = Σ_j c_ij² R_jj² step_j², c_ij is the half width of
-    the widest cell of an integer of that context (½ without a rate term), and M the damped loss
-    of the target itself, 0 for the weight.
+    A row's loss is at most (√B + √M)², where B = Σ_j c_ij² R_jj² step_j². c_ij is the largest
+    distance, in steps, between an integer of that context and its best value (½ for ν = 0), and M
+    is the damped loss of the target as an approximation of the weight, 0 without a target.
 
     Raises OutOfRangeError for a bpw outside 1.1 .. 12, RateError when a matrix is too small for it.
     """
@@ -81,9 +83,9 @@ class ECLQ(Method):
         check_range("slope", self.slope, 0, 1)
 
     def floor(self, rows: int, columns: int) -> float:
-        # header, classes and tables; a rung a column; integers that are nearly all zero
+        # header, tables and one step for each column; then codes that are nearly all zero
         least = codes.record_bytes(columns, LEAST_BYTES)
-        return LEAST_BPW + excess(least, rows * columns, 0.0)
+        return LEAST_BPW + rate_excess(least, rows * columns, 0.0)
 
     def check(self, rows: int, columns: int) -> None:
         floor = self.floor(rows, columns)
@@ -94,8 +96,8 @@ class ECLQ(Method):
             )
 
     @property
-    def terms(self) -> Terms:
-        return Terms(self.bpw, codes.Rans(self.contexts), self.slope)
+    def settings(self) -> RateSettings:
+        return RateSettings(self.bpw, codes.Rans(self.contexts), self.slope)
 
     def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
         return lattice.basis(hessian, self.order, self.damping)
@@ -108,7 +110,7 @@ class ECLQ(Method):
     def rate(self) -> float:
         return self.bpw
 
-    def at(self, bpw: float) -> "ECLQ":
+    def with_bpw(self, bpw: float) -> "ECLQ":
         return replace(self, bpw=bpw)
 
     def stored_bytes(self, rows: int, columns: int) -> float:
@@ -122,8 +124,7 @@ class ECLQ(Method):
     def allocates(self) -> bool:
         return self.allocate
 
-    # the errors that its first code lengths are predicted from; the target's own loss, and that of
-    # the result as an approximation of it
+    # one solve, for `drawn_pull`; two more losses, of the target itself and with respect to it
     triangular_solves: ClassVar[int] = 1
     target_certificates: ClassVar[int] = 2
 
@@ -134,22 +135,22 @@ class ECLQ(Method):
         self, weight: Float[Tensor, "rows columns"], basis: Basis, target: Target
     ) -> QuantizedWeight:
         weight = self.checked(weight, basis)
-        wanted = target.matrix.to(weight.dtype)
-        scaled = lattice_of(wanted, basis, self.unequal)
-        solution = meet_rate(scaled, self.terms, partial(self.rounded, scaled))
-        code, step = solution.code, solution.step[:, scaled.back]
-        value = Coded(code, step).value_in(weight.dtype)
+        target_matrix = target.matrix.to(weight.dtype)
+        problem = rounding_problem(target_matrix, basis, self.unequal)
+        solution = meet_rate(problem, self.settings, partial(self.rounded, problem))
+        code, step = solution.code, solution.step[:, problem.invperm]
+        value = CodedMatrix(code, step).value_in(weight.dtype)
 
         def sides(rows: slice) -> Tensor:
             return cell_sides(basis.factor, solution.step, solution.prices.of(rows))
 
-        reached = measure(wanted, value, basis, sides)
-        losses, target_loss = reached, torch.zeros_like(reached.damped)
-        if wanted is not weight:
+        losses_to_target = measure(target_matrix, value, basis, sides)
+        losses, target_loss = losses_to_target, torch.zeros_like(losses_to_target.damped)
+        if target_matrix is not weight:
             losses = measure(weight, value, basis)
-            target_loss = measure(weight, wanted.__getitem__, basis).damped
-        bound, void = certify_cells(reached)
-        facts = target.facts | facts_of(code, solution, basis)
+            target_loss = measure(weight, target_matrix.__getitem__, basis).damped
+        bound, void = certify_cells(losses_to_target)
+        facts = target.facts | report_facts(code, solution, basis)
         return QuantizedWeight(
             code=code,
             step=step,
@@ -161,7 +162,7 @@ class ECLQ(Method):
             damped_loss=losses.damped,
             bound=bound_around(bound, target_loss),
             void=void,
-            # checkpoints call the target's own loss so
+            # the target's own damped loss; checkpoints store it under this name
             facts=facts | {"aside": float(target_loss.sum())},
         )
 
@@ -172,35 +173,39 @@ class ECLQ(Method):
         bpw: float,
         draws: torch.Generator,
     ) -> Float[Tensor, "rows columns"]:
-        scaled = lattice_of(weight, basis, self.unequal)
-        some = replace(scaled, target=scaled.target[sample_rows(*weight.shape)])
-        scale, _ = predict_scale(some, replace(self, bpw=bpw).terms)
-        unit = scaled_factor(scaled.factor, scaled.side, weight.dtype)
+        problem = rounding_problem(weight, basis, self.unequal)
+        sample = replace(problem, target=problem.target[sample_rows(*weight.shape)])
+        scale, _ = predict_scale(sample, replace(self, bpw=bpw).settings)
+        unit = scaled_factor(problem.factor, problem.unit_step, weight.dtype)
         error = drawn_errors(unit, len(weight), draws)
-        return (error * scaled.side * scale)[:, scaled.back]
+        return (error * problem.unit_step * scale)[:, problem.invperm]
 
     def rounded(
-        self, scaled: Lattice, step: Float32[Tensor, "1 n"], prices: Prices
+        self, problem: RoundingProblem, step: Float32[Tensor, "1 n"], prices: Prices
     ) -> Int32[Tensor, "rows n"]:
-        """Return the integers of one sweep."""
+        """Return the integers of one sweep, in the basis's order of columns."""
         if self.paths == 1:
-            return rate_aware_plane(scaled.target, scaled.factor, step, prices)
-        return k_best(scaled.target, scaled.factor, step, prices, self.paths)
+            return rate_aware_plane(problem.target, problem.factor, step, prices)
+        return k_best(problem.target, problem.factor, step, prices, self.paths)
 
 
-def lattice_of(target: Float[Tensor, "rows n"], basis: Basis, unequal: bool) -> Lattice:
-    """Return the target on the basis's columns, with sides R_jj step_j about equal if wanted."""
+def rounding_problem(
+    target: Float[Tensor, "rows n"], basis: Basis, unequal: bool
+) -> RoundingProblem:
+    """Return `target` as a rounding problem; with `unequal`, its steps are about ∝ 1 / R_jj."""
     pivots = basis.factor.diagonal()
-    side = (
+    unit_step = (
         codes.ladder_steps(1 / pivots) if unequal else torch.ones_like(pivots, dtype=torch.float32)
     )
-    return Lattice(target[:, basis.columns], basis.factor, side[None], basis.columns.argsort())
+    return RoundingProblem(
+        target[:, basis.columns], basis.factor, unit_step[None], basis.columns.argsort()
+    )
 
 
-def facts_of(
+def report_facts(
     code: Int32[Tensor, "rows columns"], solution: RateSolution, basis: Basis
 ) -> dict[str, float]:
-    """Return what a report says of the codes and the basis."""
+    """Return the numbers that the report shows for a layer."""
     symbols, counts = histogram(code)
     return {
         "entropy": codes.entropy(counts),

@@ -1,4 +1,4 @@
-"""What the entropy-coded methods share: the range of rates, the record, the facts they report."""
+"""Shared by the Huffman-coded methods (HPTQ, HRTN, WaterSIC): rate limits, result and report."""
 
 from jaxtyping import Float64, Int32
 from torch import Tensor
@@ -8,7 +8,7 @@ from nearplane.lattice import Basis, am_gm_bits
 from nearplane.methods.certificate import Losses
 from nearplane.methods.method import check_range
 from nearplane.methods.rate import histogram
-from nearplane.methods.scale_search import Coded
+from nearplane.methods.scale_search import CodedMatrix
 from nearplane.types import QuantizedWeight
 
 
@@ -17,8 +17,8 @@ def check_bpw(bpw: float) -> None:
     check_range("bpw", bpw, 1.1, 12)
 
 
-def facts_of(code: Int32[Tensor, "rows columns"], basis: Basis) -> dict[str, float]:
-    """Return what a report says of the codes and the basis."""
+def report_facts(code: Int32[Tensor, "rows columns"], basis: Basis) -> dict[str, float]:
+    """Return the numbers that the report shows for a layer."""
     symbols, counts = histogram(code)
     return {
         "entropy": codes.entropy(counts),
@@ -29,14 +29,18 @@ def facts_of(code: Int32[Tensor, "rows columns"], basis: Basis) -> dict[str, flo
     }
 
 
-def certified(
-    coded: Coded,
+def quantized_weight(
+    coded: CodedMatrix,
     stored: tuple[Tensor, int],
     losses: Losses,
     certificate: tuple[Float64[Tensor, " rows"] | None, str],
     basis: Basis,
 ) -> QuantizedWeight:
-    """Return the weight of codes on the original columns with its record and certificate."""
+    """Return the result of a method, from codes in the original order of columns.
+
+    - `stored`: the record, and how many of its bytes are codes.
+    - `certificate`: the bound of every row, and why any has none.
+    """
     return QuantizedWeight(
         code=coded.code,
         step=coded.step,
@@ -48,5 +52,5 @@ def certified(
         damped_loss=losses.damped,
         bound=certificate[0],
         void=certificate[1],
-        facts=facts_of(coded.code, basis),
+        facts=report_facts(coded.code, basis),
     )

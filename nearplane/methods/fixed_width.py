@@ -1,4 +1,4 @@
-"""What the methods with a fixed number of bits share: the record and its certificate."""
+"""Shared by the methods whose codes have a fixed number of bits (RTN, GPTQ, SSQR): the result."""
 
 from math import ceil, log2
 
@@ -11,7 +11,7 @@ from nearplane.methods.certificate import Losses
 from nearplane.types import Outliers, QuantizedWeight
 
 STEP_BITS = OUTLIER_BITS = 16
-HEADER_BYTES = 150  # of a record with its check sum, and of its entry in the file
+HEADER_BYTES = 150  # header and checksum of a record, and its entry in the checkpoint file
 
 
 def pack(
@@ -21,23 +21,23 @@ def pack(
     bits: int,
     outliers: Outliers | None = None,
 ) -> tuple[Tensor, int]:
-    """Return the record of low-bit codes and how many of its bytes are codes."""
+    """Return the record of codes of `bits` bits, and how many of its bytes are codes."""
     return codes.pack(code, step, group_size, outliers, codes.Dense(bits))
 
 
 def stored_bytes(
     rows: int, columns: int, bits: int, group_size: int, outliers: float = 0.0
 ) -> float:
-    """Return about the bytes of such a record.
+    """Return an estimate of the bytes of such a record.
 
-    - `outliers`: their share of all weights; each takes 16 bits and the number of its column.
+    - `outliers`: the fraction of weights that are outliers; each takes 16 bits and a column index.
     """
     groups = ceil(columns / group_size)
-    each = bits + outliers * (OUTLIER_BITS + ceil(log2(max(columns, 2))))
-    return rows * (columns * each + groups * STEP_BITS) / 8 + HEADER_BYTES
+    bits_per_weight = bits + outliers * (OUTLIER_BITS + ceil(log2(max(columns, 2))))
+    return rows * (columns * bits_per_weight + groups * STEP_BITS) / 8 + HEADER_BYTES
 
 
-def certified(
+def quantized_weight(
     parts: tuple[Int32[Tensor, "rows columns"], Float[Tensor, "rows groups"], int],
     stored: tuple[Tensor, int],
     losses: Losses,
@@ -45,7 +45,12 @@ def certified(
     basis: Basis,
     outliers: Outliers | None = None,
 ) -> QuantizedWeight:
-    """Return the weight of (code, step, group_size) with its record and certificate."""
+    """Return the result of a method.
+
+    - `parts`: codes in the original order of columns, steps, group size.
+    - `stored`: the record, and how many of its bytes are codes.
+    - `certificate`: the bound of every row, and why any has none.
+    """
     code, step, group_size = parts
     record, code_bytes = stored
     share = len(outliers.value) / code.numel() if outliers is not None else 0.0

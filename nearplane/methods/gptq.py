@@ -1,4 +1,4 @@
-"""GPTQ: nearest plane on clipped integers, with static steps for every group."""
+"""GPTQ: nearest plane with clipped codes and a step for every group of columns."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from nearplane import lattice
 from nearplane.lattice import Basis, nearest_plane
 from nearplane.methods import fixed_width
 from nearplane.methods.certificate import certify_rows, measure
-from nearplane.methods.fixed_width import certified, pack
+from nearplane.methods.fixed_width import pack, quantized_weight
 from nearplane.methods.method import Method, check_order, check_range
 from nearplane.methods.steps import check_group_size, code_range, mse_steps
 from nearplane.types import QuantizedWeight, spread
@@ -17,13 +17,14 @@ from nearplane.types import QuantizedWeight, spread
 
 @dataclass(frozen=True)
 class GPTQ(Method):
-    """GPTQ, run as the nearest plane algorithm that it is [Frantar23, Alg. 1; Chen26, Thm. 4].
+    """GPTQ [Frantar23, Alg. 1], computed by nearest plane, which gives the same codes.
 
-    Steps are fixed on the original columns before the first weight is rounded, so no order needs
-    an index of groups. Clipping voids the bound of the rows that it touches.
+    The equivalence is [Chen26, Thm. 4]. Steps are chosen for groups of neighbouring columns before
+    the first weight is rounded (static groups), so no order needs a `g_idx`. A row with a clipped
+    code has no bound.
 
     - `bits`: 2 to 8 per code.
-    - `group_size`: columns that share a step; more than there are means a whole row.
+    - `group_size`: columns that share a step; the whole row if it has no more columns.
     - `damping`: fraction of the Hessian's mean diagonal that is added to it.
 
     Raises OutOfRangeError for bits outside 2 .. 8.
@@ -57,15 +58,17 @@ class GPTQ(Method):
         wide = wide[:, basis.columns]
         target, factor = weight[:, basis.columns], basis.factor.to(weight.dtype)
         code = nearest_plane(target, factor, wide, *code_range(self.bits))
-        back = basis.columns.argsort()
+        invperm = basis.columns.argsort()
 
         def value(rows: slice) -> Tensor:
-            return (code[rows] * wide[rows])[:, back]
+            return (code[rows] * wide[rows])[:, invperm]
 
         def sides(rows: slice) -> Tensor:
             return basis.factor.diagonal() * wide[rows].double().abs()
 
         losses = measure(weight, value, basis, sides)
         certificate = certify_rows(losses)
-        stored = pack(code[:, back], step, group_size, self.bits)
-        return certified((code[:, back], step, group_size), stored, losses, certificate, basis)
+        stored = pack(code[:, invperm], step, group_size, self.bits)
+        return quantized_weight(
+            (code[:, invperm], step, group_size), stored, losses, certificate, basis
+        )

@@ -1,4 +1,4 @@
-"""HPTQ: unclipped nearest plane with one step for the matrix, entropy coded."""
+"""HPTQ: nearest plane without clipping, with one step for the matrix and Huffman codes."""
 
 from dataclasses import dataclass, replace
 
@@ -9,20 +9,27 @@ from torch import Tensor
 from nearplane import lattice
 from nearplane.lattice import Basis, nearest_plane
 from nearplane.methods.certificate import certify_rows, measure
-from nearplane.methods.entropy_coded import certified, check_bpw
+from nearplane.methods.entropy_coded import check_bpw, quantized_weight
 from nearplane.methods.method import Method, check_order, check_range
-from nearplane.methods.rate import Budget, expected_pull, first_scale, sample_rows
-from nearplane.methods.scale_search import Coded, ScaleRequest, Search, Stored, drive, meet
+from nearplane.methods.rate import Budget, drawn_pull, first_scale, sample_rows
+from nearplane.methods.scale_search import (
+    CodedMatrix,
+    PackedRecord,
+    ScaleRequest,
+    Search,
+    run_searches,
+    search_scale,
+)
 from nearplane.rows import RowsOf, by_rows, kept
 from nearplane.types import QuantizedWeight
 
 
 @dataclass(frozen=True)
 class TargetRows:
-    """A weight on its basis's columns, some rows of it at a time."""
+    """The rows of a weight in the basis's order of columns, made when they are asked for."""
 
-    rows: int
-    some: RowsOf
+    count: int
+    rows: RowsOf
 
     @classmethod
     def of(cls, weight: Float[Tensor, "rows columns"], basis: Basis) -> "TargetRows":
@@ -31,9 +38,9 @@ class TargetRows:
 
 @dataclass(frozen=True)
 class HPTQ(Method):
-    """Nearest plane on ℤ with one step, chosen so that Huffman codes meet `bpw` [Chen26, Alg. 11].
+    """Nearest plane with one step, chosen so that Huffman codes meet `bpw` [Chen26, Alg. 11].
 
-    value = step · code, code unbounded; every row's loss obeys Theorem 5.
+    value = step · code, where codes are not clipped, so Theorem 5 bounds the loss of every row.
 
     - `bpw`: bits per weight of everything stored, an upper limit.
     - `damping`: fraction of the Hessian's mean diagonal that is added to it.
@@ -64,7 +71,7 @@ class HPTQ(Method):
     def rate(self) -> float:
         return self.bpw
 
-    def at(self, bpw: float) -> "HPTQ":
+    def with_bpw(self, bpw: float) -> "HPTQ":
         return replace(self, bpw=bpw)
 
     def stored_bytes(self, rows: int, columns: int) -> float:
@@ -74,50 +81,55 @@ class HPTQ(Method):
         return self.quantize_together([weight], basis)[0]
 
     def quantize_together(self, weights: list[Tensor], basis: Basis) -> list[QuantizedWeight]:
-        """Return weights that share a basis, each with its own step, in common sweeps."""
+        """Quantize weights that share a basis, each with its own step, in the same sweeps."""
         factor = basis.factor.to(weights[0].dtype)
         targets = [TargetRows.of(weight, basis) for weight in weights]
-        back = basis.columns.argsort()
-        searches = [self.search(target, factor, back) for target in targets]
-        found = drive(searches, lambda tries: sweep_together(targets, factor, tries))
+        invperm = basis.columns.argsort()
+        searches = [self.search(target, factor, invperm) for target in targets]
+        found = run_searches(searches, lambda requests: sweep_together(targets, factor, requests))
         return [
-            certified_on(weight, coded, stored, basis)
+            with_certificate(weight, coded, stored, basis)
             for weight, (coded, stored) in zip(weights, found, strict=True)
         ]
 
-    def search(self, target: TargetRows, factor: Tensor, back: Tensor) -> Search:
-        """Return the search for the step of one matrix."""
-        rows, columns = target.rows, len(back)
+    def search(self, target: TargetRows, factor: Tensor, invperm: Tensor) -> Search:
+        """Return a search for the step of one matrix."""
+        rows, columns = target.count, len(invperm)
         sample = range(rows)[sample_rows(rows, columns)]
         budget = Budget(self.bpw, rows, columns, 1)
-        some = target.some(slice(sample.start, sample.stop, sample.step))
-        start = first_scale(budget, some, expected_pull(factor, len(some)))
-        return meet(budget, start, back)
+        sampled = target.rows(slice(sample.start, sample.stop, sample.step))
+        start = first_scale(budget, sampled, drawn_pull(factor, len(sampled)))
+        return search_scale(budget, start, invperm)
 
 
 def sweep_together(
-    targets: list[TargetRows], factor: Float[Tensor, "n n"], tries: dict[int, ScaleRequest]
-) -> dict[int, Coded]:
-    """Return the codes of every try, from one walk over the columns for all of them."""
-    wanted = {index: range(targets[index].rows)[wish.rows] for index, wish in tries.items()}
-    scales = {i: torch.full((1, 1), t.scale, dtype=torch.float32) for i, t in tries.items()}
+    targets: list[TargetRows], factor: Float[Tensor, "n n"], requests: dict[int, ScaleRequest]
+) -> dict[int, CodedMatrix]:
+    """Round the rows of all requests in one sweep; return the codes of each request.
+
+    - `requests`: by the index of the matrix in `targets`.
+    """
+    requested = {i: range(targets[i].count)[request.rows] for i, request in requests.items()}
+    steps = {
+        i: torch.full((1, 1), request.scale, dtype=torch.float32) for i, request in requests.items()
+    }
 
     def rounded(rows: slice) -> tuple[Tensor]:
-        some = overlapping(wanted, rows)
-        target = torch.cat([targets[i].some(slice(r.start, r.stop, r.step)) for i, r in some])
-        step = torch.cat([scales[i].expand(len(r), 1) for i, r in some])
+        parts = stacked_rows(requested, rows)
+        target = torch.cat([targets[i].rows(slice(r.start, r.stop, r.step)) for i, r in parts])
+        step = torch.cat([steps[i].expand(len(r), 1) for i, r in parts])
         return (nearest_plane(target, factor, step.to(factor.dtype)),)
 
-    lengths = list(map(len, wanted.values()))
+    lengths = list(map(len, requested.values()))
     (code,) = by_rows(rounded, sum(lengths))
-    parts = zip(tries, code.split(lengths), strict=True)
-    return {index: Coded(part, scales[index]) for index, part in parts}
+    parts = zip(requests, code.split(lengths), strict=True)
+    return {index: CodedMatrix(part, steps[index]) for index, part in parts}
 
 
-def overlapping(wanted: dict[int, range], rows: slice) -> list[tuple[int, range]]:
-    """Return which of the wanted rows are `rows` when all stand below each other."""
+def stacked_rows(requested: dict[int, range], rows: slice) -> list[tuple[int, range]]:
+    """Return which rows of which matrix are `rows` of all requested rows, stacked on each other."""
     found, first = [], 0
-    for index, each in wanted.items():
+    for index, each in requested.items():
         part = each[max(rows.start - first, 0) : max(rows.stop - first, 0)]
         if part:
             found.append((index, part))
@@ -125,8 +137,10 @@ def overlapping(wanted: dict[int, range], rows: slice) -> list[tuple[int, range]
     return found
 
 
-def certified_on(weight: Tensor, coded: Coded, stored: Stored, basis: Basis) -> QuantizedWeight:
-    """Return the weight with the certificate of Theorem 5."""
+def with_certificate(
+    weight: Tensor, coded: CodedMatrix, stored: PackedRecord, basis: Basis
+) -> QuantizedWeight:
+    """Return the quantized weight with its losses and the bound of Theorem 5."""
     sides = basis.factor.diagonal()[None] * coded.step.double()
     losses = measure(weight, coded.value_in(weight.dtype), basis, lambda _: sides)
-    return certified(coded, stored, losses, certify_rows(losses), basis)
+    return quantized_weight(coded, stored, losses, certify_rows(losses), basis)

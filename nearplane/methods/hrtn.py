@@ -1,4 +1,4 @@
-"""HRTN: round-to-nearest with one step for the matrix, entropy coded."""
+"""HRTN: round-to-nearest with one step for the matrix and Huffman codes."""
 
 from dataclasses import dataclass, replace
 
@@ -8,16 +8,16 @@ from torch import Tensor
 
 from nearplane.lattice import Basis, nearest_integer
 from nearplane.methods.certificate import NO_LATTICE, measure
-from nearplane.methods.entropy_coded import certified, check_bpw
+from nearplane.methods.entropy_coded import check_bpw, quantized_weight
 from nearplane.methods.method import Method
 from nearplane.methods.rate import Budget, first_scale, sample_rows
-from nearplane.methods.scale_search import Coded, ScaleRequest, drive, meet
+from nearplane.methods.scale_search import CodedMatrix, ScaleRequest, run_searches, search_scale
 from nearplane.types import QuantizedWeight
 
 
 @dataclass(frozen=True)
 class HRTN(Method):
-    """HPTQ without the lattice: code = round(weight / step) [Chen26, Alg. 12].
+    """HPTQ with code = round(weight / step) instead of nearest plane [Chen26, Alg. 12].
 
     - `bpw`: bits per weight of everything stored, an upper limit.
 
@@ -36,7 +36,7 @@ class HRTN(Method):
     def rate(self) -> float:
         return self.bpw
 
-    def at(self, bpw: float) -> "HRTN":
+    def with_bpw(self, bpw: float) -> "HRTN":
         return replace(self, bpw=bpw)
 
     def stored_bytes(self, rows: int, columns: int) -> float:
@@ -45,12 +45,18 @@ class HRTN(Method):
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         rows, columns = weight.shape
 
-        def attempt(tries: dict[int, ScaleRequest]) -> dict[int, Coded]:
-            step = torch.full((1, 1), tries[0].scale, dtype=torch.float32)
-            return {0: Coded(nearest_integer(weight[tries[0].rows] / step, None, None).int(), step)}
+        def rounded(requests: dict[int, ScaleRequest]) -> dict[int, CodedMatrix]:
+            step = torch.full((1, 1), requests[0].scale, dtype=torch.float32)
+            return {
+                0: CodedMatrix(
+                    nearest_integer(weight[requests[0].rows] / step, None, None).int(), step
+                )
+            }
 
         budget = Budget(self.bpw, rows, columns, 1)
         start = first_scale(budget, weight[sample_rows(rows, columns)], None)
-        ((coded, stored),) = drive([meet(budget, start, torch.arange(columns))], attempt)
+        ((coded, stored),) = run_searches(
+            [search_scale(budget, start, torch.arange(columns))], rounded
+        )
         losses = measure(weight, coded.value_in(weight.dtype), basis)
-        return certified(coded, stored, losses, (None, NO_LATTICE), basis)
+        return quantized_weight(coded, stored, losses, (None, NO_LATTICE), basis)

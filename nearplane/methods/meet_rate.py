@@ -1,5 +1,6 @@
-"""Rounding, prices and steps brought to agree: rate-aware integers that just meet their rate."""
+"""Rate control for ECLQ: find the steps at which rate-aware rounding just meets a target rate."""
 
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -13,86 +14,92 @@ from nearplane import codes
 from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import Prices
 from nearplane.methods.rate import (
-    LARGEST,
+    LARGEST_CODE,
     NORMAL_BITS,
     TOLERANCE,
     RateError,
-    expected_pulls,
+    drawn_pull_by_rows,
 )
-from nearplane.methods.scale_search import Coded
+from nearplane.methods.scale_search import CodedMatrix
 from nearplane.rows import by_rows, in_parts
 
 PASSES = 4  # sweeps after which the best rate under the target is taken
-MOST_PASSES = 20
-PREDICTIONS = 4
-SLOPES = (-1.2, -0.6)  # bits that doubled steps can cost
-# of layers of two small models at 1.5 to 4 bits, times 3^-bpw:
-SAVED = 1.14  # bits that rate-aware rounding saves over the predicted integers
-DRIFT = 0.14  # bits that tables of the first sweep's integers save over predicted tables
+MOST_PASSES = 20  # sweeps after which RateError is raised
+PREDICTION_PASSES = 4  # corrections of the predicted scale
+SECANT_SLOPES = (-1.2, -0.6)  # limits of the change in bits per weight when the steps double
+# Bits per weight, times 3^-bpw, measured on layers of two small models at 1.5 to 4 bits:
+RATE_AWARE_SAVING = 1.14  # rate-aware integers take less than the predicted integers by this
+REFIT_SAVING = 0.14  # tables fitted to a sweep's integers take less than predicted ones by this
 
 
 @dataclass(frozen=True)
-class Lattice:
-    """A matrix on its basis's columns, with steps known up to a common scale.
+class RoundingProblem:
+    """A closest-vector problem whose steps are known up to a common scale.
 
-    - `side`: the steps at scale 1.
-    - `back`: where the basis's columns belong in the record.
+    - `target`, `factor`, `unit_step`: in the basis's order of columns.
+    - `unit_step`: the steps at scale 1.
+    - `invperm`: the inverse of `Basis.columns`, from the basis's order of columns to the record's.
     """
 
     target: Float[Tensor, "rows n"]
     factor: Float64[Tensor, "n n"]
-    side: Float32[Tensor, "1 n"]
-    back: Int64[Tensor, " n"]
+    unit_step: Float32[Tensor, "1 n"]
+    invperm: Int64[Tensor, " n"]
 
     @cached_property
-    def finest(self) -> float:
-        """The scale below which an integer could leave what int32 and float32 hold."""
+    def smallest_scale(self) -> float:
+        """The scale below which an integer could exceed LARGEST_CODE."""
 
         def largest(rows: slice) -> tuple[Tensor]:
-            return ((self.target[rows].abs() / self.side).amax(),)
+            return ((self.target[rows].abs() / self.unit_step).amax(),)
 
-        return max(float(part) for (part,) in in_parts(largest, len(self.target))) / LARGEST
+        return max(float(part) for (part,) in in_parts(largest, len(self.target))) / LARGEST_CODE
 
     def step(self, scale: float) -> Float32[Tensor, "1 n"]:
-        """Return the steps at a scale, as they can be stored."""
-        return self.side * codes.round_base(scale)
+        """Return the steps at a scale, rounded to what a record can store."""
+        return self.unit_step * codes.round_base(scale)
 
 
 @dataclass(frozen=True)
-class Terms:
-    """What is agreed on beforehand: the rate, the code and what a bit is worth."""
+class RateSettings:
+    """What the user chose: target rate, entropy coder and Lagrange multiplier ν (`slope`)."""
 
     bpw: int | float
     coder: codes.Rans
     slope: int | float
 
     def fit(self, code: Int32[Tensor, "rows n"]) -> codes.Tables:
+        """Return the coder's tables fitted to these integers."""
         return codes.fit(code.numpy(), contexts=self.coder.contexts)
 
     def prices(self, tables: codes.Tables, columns: Int64[Tensor, " n"] | None = None) -> Prices:
-        """Return what integers cost under fitted tables; `columns` are those wanted, in order."""
+        """Return the code lengths under fitted tables, of all columns or of those given."""
         classes = (tables.contexts.row, tables.contexts.column)
         row, column = (torch.from_numpy(part.astype("int64")) for part in classes)
         column = column if columns is None else column[columns]
         return Prices(torch.from_numpy(tables.lengths), row, column, self.slope)
 
-    def surplus(self, tables: codes.Tables, step: Float32[Tensor, "1 n"], rows: int) -> float:
-        """Return the bits a weight by which a record of such integers exceeds the rate."""
+    def estimated_excess(
+        self, tables: codes.Tables, step: Float32[Tensor, "1 n"], rows: int
+    ) -> float:
+        """Return the estimated rate minus the target, for the integers that `tables` fit."""
         weights = rows * step.shape[1]
         stored = codes.record_bytes(codes.step_bytes(step), tables.likely_bytes(weights))
-        return excess(stored, weights, self.bpw)
+        return rate_excess(stored, weights, self.bpw)
 
 
-def excess(stored: int | float, weights: int, bpw: int | float) -> float:
-    """Return the bits a weight by which a record and its directory entry exceed a rate."""
+def rate_excess(stored: int | float, weights: int, bpw: int | float) -> float:
+    """Return rate − bpw of a record of `stored` bytes, with its entry in the checkpoint file."""
     return 8 * (stored + codes.ENTRY_BYTES) / weights - bpw
 
 
 @dataclass(frozen=True)
 class RateSolution:
-    """Integers on the original columns, the steps and prices that decided them, and their record.
+    """Integers that meet a rate, what they were chosen with, and their record.
 
-    - `step`, `prices`: on the basis's columns.
+    - `code`: in the original order of columns.
+    - `step`, `prices`: of the sweep that chose them, in the basis's order of columns.
+    - `stored`: the record, and how many of its bytes are codes.
     """
 
     code: Int32[Tensor, "rows columns"]
@@ -104,83 +111,96 @@ class RateSolution:
 Rounding = Callable[[Float32[Tensor, "1 n"], Prices], Int32[Tensor, "rows n"]]
 
 
-def meet_rate(lattice: Lattice, terms: Terms, rounding: Rounding) -> RateSolution:
+def meet_rate(problem: RoundingProblem, settings: RateSettings, rounding: Rounding) -> RateSolution:
     """Return integers whose record meets the rate from below.
 
-    Prices come from predicted integers at first, then from those of the first sweep, and stay: an
-    endless exchange of integers and tables would only trade error for rate. The scale follows
-    the secant of the last two rates. Taken is the first sweep whose record lies under the
-    rate by at most TOLERANCE, or the best of PASSES if one of them was under it.
+    Code lengths come from predicted integers in the first sweep, and from that sweep's integers in
+    all others; to fit them again after each sweep would only trade error for rate. The scale is
+    found by the secant method. The result is the first sweep whose rate is at most TOLERANCE under
+    the target, or the best of the first PASSES sweeps if one of them is under it.
+
+    - `rounding`: one sweep: steps and code lengths to integers, all in the basis's column order.
 
     Raises RateError when no scale was found whose rate is low enough.
     """
-    rows = len(lattice.target)
-    scale, tables = predict_scale(lattice, terms)
-    prices, columns = terms.prices(tables), lattice.back.argsort()
-    seen: list[tuple[float, float]] = []
+    rows = len(problem.target)
+    scale, tables = predict_scale(problem, settings)
+    prices, columns = settings.prices(tables), problem.invperm.argsort()
+    history: list[tuple[float, float]] = []
     best: RateSolution | None = None
-    least = -torch.inf
+    best_excess = -torch.inf
     for passes in range(1, MOST_PASSES + 1):
-        step = lattice.step(scale)
-        # tables are fitted to the columns as they are stored, so that packing can take them
-        code = Coded(rounding(step, prices), step).on(lattice.back).code
-        tables = terms.fit(code)
-        surplus = terms.surplus(tables, step, rows)
-        if least < surplus <= TOLERANCE:
-            # near enough to be worth packing, which alone decides
-            coder = replace(terms.coder, tables=tables)
-            stored = codes.pack(code, step[:, lattice.back], len(columns), None, coder)
-            surplus = excess(len(stored[0]), code.numel(), terms.bpw)
-            if surplus <= 0:
-                best, least = RateSolution(code, step, prices, stored), surplus
-        if best is not None and (least >= -TOLERANCE or passes >= PASSES):
+        step = problem.step(scale)
+        # tables are fitted in the record's order of columns, so that `pack` can use them
+        code = CodedMatrix(rounding(step, prices), step).permuted(problem.invperm).code
+        tables = settings.fit(code)
+        excess = settings.estimated_excess(tables, step, rows)
+        if best_excess < excess <= TOLERANCE:
+            # only a packed record has an exact rate: pack what is close to the target
+            coder = replace(settings.coder, tables=tables)
+            stored = codes.pack(code, step[:, problem.invperm], len(columns), None, coder)
+            excess = rate_excess(len(stored[0]), code.numel(), settings.bpw)
+            if excess <= 0:
+                best, best_excess = RateSolution(code, step, prices, stored), excess
+        if best is not None and (best_excess >= -TOLERANCE or passes >= PASSES):
             return best
         if passes == 1:
-            prices = terms.prices(tables, columns)
-            surplus -= DRIFT * 3**-terms.bpw if terms.slope else 0.0
-        seen.append((log2(scale), surplus))
-        scale = max(2 ** next_scale(seen), lattice.finest)
-    raise RateError(f"no step was found that stores {terms.bpw:g} bits per weight or fewer")
+            prices = settings.prices(tables, columns)
+            excess -= REFIT_SAVING * 3**-settings.bpw if settings.slope else 0.0
+        history.append((log2(scale), excess))
+        scale = max(2 ** next_scale(history), problem.smallest_scale)
+    raise RateError(f"no step was found that stores {settings.bpw:g} bits per weight or fewer")
 
 
-def next_scale(seen: list[tuple[float, float]]) -> float:
-    """Return the logarithm of the scale to try: where the secant meets TOLERANCE / 2 under it."""
-    (at, surplus), slope = seen[-1], -1.0
-    if len(seen) > 1:
-        earlier, before = seen[-2]
-        if abs(at - earlier) > 1e-4:
-            slope = (surplus - before) / (at - earlier)
-    # further under the rate the longer it takes, so that it ends
-    wanted = -TOLERANCE / 2 * (1 + len(seen) // 6)
-    return at + (wanted - surplus) / min(max(slope, SLOPES[0]), SLOPES[1])
+def next_scale(history: list[tuple[float, float]]) -> float:
+    """Return log₂ of the next scale, by the secant method.
 
+    It aims at a rate TOLERANCE / 2 under the target.
 
-def predict_scale(lattice: Lattice, terms: Terms) -> tuple[float, codes.Tables]:
-    """Return a scale that should about meet the rate, and tables of integers predicted for it.
-
-    Predicted integers are weights in steps plus draws of what earlier errors add (`expected_pull`);
-    their rate falls by about a bit when the scale doubles.
+    - `history`: log₂ of the scales tried so far, each with its rate minus the target.
     """
-    scaled = lattice.target / lattice.side.to(lattice.target.dtype)
+    (log_scale, excess), slope = history[-1], -1.0
+    if len(history) > 1:
+        earlier_scale, earlier_excess = history[-2]
+        if abs(log_scale - earlier_scale) > 1e-4:
+            slope = (excess - earlier_excess) / (log_scale - earlier_scale)
+    # aim further below the target as sweeps go on, so that the search ends
+    target_excess = -TOLERANCE / 2 * (1 + len(history) // 6)
+    slope = min(max(slope, SECANT_SLOPES[0]), SECANT_SLOPES[1])
+    return log_scale + (target_excess - excess) / slope
+
+
+def predict_scale(problem: RoundingProblem, settings: RateSettings) -> tuple[float, codes.Tables]:
+    """Return a scale predicted to meet the rate, and tables fitted to its predicted integers.
+
+    The rate of the predicted integers falls by about one bit when the scale doubles.
+    """
+    scaled = problem.target / problem.unit_step.to(problem.target.dtype)
     sigma = float(scaled.double().square().mean().sqrt())
-    unit = scaled_factor(lattice.factor, lattice.side, scaled.dtype)
+    unit = scaled_factor(problem.factor, problem.unit_step, scaled.dtype)
     predicted = predicted_codes(scaled, unit)
-    saved = SAVED * 3**-terms.bpw if terms.slope else 0.0
-    scale = max(sigma * 2 ** (NORMAL_BITS - terms.bpw), lattice.finest) or 1.0
-    for _ in range(PREDICTIONS):
-        tables = terms.fit(predicted(scale))
-        surplus = terms.surplus(tables, lattice.step(scale), len(scaled)) - saved
-        if abs(surplus) < 0.01:
-            break
-        scale = max(scale * 2**surplus, lattice.finest)
-    return scale, tables
+    saving = RATE_AWARE_SAVING * 3**-settings.bpw if settings.slope else 0.0
+    scale = max(sigma * 2 ** (NORMAL_BITS - settings.bpw), problem.smallest_scale) or 1.0
+    for passes in itertools.count(1):
+        tables = settings.fit(predicted(scale))
+        excess = settings.estimated_excess(tables, problem.step(scale), len(scaled)) - saving
+        if abs(excess) < 0.01:
+            return scale, tables
+        scale = max(scale * 2**excess, problem.smallest_scale)
+        if passes == PREDICTION_PASSES:
+            return scale, tables
+    raise AssertionError("unreachable")
 
 
 def predicted_codes(
     scaled: Float[Tensor, "rows n"], unit: Float[Tensor, "n n"]
 ) -> Callable[[float], Int32[Tensor, "rows n"]]:
-    """Return the function that foretells the integers at a scale."""
-    pull = expected_pulls(unit, len(scaled))
+    """Return the function that predicts the integers at a scale, without a sweep.
+
+    A predicted integer is the weight in steps plus a random draw of the pull (`drawn_pull`),
+    rounded to nearest.
+    """
+    pull = drawn_pull_by_rows(unit, len(scaled))
 
     def predicted(scale: float) -> Int32[Tensor, "rows n"]:
         def rounded(rows: slice) -> tuple[Tensor]:

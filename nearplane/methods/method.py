@@ -1,4 +1,4 @@
-"""What every method is: a frozen dataclass of its hyper-parameters that quantizes one layer."""
+"""The base class of every method: a frozen dataclass of hyper-parameters that quantizes a layer."""
 
 import dataclasses
 from abc import ABC, abstractmethod
@@ -17,14 +17,14 @@ METHODS: dict[str, type["Method"]] = {}
 
 
 class OutOfRangeError(NearplaneError, ValueError):
-    """A hyper-parameter lies outside what the method can do."""
+    """A hyper-parameter lies outside the range that the method accepts."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A matrix that a layer is rounded towards in place of its weight, and facts for the report.
+    """A matrix that a layer is rounded towards instead of its weight, and numbers for the report.
 
-    It makes up for what the layer's inputs lost in the layers before it (`lattice.cross_target`).
+    It compensates for the errors of the quantized layers in front (`lattice.cross_target`).
     """
 
     matrix: Float[Tensor, "rows columns"]
@@ -33,10 +33,11 @@ class Target:
 
 @dataclasses.dataclass(frozen=True)
 class Method(ABC):
-    """Fields are hyper-parameters; calling it quantizes one layer. Subclasses register themselves.
+    """A quantization method: its fields are hyper-parameters, calling it quantizes one layer.
 
-    A subclass in a file of its own is a method everywhere: `quantize`, `plan`, the command line,
-    the report and the contract tests ask it what it is through the properties below.
+    Subclasses are frozen dataclasses. Defining one registers it in METHODS under its lower-case
+    name; `quantize`, `plan`, the command line, the report and the contract tests then offer it.
+    They learn from the properties below what it needs.
     """
 
     name: ClassVar[str]
@@ -48,22 +49,22 @@ class Method(ABC):
     def __call__(
         self, weight: Float[Tensor, "rows columns"], hessian: Tensor | Basis
     ) -> QuantizedWeight:
-        """Return `weight` on a lattice, for inputs with second moment `hessian`.
+        """Return `weight` quantized, for inputs with second moment `hessian`.
 
-        - `hessian`: (columns, columns), mean of x xᵀ over tokens, or the `basis` made of it.
+        - `hessian`: (columns, columns), the mean of x xᵀ over tokens, or the `Basis` of it.
 
-        Raises NearplaneError when the weight holds NaN, the shapes differ or the target cannot
-        be met.
+        Raises NearplaneError when the weight holds NaN, the shapes do not fit or the target rate
+        cannot be met.
         """
         basis = hessian if isinstance(hessian, Basis) else self.basis(hessian)
         return self.together([weight], basis)[0]
 
     def together(self, weights: list[Tensor], basis: Basis) -> list[QuantizedWeight]:
-        """Return weights that share their inputs, as calling the method on each would."""
+        """Quantize weights that share their inputs; the results are those of calling it on each."""
         return self.quantize_together([self.checked(weight, basis) for weight in weights], basis)
 
     def checked(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> Tensor:
-        """Return `weight` in at least float32; raises NearplaneError if it cannot be quantized."""
+        """Return `weight` in float32 or float64; raise NearplaneError if it cannot be quantized."""
         if weight.ndim != 2 or weight.shape[1] != len(basis.factor):
             raise NearplaneError(
                 f"a weight of shape {tuple(weight.shape)} does not fit a Hessian of "
@@ -75,66 +76,66 @@ class Method(ABC):
         return weight if weight.dtype == torch.float64 else weight.float()
 
     def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
-        """Return the basis this method rounds on; layers that share inputs can share it.
+        """Return the basis that this method rounds on; layers that share inputs share it.
 
-        Methods that round on no lattice report their loss on this one.
+        Methods that round to nearest only measure their loss with it.
         """
         return lattice.basis(hessian, "natural", 0.01)
 
     def check(self, rows: int, columns: int) -> None:  # noqa: B027 - most methods fit any shape
-        """Raise NearplaneError if no matrix of this shape can meet the method's target."""
+        """Raise NearplaneError if no matrix of this shape can meet the method's target rate."""
 
-    # what a planner and a walk ask of a method before it has quantized anything
+    # what `plan` and `quantize` need to know of a method before it has quantized anything
 
     @abstractmethod
     def stored_bytes(self, rows: int, columns: int) -> float:
-        """Return about the bytes that the record of a matrix of this shape takes."""
+        """Return an estimate of the bytes that the record of a matrix of this shape takes."""
 
     @property
     def rate(self) -> float | None:
-        """The bits per weight that the method is asked to meet; None if it has no such target."""
+        """The target rate in bits per weight; None for a method that has none."""
         return None
 
-    def at(self, bpw: float) -> "Method":
-        """Return the same method at another rate; NearplaneError if it has none."""
+    def with_bpw(self, bpw: float) -> "Method":
+        """Return the method with another target rate; raise NearplaneError if it has none."""
         raise NearplaneError(f"{self.name} has no rate that could be another")
 
     @property
     def sweeps(self) -> bool:
-        """Whether it goes over the columns one after the other, each after the earlier errors."""
+        """Whether it rounds column by column, as nearest plane does; `plan` measures how long."""
         return False
 
     @property
     def compensates(self) -> bool:
-        """Whether a walk should run the original model beside, and give targets."""
+        """Whether it rounds towards targets, for which `quantize` also runs the original model."""
         return False
 
     @property
     def allocates(self) -> bool:
-        """Whether a walk should measure how sensitive layers are, and give each its own rate."""
+        """Whether each layer gets its own rate, for which `quantize` measures sensitivities."""
         return False
 
-    # of one layer, beside its sweeps and its certificate: triangular solves of n² / 2 a row; and
-    # certificates more where it is rounded towards a target
+    # for `plan`, per layer: triangular solves of n² / 2 multiply-adds a row, and how many more
+    # losses are measured where the layer is rounded towards a target
     triangular_solves: ClassVar[int] = 0
     target_certificates: ClassVar[int] = 0
 
     def floor(self, rows: int, columns: int) -> float:
-        """Return the fewest bits per weight that a matrix of this shape can be stored in."""
+        """Return the fewest bits per weight at which a matrix of this shape can be stored."""
         return 0.0
 
     def quantize_together(self, weights: list[Tensor], basis: Basis) -> list[QuantizedWeight]:
-        """Return every weight quantized; a method may do them in one go where that is faster."""
+        """Quantize several weights; a method overrides it if doing so at once is faster."""
         return [self.quantize(weight, basis) for weight in weights]
 
     @abstractmethod
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
-        """Return `weight`, finite and at least float32, on the lattice of `basis`."""
+        """Return `weight` quantized; it has passed `checked`."""
 
     def quantize_towards(
         self, weight: Float[Tensor, "rows columns"], basis: Basis, target: Target
     ) -> Any:
-        """Return `weight` quantized so that it comes near to `target`; losses are of `weight`."""
+        """Round towards `target`; the result's losses and bounds are with respect to `weight`."""
         if target.matrix is not weight:
             raise NearplaneError(f"{self.name} rounds a layer on its own weights only")
         return self.together([weight], basis)[0]
@@ -142,7 +143,10 @@ class Method(ABC):
     def drawn_error(
         self, weight: Float[Tensor, "rows columns"], basis: Basis, bpw: float, draws: Any
     ) -> Float[Tensor, "rows columns"]:
-        """Return an error such as rounding `weight` at `bpw` would leave, drawn at random."""
+        """Return a random error with the distribution of what rounding `weight` at `bpw` leaves.
+
+        - `draws`: the torch.Generator to draw from.
+        """
         raise NotImplementedError(f"{self.name} draws no errors")
 
     def recipe(self) -> dict[str, Any]:

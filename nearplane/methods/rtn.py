@@ -1,4 +1,4 @@
-"""RTN: round-to-nearest with a step for every group."""
+"""RTN: round-to-nearest with a step for every group of columns."""
 
 from dataclasses import dataclass
 
@@ -8,7 +8,7 @@ from torch import Tensor
 from nearplane.lattice import Basis, nearest_integer
 from nearplane.methods import fixed_width
 from nearplane.methods.certificate import NO_LATTICE, measure
-from nearplane.methods.fixed_width import certified, pack
+from nearplane.methods.fixed_width import pack, quantized_weight
 from nearplane.methods.method import Method, check_range
 from nearplane.methods.steps import check_group_size, code_range, mse_steps
 from nearplane.types import QuantizedWeight, spread
@@ -16,10 +16,12 @@ from nearplane.types import QuantizedWeight, spread
 
 @dataclass(frozen=True)
 class RTN(Method):
-    """Every weight to its nearest value, clipped to `bits` bits, with steps of least error.
+    """Round every weight to its nearest value, with codes clipped to `bits` bits.
+
+    The steps are those of least error, from `steps.mse_steps`.
 
     - `bits`: 2 to 8 per code.
-    - `group_size`: columns that share a step; more than there are means a whole row.
+    - `group_size`: columns that share a step; the whole row if it has no more columns.
 
     Raises OutOfRangeError for bits outside 2 .. 8.
     """
@@ -41,4 +43,4 @@ class RTN(Method):
         code = nearest_integer(weight / wide, *code_range(self.bits)).int()
         losses = measure(weight, lambda rows: code[rows] * wide[rows], basis)
         stored = pack(code, step, group_size, self.bits)
-        return certified((code, step, group_size), stored, losses, (None, NO_LATTICE), basis)
+        return quantized_weight((code, step, group_size), stored, losses, (None, NO_LATTICE), basis)

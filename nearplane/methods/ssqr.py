@@ -1,4 +1,4 @@
-"""SSQR: low-bit integers with as many sparse 16-bit outliers as the user names."""
+"""SSQR: nearest plane with clipped low-bit codes and a few sparse 16-bit outliers."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -11,20 +11,20 @@ from nearplane import codes, lattice
 from nearplane.lattice import Basis, nearest_integer, sweep
 from nearplane.methods import fixed_width
 from nearplane.methods.certificate import certify_rows, measure
-from nearplane.methods.fixed_width import certified, pack
+from nearplane.methods.fixed_width import pack, quantized_weight
 from nearplane.methods.method import Method, OutOfRangeError, check_order, check_range
 from nearplane.methods.steps import check_group_size, code_range, mse_steps
 from nearplane.rows import by_rows
 from nearplane.types import Outliers, QuantizedWeight, spread
 
 BISECTIONS = 10
-LARGEST = 65504.0  # of float16; a weight beyond it keeps an error, and its row loses the bound
-WIDENINGS = 6  # doublings of the bracket before a rate counts as out of reach
+FLOAT16_MAX = 65504.0  # larger outliers are clipped to it, and their row then has no bound
+WIDENINGS = 6  # passes that may widen the bracket of log₂ κ before κ = 2^WIDENINGS is taken
 
 
 @dataclass(frozen=True)
 class Rounded:
-    """One pass on the basis's columns."""
+    """The codes and outliers of some rows, in the basis's order of columns."""
 
     code: Int32[Tensor, "rows n"]
     outlier: Float16[Tensor, "rows n"]
@@ -36,22 +36,22 @@ class Rounded:
 
     @property
     def density(self) -> Float[Tensor, "rows 1"]:
-        """The share of outliers in each row."""
+        """The fraction of each row's weights that are outliers."""
         return self.is_outlier.float().mean(1, keepdim=True)
 
 
 @dataclass(frozen=True)
 class SSQR(Method):
-    """Nearest plane on `bits`-bit integers; what leaves their range is kept as a sparse outlier.
+    """Nearest plane with `bits`-bit codes; what clipping cuts off is stored as sparse outliers.
 
-    value = step · code + outlier [Chen26, Alg. 9, 10]. A factor κ on least-error steps is bisected
-    until at most `outliers` of the weights leave the range: smaller κ, finer steps, more
-    outliers. An outlier undoes its own error, so Theorem 5 survives it.
+    value = step · code + outlier [Chen26, Alg. 9, 10]. The steps are κ times those of least error.
+    κ is found by bisection, as small as it can be with at most a fraction `outliers` of the weights
+    clipped. Since outliers store what was clipped off, Theorem 5 still bounds every row.
 
     - `bits`: 2 to 8 per code.
-    - `group_size`: columns that share a step; more than there are means a whole row.
-    - `outliers`: target rate, 0.01 is 1 %; an upper limit.
-    - `per`: "row" finds a κ for every row, "matrix" one for all.
+    - `group_size`: columns that share a step; the whole row if it has no more columns.
+    - `outliers`: the fraction of weights that may be outliers, 0.01 is 1 %; an upper limit.
+    - `per`: "row" finds a κ for every row, "matrix" one κ for all rows.
 
     Raises OutOfRangeError for values outside these ranges.
     """
@@ -88,8 +88,8 @@ class SSQR(Method):
         step = self.search(weight, basis, start, group_size)
         rounder = self.rounder(weight, basis, step, group_size)
         rounded = Rounded(*by_rows(lambda rows: rounder(rows).parts, len(weight)))
-        back = basis.columns.argsort()
-        code, outliers = rounded.code[:, back], gather(rounded, back)
+        invperm = basis.columns.argsort()
+        code, outliers = rounded.code[:, invperm], sparse_outliers(rounded, invperm)
         wide = spread(step, group_size, weight.shape[1]).to(weight.dtype).expand_as(weight)
         value = code * wide
         outliers.add_to_(value)
@@ -100,12 +100,14 @@ class SSQR(Method):
         losses = measure(weight, value.__getitem__, basis, sides)
         stored = pack(code, step, group_size, self.bits, outliers)
         certificate = certify_rows(losses)
-        return certified((code, step, group_size), stored, losses, certificate, basis, outliers)
+        return quantized_weight(
+            (code, step, group_size), stored, losses, certificate, basis, outliers
+        )
 
     def rounder(
         self, weight: Tensor, basis: Basis, step: Float[Tensor, "rows groups"], group_size: int
     ) -> Callable[[slice], Rounded]:
-        """Return the function that rounds some rows, taking out what leaves the range of codes."""
+        """Return the function that rounds some rows and keeps what is clipped off as outliers."""
 
         def rounded(rows: slice) -> Rounded:
             target = weight[rows]
@@ -118,39 +120,39 @@ class SSQR(Method):
     def search(
         self, weight: Tensor, basis: Basis, start: Float[Tensor, "rows groups"], group_size: int
     ) -> Float[Tensor, "rows groups"]:
-        """Return the steps κ · start with the smallest κ found whose outliers are few enough.
+        """Return the steps κ · start with the smallest κ found that makes few enough outliers.
 
-        log₂ κ is bisected from [−2, 2]; the density falls with κ only roughly, so the best κ that
-        was seen to be feasible is kept. κ = 2^WIDENINGS is taken for feasible unseen: no weight
-        is that large beside its step, unless its group is nearly zero.
+        log₂ κ is bisected, starting from [−2, 2]. The number of outliers is not quite monotone in
+        κ, so the smallest feasible κ seen is kept. If none was seen, κ = 2^WIDENINGS is used, which
+        clips nothing unless a group is nearly zero.
         """
         low = torch.full((len(weight), 1), -2.0)
         high, best = -low, torch.full_like(low, torch.nan)
         for _ in range(BISECTIONS + WIDENINGS):
             middle = torch.where(best.isnan() & (low > -2), high * 2, (low + high) / 2)
             few = self.few_enough(
-                self.rounder(weight, basis, scaled(start, middle), group_size), len(weight)
+                self.rounder(weight, basis, scaled_steps(start, middle), group_size), len(weight)
             )
-            better = few & (best.isnan() | (middle < best))
-            best = torch.where(better, middle, best)
+            smaller = few & (best.isnan() | (middle < best))
+            best = torch.where(smaller, middle, best)
             low, high = (
                 torch.where(few, low, middle),
                 torch.where(few, middle, high.maximum(middle)),
             )
             if not best.isnan().any() and float((high - low).max()) < 4 / 2**BISECTIONS:
                 break
-        return scaled(start, best.nan_to_num(float(WIDENINGS)))
+        return scaled_steps(start, best.nan_to_num(float(WIDENINGS)))
 
     def few_enough(self, rounder: Callable[[slice], Rounded], rows: int) -> Bool[Tensor, "rows 1"]:
-        """Return which rows hold no more outliers than the target rate allows."""
-        (density,) = by_rows(lambda some: (rounder(some).density,), rows)
+        """Return which rows have at most the allowed fraction of outliers."""
+        (density,) = by_rows(lambda part: (rounder(part).density,), rows)
         if self.per == "matrix":
             density = density.mean().expand_as(density)
         return density <= self.outliers
 
 
-def scaled(start: Float[Tensor, "rows groups"], exponent: Float[Tensor, "rows 1"]) -> Tensor:
-    """Return start · 2^exponent as it would be stored."""
+def scaled_steps(start: Float[Tensor, "rows groups"], exponent: Float[Tensor, "rows 1"]) -> Tensor:
+    """Return start · 2^exponent, rounded to what a record can store."""
     return codes.round_step(start * 2**exponent)
 
 
@@ -160,28 +162,31 @@ def round_with_outliers(
     step: Float[Tensor, "rows n"],
     limits: tuple[int, int],
 ) -> Rounded:
-    """Run nearest plane with clipped codes; an outlier holds what clipping cut off, in float16."""
+    """Run nearest plane with clipped codes; store best − step · code of clipped ones in float16.
+
+    - `limits`: the lowest and the highest code.
+    """
     columns, step = target.T.contiguous(), step.T.contiguous()
     code = torch.empty_like(columns, dtype=torch.int32)
     outlier = torch.zeros_like(columns, dtype=torch.float16)
-    leaves = torch.empty_like(columns, dtype=torch.bool)
+    is_outlier = torch.empty_like(columns, dtype=torch.bool)
 
     def choose(j: int, best: Tensor) -> Tensor:
-        wished = nearest_integer(best / step[j], None, None)
-        nearest = wished.clamp(*limits)
+        unclipped = nearest_integer(best / step[j], None, None)
+        nearest = unclipped.clamp(*limits)
         code[j] = nearest
-        leaves[j] = wished != nearest
+        is_outlier[j] = unclipped != nearest
         value = nearest * step[j]
-        outlier[j] = torch.where(leaves[j], best - value, 0).clamp(-LARGEST, LARGEST)
+        outlier[j] = torch.where(is_outlier[j], best - value, 0).clamp(-FLOAT16_MAX, FLOAT16_MAX)
         return value + outlier[j]
 
     sweep(columns, basis.factor.to(target.dtype), choose)
-    return Rounded(code.T.contiguous(), outlier.T, leaves.T)
+    return Rounded(code.T.contiguous(), outlier.T, is_outlier.T)
 
 
-def gather(rounded: Rounded, back: Tensor) -> Outliers:
-    """Return the outliers as sparse rows on the original columns."""
-    leaves, values = rounded.is_outlier[:, back], rounded.outlier[:, back]
-    start = torch.zeros(len(leaves) + 1, dtype=torch.int32)
-    start[1:] = leaves.sum(1).cumsum(0)
-    return Outliers(start, leaves.nonzero()[:, 1].int(), values[leaves])
+def sparse_outliers(rounded: Rounded, invperm: Tensor) -> Outliers:
+    """Return the outliers as sparse rows in the original order of columns."""
+    is_outlier, values = rounded.is_outlier[:, invperm], rounded.outlier[:, invperm]
+    start = torch.zeros(len(is_outlier) + 1, dtype=torch.int32)
+    start[1:] = is_outlier.sum(1).cumsum(0)
+    return Outliers(start, is_outlier.nonzero()[:, 1].int(), values[is_outlier])

@@ -1,4 +1,4 @@
-"""Blocks that lie on disk until the walk comes to them, so that a model may exceed the memory."""
+"""Loading the weights of blocks one at a time, so that a model may be larger than the memory."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -15,15 +15,15 @@ from nearplane.model.process_memory import forget_file_pages, trim
 
 @runtime_checkable
 class BlockLoader(Protocol):
-    """Where the weights of a model's blocks are."""
+    """Brings the weights of a model's blocks into memory."""
 
     def loaded(self, index: int) -> AbstractContextManager[None]:
-        """Have the weights of block `index` in place for a while."""
+        """Have the weights of block `index` in memory for a while."""
         ...
 
 
 class InMemory:
-    """All blocks are in place all the time."""
+    """All blocks are in memory all the time."""
 
     def loaded(self, index: int) -> AbstractContextManager[None]:
         return nullcontext()
@@ -31,9 +31,9 @@ class InMemory:
 
 @dataclass(frozen=True)
 class OnDisk:
-    """One block is in place at a time; the others are on the meta device, and take no memory.
+    """One block is in memory at a time; the others are on the meta device, and take no memory.
 
-    What was changed in a block is gone when it is put back.
+    Changes of a block's weights are lost when it is freed.
 
     - `blocks`: of the model; their modules stay, their parameters come and go.
     - `load`: returns block `index` anew, as the model's class makes it.
@@ -55,10 +55,7 @@ class OnDisk:
 
 
 def fill_(block: nn.Module, fresh: nn.Module) -> None:
-    """Put the tensors of `fresh` in the place of those of a block that is built alike.
-
-    The block's experts may be apart where those of `fresh` are fused.
-    """
+    """Give a block the tensors of `fresh`, the same block loaded anew; its experts may be split."""
     split_experts_(fresh)
     fresh.requires_grad_(False)
     for name, module in block.named_modules():
@@ -68,7 +65,7 @@ def fill_(block: nn.Module, fresh: nn.Module) -> None:
 
 
 def empty_(block: nn.Module) -> None:
-    """Let go of a block's numbers; shapes and types stay."""
+    """Free a block's tensors; shapes and types stay."""
     for module in block.modules():
         for name, parameter in module._parameters.items():
             if parameter is not None:
@@ -79,11 +76,12 @@ def empty_(block: nn.Module) -> None:
 
 
 def without_numbers(tensor: Tensor) -> Tensor:
+    """Return a tensor of the same shape and type on the meta device."""
     return torch.empty_like(tensor, device="meta")
 
 
 def stand_alone(model: nn.Module, blocks: nn.ModuleList) -> bool:
-    """Whether no block shares a parameter with another one, or with what is outside of blocks.
+    """Whether no block shares a parameter with another block, or with the rest of the model.
 
     - `model`: may be on the meta device.
     """

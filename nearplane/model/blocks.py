@@ -23,17 +23,21 @@ class Layer:
 
     def weight(self) -> Float[Tensor, "rows columns"]:
         """Return the weight as (out, in)."""
-        return self.module.weight.T if self.transposed else self.module.weight
+        return self.stored.T if self.transposed else self.stored
+
+    @property
+    def stored(self) -> nn.Parameter:
+        """The weight as the module stores it."""
+        return self.module.get_parameter("weight")
 
     def assign(self, value: Float[Tensor, "rows columns"]) -> None:
         """Put `value` in the weight's place, in the weight's own type and in memory of its own."""
-        weight = self.module.weight
-        stored = value.T if self.transposed else value
+        weight, stored = self.stored, value.T if self.transposed else value
         weight.data = stored.to(weight.dtype, memory_format=torch.contiguous_format)
 
     def release(self) -> None:
-        """Let go of the weight; the layer cannot run any more."""
-        self.module.weight.data = torch.empty(0, dtype=self.module.weight.dtype)
+        """Free the weight's memory; the layer cannot run any more."""
+        self.stored.data = self.stored.new_empty(0)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -77,7 +81,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
 
 def check_finite(layer: Layer) -> None:
     """Raise NearplaneError when the layer's weight holds NaN or infinity."""
-    if not torch.isfinite(layer.module.weight).all():
+    if not torch.isfinite(layer.stored).all():
         raise NearplaneError(
             f"{layer.name} holds NaN or infinite weights: repair the model before quantizing it"
         )

@@ -1,4 +1,4 @@
-"""A run without numbers: which layers are given the same tensor, and what share of the tokens."""
+"""A forward pass on the meta device: which layers share an input, what share experts get."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,9 @@ TOKENS = 4
 
 @dataclass(frozen=True)
 class MetaRun:
-    """Layers grouped by the tensor they are given, and the share of all tokens that is in it.
+    """Layers grouped by their input tensor, and the share of all tokens that comes to experts.
 
-    - `shares`: for layers of experts, if every expert is as likely as the others; by name.
+    - `shares`: of the layers of experts, by name, if every expert is as likely as the others.
     """
 
     stages: list[list[Layer]]
@@ -25,10 +25,10 @@ class MetaRun:
 
 
 def meta_run(model: Any, layers: list[Layer]) -> MetaRun:
-    """Return what a run on the meta device shows of some layers.
+    """Return which of some layers share an input, found without numbers and memory.
 
-    A model that cannot run so gets a stage for every layer and all tokens for every expert, which
-    overestimates the time.
+    A model that cannot run on the meta device gets a stage for every layer and all tokens for every
+    expert, from which a plan overestimates the time.
     """
     groups: dict[int, list[Layer]] = {}
     alive: list[Tensor] = []  # so that no identity is used twice
@@ -47,7 +47,7 @@ def meta_run(model: Any, layers: list[Layer]) -> MetaRun:
     hooks += [experts.register_forward_pre_hook(note_share) for experts in mixtures]
     try:
         with torch.no_grad():
-            model(**nothing(TOKENS), use_cache=False)
+            model(**meta_inputs(TOKENS), use_cache=False)
     except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
         groups = {}
     finally:
@@ -57,7 +57,7 @@ def meta_run(model: Any, layers: list[Layer]) -> MetaRun:
     return MetaRun(list(groups.values()) or [[layer] for layer in layers], named)
 
 
-def nothing(tokens: int) -> dict[str, Tensor]:
-    """Return inputs without numbers; a mask that is complete, so that no model looks into it."""
+def meta_inputs(tokens: int) -> dict[str, Tensor]:
+    """Return inputs on the meta device, with a complete mask so that no model computes one."""
     ids = torch.zeros(1, tokens, dtype=torch.long, device="meta")
     return {"input_ids": ids, "attention_mask": torch.zeros(1, 1, tokens, tokens, device="meta")}

@@ -226,7 +226,7 @@ def load(
         kind["device_map"] = devices
     try:
         with without_dispatch() if devices else nullcontext():
-            model, info = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 **empty.where, **kind, output_loading_info=True
             )
     # the files may hold anything, and every model has errors of its own for that
@@ -234,6 +234,7 @@ def load(
         raise NearplaneError(
             f"the model {empty.name} cannot be loaded: {first_line(error)}"
         ) from error
+    model, info = loaded
     if info["missing_keys"]:
         some = ", ".join(sorted(info["missing_keys"])[:3])
         raise NearplaneError(

@@ -1,4 +1,4 @@
-"""Giving memory back to the system: what a walk is done with should not count as used."""
+"""Giving memory that is no longer used back to the system, and how much of it there is."""
 
 import ctypes
 import os
@@ -12,14 +12,14 @@ HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)$")
 
 
 def trim() -> None:
-    """Return freed heap memory to the system; tensors that come and go leave holes in it."""
+    """Return freed heap memory to the system; tensors that come and go leave it fragmented."""
     trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim_heap is not None:
         trim_heap(0)
 
 
 def forget_file_pages(suffix: str = ".safetensors") -> None:
-    """Let go of the pages of mapped weight files; they are read again when they are needed.
+    """Free the pages of mapped weight files; they are read again when they are needed.
 
     Only mappings that nobody has written to: their pages are the file's own. Does nothing where
     the system has no /proc.

@@ -1,4 +1,4 @@
-"""How much calibration a run takes: as asked for, by default, or as fits a stated time."""
+"""How many calibration sequences a run uses: as asked, by default, or as many as fit a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,9 +15,9 @@ from nearplane.walk.ranks import Ranks
 
 @dataclass(frozen=True)
 class CalibrationSize:
-    """How much calibration is asked for: sequences of a length, or as many as fit a time.
+    """How much calibration the user asks for: sequences of a length, or as many as fit a time.
 
-    NearplaneError for both a number of sequences and a time, or for none of something.
+    Raises NearplaneError if both a number of sequences and a time are given.
     """
 
     calibration: Text
@@ -39,7 +39,7 @@ class CalibrationSize:
     ) -> tuple[int, int]:
         """Return how many sequences there are to be at most, and their length.
 
-        - `earlier`: the account of the run that is gone on with, which a time was given to.
+        - `earlier`: the calibration of the run that is resumed, whose time may have been given.
         """
         length = default_length(found.model) if self.length is None else self.length
         most = None
@@ -75,7 +75,7 @@ class CalibrationSize:
             try:
                 whole = estimate(found, ranks.size, length, ranks.size, allowed=memory)
                 run = whole.within(self.seconds)
-                says(run.bought(self.seconds))
+                says(run.time_sentence(self.seconds))
                 answer = str(run.run.sequences)
             except NearplaneError as refusal:
                 answer = str(refusal)

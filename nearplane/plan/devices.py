@@ -1,4 +1,4 @@
-"""The devices that a plan can speak of: this machine, measured, and others, by stated rates."""
+"""The devices that a plan can be made for: this machine, measured, and others, by data sheets."""
 
 from dataclasses import dataclass
 
@@ -9,7 +9,7 @@ from nearplane.plan.survey import Survey
 from nearplane.plan.throughput import MachineBenchmark, MethodTrial, Throughput
 from nearplane.types import NearplaneError
 
-# of this machine: assumed, since a disk's cache and a network of one machine tell nothing
+# of this machine: assumed, since the cache of its disk would be measured, and no network
 READ_BYTES, WRITE_BYTES, LINK_BYTES = 1e9, 0.5e9, 1e9
 MESSAGES = 1e4  # a second, one after the other; two processes here take 75 µs for a small one
 # of a server with several accelerators, for each of them
@@ -48,6 +48,7 @@ class Device:
 
 
 def peaks(bfloat16: float, float32: float, float64: float) -> dict[str, float]:
+    """Return the peak flops of an accelerator by type."""
     return {"bfloat16": bfloat16, "float32": float32, "float64": float64}
 
 

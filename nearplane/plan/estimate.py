@@ -1,9 +1,10 @@
-"""What a run would take: hours and gigabytes, with all that they rest on."""
+"""What a run would take: hours and gigabytes, and the assumptions behind them."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from nearplane.lattice.threads import one_thread
+import torch
+
 from nearplane.model.process_memory import available_bytes
 from nearplane.plan.devices import (
     CPU,
@@ -51,7 +52,7 @@ class Estimate:
 
     @property
     def groups(self) -> dict[str, float]:
-        """Group of parts -> the seconds that a run waits for it."""
+        """Group of parts -> the seconds that a run takes for it."""
         return self.grouped(self.parts)
 
     def grouped(self, parts: list[Part]) -> dict[str, float]:
@@ -62,7 +63,7 @@ class Estimate:
 
     @property
     def spent_seconds(self) -> float:
-        """What the processors of all processes are at work together."""
+        """The seconds that all processes together are busy."""
         ranks = self.run.ranks
         return START_S * ranks + sum(part.spent(self.rates, ranks) for part in self.parts)
 
@@ -91,7 +92,7 @@ class Estimate:
 
     @property
     def network_bytes(self) -> int | float:
-        """What each process is sent by the others."""
+        """The bytes that each process receives from the others."""
         return network_bytes(Sizes(self.survey, self.run), self.trial)
 
     @property
@@ -109,12 +110,12 @@ class Estimate:
 
     @property
     def capacity(self) -> int | float:
-        """The memory that a process can have, bytes: as a run does, it shares this machine's."""
+        """The bytes of memory that a process can have; processes share this machine's."""
         if self.device != CPU:
             return DEVICES[self.device].memory_bytes
         return available_bytes() / self.run.ranks
 
-    def of(self, sequences: int) -> "Estimate":
+    def with_sequences(self, sequences: int) -> "Estimate":
         """The same run on so many sequences."""
         return replace(self, run=replace(self.run, sequences=sequences))
 
@@ -125,7 +126,7 @@ class Estimate:
         """
         fewest, length = self.run.ranks, self.run.length
         most = max(MOST_TOKENS // length, fewest)
-        least = self.of(fewest)
+        least = self.with_sequences(fewest)
         if least.seconds > seconds:
             raise NearplaneError(
                 f"{duration(seconds)} are too little for {self.survey.name}: with {fewest} x "
@@ -134,12 +135,12 @@ class Estimate:
             )
         while fewest < most:
             middle = (fewest + most + 1) // 2
-            fits = self.of(middle).seconds <= seconds
+            fits = self.with_sequences(middle).seconds <= seconds
             fewest, most = (middle, most) if fits else (fewest, middle - 1)
-        return self.of(fewest)
+        return self.with_sequences(fewest)
 
-    def bought(self, seconds: float) -> str:
-        """Say what a stated time buys."""
+    def time_sentence(self, seconds: float) -> str:
+        """Say how much calibration fits in a stated time."""
         run = self.run
         said = f"{run.sequences} x {run.length} tokens, in about {duration(self.seconds)}"
         more = "; more tokens help little" if run.tokens + run.length > MOST_TOKENS else ""
@@ -264,9 +265,16 @@ def estimate(
 
 
 def tried_on_one_core(found: Survey) -> MethodTrial:
-    """Return the method's trial for the host of an accelerator, whatever this one's threads."""
-    with one_thread():
+    """Return the method's trial by one core, as the host of an accelerator has for each of them.
+
+    For as long as it is measured, all of the process's operations in torch run on one thread.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
         return tried(found.method, tried_columns(found))
+    finally:
+        torch.set_num_threads(threads)
 
 
 def tried_columns(found: Survey) -> int:

@@ -14,17 +14,19 @@ from nearplane.walk.walk import BATCH_TOKENS
 
 BASE_BYTES = 0.75e9  # Python, torch, transformers, and freed blocks that the allocator keeps
 CHOICE_BYTES = 8 * 8  # of a token: the numbers of the experts that it is sent to
-LOSS_BYTES = 3 * 8  # of every row: loss, damped loss and bound, in float64
-GROUP_BYTES = 1500  # the rest of a file of layers that were rounded together
+LOSS_BYTES = 3 * 8  # of every row that is finished: loss, damped loss and bound, in float64
+GROUP_BYTES = 1500  # the rest of a file of finished layers
 
-# bytes for every entry of a Hessian: moments and a factor on the way, see drift.py and factor.py
+# Bytes for every entry of a Hessian. Summing: the sum in float32, or the moments of two streams,
+# see walk/input_statistics.py.
 SUMMED, SUMMED_TWICE = 4, 20
-AIMED = 19  # beside the moments: a factor in float64, then in float32 with the solver's copy
-FACTORED, HELD = 18, 12  # beside what is held later: the Hessian in float32, its factor in float64
-ROUNDED = 16
-# bytes for every weight of the layers that share a Hessian: original, target and code
-KEPT = 12
-AIMED_WEIGHT, LAGGED_WEIGHT = 18, 8
+TARGET = 19  # beside the moments: a factor in float64, then in float32 with the solver's copy
+# the Hessian in float32 with its factor in float64, as rounding holds them, and while factoring
+BASIS, FACTORING = 12, 18
+ROUNDING = 16  # beside the basis: the unit factor and the sweep's products
+# Bytes for every weight of the layers that share a Hessian: original, target and code.
+WEIGHT = 12
+TARGET_WEIGHT, LAG_WEIGHT = 18, 8
 ROUNDED_WEIGHT = 24  # of the layer that is rounded now; its certificate is computed in float64
 
 Shapes = tuple[tuple[int, int], ...]
@@ -57,7 +59,7 @@ class Memory:
 
 @dataclass(frozen=True)
 class MemoryNeeds:
-    """What the parts of a run need in one process, the one with most of the calibration."""
+    """The memory of every phase of a run, in the process with most of the calibration."""
 
     found: Survey
     run: RunSize
@@ -69,19 +71,19 @@ class MemoryNeeds:
         - `paused`: how many batches wait in memory from stage to stage.
         """
         state = self.tokens * self.hidden * self.itemsize
-        states = paused * self.waiting
+        states = paused * self.paused_bytes
         if not spilled:
             states += 2 * self.streams * state
         if self.found.shares:
-            # what enters the experts, and where it is sent
+            # the tokens that enter the experts, and their choices of experts
             states += CHOICE_BYTES * self.tokens + (0 if spilled else state)
         weights = self.weights(by_blocks)
-        # what is outside of the blocks is converted while the model runs as a whole
+        # what is outside of the blocks is converted to another type while the whole model runs
         phases = [(weights, self.probing + self.converted)]
         for shapes, expert in self.kinds:
             phases.append((weights, self.summing(shapes, expert)))
             widest = by_blocks and shapes[0][1] == self.widest
-            # pages of mapped files are let go before the widest layers are rounded
+            # pages of mapped files are freed before the widest layers are rounded
             held = self.rounded_weights(shapes) if widest else weights
             phases.append((held, self.rounding(shapes, expert)))
         held, working = max(phases, key=sum)
@@ -110,12 +112,12 @@ class MemoryNeeds:
 
     @property
     def streams(self) -> int:
-        """Original layers run beside quantized ones where these make up for drift."""
+        """How many streams of hidden states there are: an original one beside the quantized one."""
         return 2 if self.found.method.compensates else 1
 
     @property
     def itemsize(self) -> int:
-        """Of the type that is computed in."""
+        """Bytes of a number in the type that is computed in."""
         return self.found.compute.itemsize
 
     @property
@@ -125,13 +127,13 @@ class MemoryNeeds:
 
     @property
     def converted(self) -> int | float:
-        """Of what is outside of blocks, in the type that is computed in, where it is another."""
+        """Bytes of what is outside of blocks, converted to the type that is computed in."""
         same = self.found.compute == self.found.dtype
         return 0 if same else self.parts[0] * self.widening
 
     @cached_property
     def width(self) -> int | float:
-        """Of the widest state, as most tokens have it."""
+        """Columns of the widest input; of an expert's layer, times the share of tokens it gets."""
         return max(layer.shape[1] * self.found.share(layer) for layer in self.found.layers)
 
     @cached_property
@@ -139,26 +141,26 @@ class MemoryNeeds:
         return getattr(self.found.config, "hidden_size", self.width)
 
     @property
-    def waiting(self) -> int | float:
-        """Of a batch that waits: residual, normed and mixed states, and two of the widest."""
+    def paused_bytes(self) -> int | float:
+        """Bytes of a paused batch: residual, normed and mixed states, and two of the widest."""
         states = (4 * self.hidden + 2 * self.width) * self.itemsize
         if self.found.shares:
             states += 4 * self.hidden  # experts add up in float32
         return self.streams * self.batch_tokens * states
 
     @property
-    def under_way(self) -> int | float:
-        """Of a batch that is computed: states of a block, its inputs in float32; one that waits."""
+    def running_bytes(self) -> int | float:
+        """Bytes of the batch that runs, its inputs in float32, and a paused one beside it."""
         states = (4 * self.hidden + 4 * self.width) * self.itemsize
         states += 4 * self.streams * self.width
         if self.streams > 1:
             states += 8 * self.hidden
-        return self.batch_tokens * states + (self.waiting if self.streams > 1 else 0)
+        return self.batch_tokens * states + (self.paused_bytes if self.streams > 1 else 0)
 
     def weights(self, by_blocks: bool) -> int | float:
-        """Return the bytes of weights in memory; a block's are there as stored, and rounded.
+        """Return the bytes of weights in memory: those loaded, and one block of rounded ones.
 
-        Rounded ones are in the type that is computed in.
+        Rounded weights are in the type that is computed in.
         """
         outside, sizes = self.parts
         rounded = max(sizes) * self.widening
@@ -174,7 +176,7 @@ class MemoryNeeds:
 
     @cached_property
     def kinds(self) -> set[Kind]:
-        """The shapes of the layers of a stage, and whether they are of an expert."""
+        """The different stages: the shapes of their layers, and whether they are of an expert."""
         return {
             (tuple(layer.shape for layer in stage), stage[0].name in self.found.shares)
             for stage in self.found.stages
@@ -185,42 +187,43 @@ class MemoryNeeds:
         return self.found.widest
 
     def rounded_weights(self, shapes: Shapes) -> int | float:
-        """Return what is in memory of a block that is on disk while its widest layers are rounded.
+        """Return the bytes of weights while the widest layers of a block on disk are rounded.
 
-        Those that are rounded already, and these as the file has them.
+        The block's rounded layers, and the widest ones as the file has them.
         """
         stored = self.found.dtype.itemsize * weights_of(shapes)
         return max(self.parts[1]) * self.widening + stored
 
     def summing(self, shapes: Shapes, expert: bool) -> int | float:
-        """Return what a stage needs while its inputs are summed."""
+        """Return the bytes that a stage takes while its inputs are summed."""
         square = shapes[0][1] ** 2
-        return self.under_way + (
-            self.summed_twice(shapes) if self.aimed(expert) else SUMMED * square
+        return self.running_bytes + (
+            self.summed_twice(shapes) if self.has_targets(expert) else SUMMED * square
         )
 
     def rounding(self, shapes: Shapes, expert: bool) -> int | float:
-        """Return what a stage needs when its inputs are summed: for targets, factor, rounding."""
+        """Return the bytes that a stage takes afterwards: for its targets, factor and rounding."""
         square, weights = shapes[0][1] ** 2, weights_of(shapes)
         largest = max(rows * columns for rows, columns in shapes)
-        factored = FACTORED * square + KEPT * weights
-        rounded = (HELD + ROUNDED) * square + KEPT * weights + ROUNDED_WEIGHT * largest
-        if not self.aimed(expert):
+        factored = FACTORING * square + WEIGHT * weights
+        rounded = (BASIS + ROUNDING) * square + WEIGHT * weights + ROUNDED_WEIGHT * largest
+        if not self.has_targets(expert):
             return max(factored, rounded)
-        aimed = self.summed_twice(shapes) + AIMED * square + AIMED_WEIGHT * weights
-        return max(factored, rounded, aimed)
+        targets = self.summed_twice(shapes) + TARGET * square + TARGET_WEIGHT * weights
+        return max(factored, rounded, targets)
 
     def summed_twice(self, shapes: Shapes) -> int | float:
         """Return the bytes of the moments of two streams."""
-        lagged = LAGGED_WEIGHT * weights_of(shapes) if len(shapes) == 1 else 0
+        lagged = LAG_WEIGHT * weights_of(shapes) if len(shapes) == 1 else 0
         return SUMMED_TWICE * shapes[0][1] ** 2 + lagged
 
-    def aimed(self, expert: bool) -> bool:
+    def has_targets(self, expert: bool) -> bool:
+        """Whether a stage is rounded towards targets."""
         return self.found.method.compensates and not expert
 
     @cached_property
     def probing(self) -> int | float:
-        """Of the predictions of all copies that a block's disturbed layers end in."""
+        """Bytes of the logits of all disturbed copies of a block while they are compared."""
         if not self.found.method.allocates:
             return 0
         blocks = self.found.blocks
@@ -230,6 +233,7 @@ class MemoryNeeds:
 
 
 def weights_of(shapes: Shapes) -> int:
+    """Return how many weights matrices of these shapes have together."""
     return sum(rows * columns for rows, columns in shapes)
 
 
@@ -239,6 +243,6 @@ def bytes_of(module: nn.Module) -> int:
 
 
 def unfinished_bytes(found: Survey) -> int | float:
-    """Return what the folder of finished layers holds at the end, when the checkpoint is whole."""
+    """Return the bytes of the folder of finished layers when the last one is finished."""
     rows = sum(layer.shape[0] for layer in found.layers)
     return found.record_bytes + LOSS_BYTES * rows + GROUP_BYTES * len(found.stages)

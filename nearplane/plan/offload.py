@@ -97,6 +97,7 @@ def ways(found: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
 
 
 def offload_by(needs: MemoryNeeds, by_blocks: bool, spilled: bool, paused: int) -> Offload:
+    """Return the offload of these choices, with the memory that it takes."""
     memory = needs.memory(by_blocks, spilled, paused)
     return Offload(by_blocks, spilled, paused, needs.batches, memory, needs.widest)
 

@@ -1,4 +1,4 @@
-"""What is asked of a run, and how its processes share sequences and rows."""
+"""How large a run is: its calibration and its processes, and how these divide the work."""
 
 from dataclasses import dataclass
 
@@ -9,9 +9,9 @@ from nearplane.walk.calibration import check_size
 
 @dataclass(frozen=True)
 class RunSize:
-    """What is asked of a run: the calibration, and by how many processes.
+    """The calibration of a run, and by how many processes it is done.
 
-    NearplaneError if there are fewer sequences than processes, or nothing of one of them.
+    Raises NearplaneError if there are fewer sequences than processes, or none of either.
     """
 
     sequences: int
@@ -33,11 +33,11 @@ class RunSize:
         return self.sequences * self.length
 
     def of_sequences(self) -> list[float]:
-        """Return the share of the calibration that each process has, as `Ranks.share` gives it."""
+        """Return each process's share of the calibration, cut as `Ranks.share` cuts it."""
         return [len(range(r, self.sequences, self.ranks)) / self.sequences for r in self.each]
 
-    def of_things(self, count: int, grain: int = TILE) -> list[float]:
-        """Return the share of `count` things in whole grains that each has, as `Ranks._starts`."""
+    def of_rows(self, count: int, grain: int = TILE) -> list[float]:
+        """Return each process's share of `count` rows or weights, as `Ranks._starts` cuts them."""
         starts = starts_of_parts(count, grain, self.ranks)
         return [(starts[rank + 1] - starts[rank]) / count for rank in self.each]
 

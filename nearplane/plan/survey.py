@@ -162,7 +162,7 @@ def at_size(found: Survey, size: int) -> Survey:
             f"{size / 1e6:.1f} MB cannot be met: what is not quantized takes {kept / 1e6:.1f} MB"
         )
     try:
-        method = found.method.at(bpw)
+        method = found.method.with_bpw(bpw)
         check_target(method, found.layers)
     except NearplaneError as error:
         raise NearplaneError(f"{size / 1e6:.1f} MB mean {bpw:.3f} bits per weight: {error}") from (

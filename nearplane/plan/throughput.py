@@ -1,8 +1,8 @@
-"""What one process does in a second, measured on this machine through nearplane's own functions."""
+"""How much work one process does in a second, measured on this machine by nearplane's functions."""
 
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, fields
 from math import inf
 from typing import Any
@@ -22,23 +22,24 @@ MEASURE_S = 0.15
 TOKENS = 1024
 SMALLEST, LARGEST = 128, 1024  # columns that are measured on, however wide the model is
 TRIALS = 3
-RANK = 16  # columns a common input
+RANK = 16  # columns for every common factor of the inputs
 COLUMN_SPREAD, ROW_SPREAD = 0.5, 0.3  # of logarithms
-MOVED = 40  # numbers read or written by what is no product, a token and block, per hidden number
-BLOCK_PASSES = 0.625  # of a full product: what times_triangle does, its zeros mostly left out
+MOVED = 40  # numbers that norms, activations and sums read or write, per token, block and channel
+TRIANGLE_SHARE = 0.625  # of a full product that certificate.times_triangle computes
 
 
 @dataclass(frozen=True)
 class Throughput:
-    """What one process does in a second.
+    """How much work one process does in a second.
 
     - `forward_flops`, `attention_flops`: of forward passes, in the type that is computed in.
     - `moved_bytes`: read and written between products, by norms, activations and sums.
     - `gram_flops`: x xᵀ and x̂ xᵀ, summed in float32. `float32_flops`: other products.
     - `solve_flops`: nearest plane, rows · n² for a sweep. `float64_flops`: certificates.
     - `factor_flops`: a basis, n³ / 3.
-    - `coded_weights`: all that the method does beside sweeps and certificates, weights.
-      `coded_matrices`: what it does so often for every matrix, however small, such as tables.
+    - `coded_weights`: weights that go through all that the method does beside sweeps and
+      certificates: searches and packing. `coded_matrices`: matrices, of what each takes however
+      small it is, such as fitting code tables.
     - `read_bytes`, `write_bytes`: of the disk.
     - `link_bytes`: from a process to the next one; `link_messages`: of any size.
     - `host_bytes`: between the device and its host.
@@ -63,14 +64,14 @@ class Throughput:
 
 @dataclass(frozen=True)
 class MethodTrial:
-    """A method tried on a few matrices.
+    """What a method's time goes to on a few matrices.
 
-    - `sweeps`, `checks`: how often it went over all rows, rounding and certifying, on average.
-    - the seconds of both, for all matrices, and of all else: `rows_s` of what can be cut between
-      tiles of rows, `pieces_s` between pieces of integers, `each_s` of what cannot be shared.
-    - `matrix_s`: seconds of a matrix that cannot be shared, however small it is; not in `each_s`.
-    - `calls`: how often processes would wait for each other at a matrix, and `sent` the bytes a
-      weight that they would send each other then.
+    - `sweeps`, `checks`: how often all rows are rounded, and certified, on average.
+    - `sweep_s`, `check_s`: seconds of both. Of all else: `rows_s` of work that processes can divide
+      by rows, `pieces_s` by pieces of integers, `each_s` of work that they cannot divide.
+    - `matrix_s`: seconds of one matrix that do not depend on its size; not in `each_s`.
+    - `calls`: how often processes would wait for each other per matrix; `sent`: the bytes per
+      weight that they would send each other.
     - `weights`: of all matrices; `size` is Σ rows · n².
     """
 
@@ -102,7 +103,7 @@ class MethodTrial:
 
     @property
     def float64_flops(self) -> float:
-        return self.checks * 2 * BLOCK_PASSES * self.size / max(self.check_s, 1e-9) or inf
+        return self.checks * 2 * TRIANGLE_SHARE * self.size / max(self.check_s, 1e-9) or inf
 
     @property
     def coded_weights(self) -> float:
@@ -115,9 +116,9 @@ class MethodTrial:
 
 @dataclass(frozen=True)
 class Clock:
-    """Seconds since it was made, on the wall, or of this process where those are fewer.
+    """Seconds since it was made, of wall time or of this process's CPU time, whichever is less.
 
-    Where work has one thread, what other programs take does not count.
+    For work on one thread, the time that other programs take does not count.
     """
 
     wall: float = field(default_factory=time.perf_counter)
@@ -129,87 +130,65 @@ class Clock:
 
 
 @dataclass
-class Timed:
-    """How long a function was at work, and on how many rows."""
+class Timer:
+    """How long calls of a function took, and how many rows they were on.
 
+    - `op`: the function, whose first argument is a matrix.
+    """
+
+    op: Op
     seconds: float = 0.0
     rows: int = 0
 
-    def noted(self, work: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        """Return `work` that has its calls noted."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time all calls that are made inside a `with` block."""
+        with self.op.within(self.timed):
+            yield
 
-        def noted(rows: Tensor, *others: Any, **named: Any) -> Tensor:
-            started = Clock()
-            made = work(rows, *others, **named)
-            self.seconds += started.seconds
-            self.rows += len(rows)
-            return made
-
-        return noted
+    def timed(self, rows: Tensor, *others: Any, **named: Any) -> Tensor:
+        """Return what the function returns."""
+        started = Clock()
+        made = self.op(rows, *others, **named)
+        self.seconds += started.seconds
+        self.rows += len(rows)
+        return made
 
 
 @dataclass
-class Shared:
-    """What is done in parts, which processes share: by rows, or by pieces of integers.
+class PartsTimer:
+    """How long work took that processes can share, by rows or by pieces of integers.
 
-    - `sent`: bytes of the results, which all processes are sent.
+    - `calls`: how often there was such work; `sent`: bytes of its results, which all are sent.
     """
 
     rows_s: float = 0.0
     pieces_s: float = 0.0
     calls: int = 0
     sent: int = 0
-    working: bool = False
 
-    def noted(self, parts: Callable[..., Any]) -> Callable[..., Any]:
-        """Return `in_parts` that has its calls noted, but for those in a part's work."""
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Time all calls of `rows.in_parts` inside a `with` block, but for those inside others."""
+        with in_parts.within(self.timed):
+            yield
 
-        def noted(work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
-            if self.working:
-                return parts(work, count, grain)
-            self.working, started = True, Clock()
-            try:
-                made = parts(work, count, grain)
-            finally:
-                self.working = False
-            seconds = started.seconds
-            self.rows_s += seconds if grain == TILE else 0.0
-            self.pieces_s += seconds if grain != TILE else 0.0
-            self.calls += 1
-            self.sent += sum(bytes_of(each) for part in made for each in part)
-            return made
-
-        return noted
+    def timed(self, work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
+        """Return what `in_parts` returns."""
+        started = Clock()
+        made = in_parts(work, count, grain)
+        seconds = started.seconds
+        self.rows_s += seconds if grain == TILE else 0.0
+        self.pieces_s += seconds if grain != TILE else 0.0
+        self.calls += 1
+        self.sent += sum(bytes_of(each) for part in made for each in part)
+        return made
 
 
 def bytes_of(result: Tensor) -> int:
     """Return about the bytes of a message; of many integers, a thousand are looked at."""
     some = result.reshape(-1)[:: max(1, result.numel() // 1000)]
     return result.numel() * narrowest(some).dtype.itemsize
-
-
-@contextmanager
-def watched(op: Op, noted: Callable[[Callable], Callable]) -> Iterator[None]:
-    """Have every call of an op noted for a while."""
-    before = op.versions
-    own = Op(op.reference)
-    own.versions = before
-    op.versions = {"timed": (lambda *_, **__: True, noted(own))}
-    try:
-        yield
-    finally:
-        op.versions = before
-
-
-@contextmanager
-def watched_checks(noted: Callable[[Callable], Callable]) -> Iterator[None]:
-    """Have every product of a certificate noted for a while."""
-    before = certificate.times_triangle
-    certificate.times_triangle = noted(before)
-    try:
-        yield
-    finally:
-        certificate.times_triangle = before
 
 
 def tried(method: Method, columns: int) -> MethodTrial:
@@ -225,7 +204,7 @@ def tried(method: Method, columns: int) -> MethodTrial:
 
 
 def least_of_two(method: Method, seed: int, columns: int) -> MethodTrial:
-    """Return the faster of two trials: other programs take time, and nothing gives it."""
+    """Return the faster of two trials: other programs can only add time."""
     found = problem(seed, columns)
     return min((once(method, *found) for _ in range(2)), key=lambda trial: trial.seconds)
 
@@ -233,37 +212,36 @@ def least_of_two(method: Method, seed: int, columns: int) -> MethodTrial:
 def once(method: Method, weight: Tensor, hessian: Tensor) -> MethodTrial:
     """Return how `method` spends its time on one matrix; `matrix_s` is not known from one."""
     basis = method.basis(hessian)
-    sweep, check, shared = Timed(), Timed(), Shared()
-    with (
-        watched(nearest_plane, sweep.noted),
-        watched(rate_aware_plane, sweep.noted),
-        watched(in_parts, shared.noted),
-        watched_checks(check.noted),
-    ):
+    sweeps = [Timer(nearest_plane), Timer(rate_aware_plane)]
+    check, parts = Timer(certificate.times_triangle), PartsTimer()
+    with ExitStack() as stack:
+        for timer in (*sweeps, check, parts):
+            stack.enter_context(timer.running())
         started = Clock()
         method(weight, basis)
         seconds = started.seconds
+    swept_s = sum(timer.seconds for timer in sweeps)
     rows, columns = weight.shape
     return MethodTrial(
-        sweeps=sweep.rows / rows,
+        sweeps=sum(timer.rows for timer in sweeps) / rows,
         checks=check.rows / rows,
-        sweep_s=sweep.seconds,
+        sweep_s=swept_s,
         check_s=check.seconds,
-        rows_s=max(shared.rows_s - sweep.seconds - check.seconds, 0.0),
-        pieces_s=shared.pieces_s,
-        each_s=max(seconds - shared.rows_s - shared.pieces_s, 0.0),
+        rows_s=max(parts.rows_s - swept_s - check.seconds, 0.0),
+        pieces_s=parts.pieces_s,
+        each_s=max(seconds - parts.rows_s - parts.pieces_s, 0.0),
         matrix_s=0.0,
-        calls=float(shared.calls),
-        sent=shared.sent / weight.numel(),
+        calls=float(parts.calls),
+        sent=parts.sent / weight.numel(),
         weights=rows * columns,
         size=rows * columns**2,
     )
 
 
 def problem(seed: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Return a weight and a Hessian about as unequal as a layer's, so that searches are as long.
+    """Return a random weight and Hessian on which searches take about as long as on a layer's.
 
-    Inputs that hang together, columns and rows of unequal size.
+    Inputs are correlated; columns and rows are of unequal size.
     """
     draws = torch.Generator().manual_seed(seed)
     common = torch.randn(2 * columns, columns // RANK, generator=draws)
@@ -308,7 +286,7 @@ class MachineBenchmark:
         return flops / seconds_of(lambda: attend(q, q, q, is_causal=True))
 
     def moved_bytes(self) -> float:
-        """Of an RMS norm as models write it, a gate and a sum: what lies around the products."""
+        """Of an RMS norm as models write it, a gate and a sum: what surrounds the products."""
         x = self.random(TOKENS, self.columns).to(self.dtype)
 
         def around() -> Tensor:

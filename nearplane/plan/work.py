@@ -1,4 +1,4 @@
-"""The parts of a run: how much work each is, and how processes divide it."""
+"""How much work each part of a run is, and how processes divide it."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from nearplane.model.blocks import Layer
 from nearplane.model.output_head import vocabulary
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
-from nearplane.plan.throughput import BLOCK_PASSES, MOVED, MethodTrial, Throughput, attended
+from nearplane.plan.throughput import MOVED, TRIANGLE_SHARE, MethodTrial, Throughput, attended
 from nearplane.rows import TILE
 from nearplane.walk.expert_hessians import ENOUGH, borrowed
 from nearplane.walk.hessian import NARROW, STRIPES
@@ -39,11 +39,11 @@ CODE_BYTES, FACTOR_BYTES, SUM_BYTES = 4, 8, 4
 
 
 class OffloadCost(NamedTuple):
-    """What a run does to keep within its memory, as far as it takes time.
+    """What a run that keeps within its memory does more than once, or through the disk.
 
-    - `again`: the share of the calibration that is computed again for every stage.
+    - `again`: the share of the batches whose forward passes are repeated for every stage.
     - `by_blocks`: whether weights are read again whenever their block is needed.
-    - `spilled`: whether hidden states go to files between blocks.
+    - `spilled`: whether hidden states go through a file between blocks.
     """
 
     again: float = 0.0
@@ -51,7 +51,7 @@ class OffloadCost(NamedTuple):
     spilled: bool = False
 
 
-FIRST = 1.0  # the share of what the first process does while the others wait
+FIRST = 1.0  # of work that the first process does while the others wait
 PLAIN = OffloadCost()
 
 
@@ -59,9 +59,10 @@ PLAIN = OffloadCost()
 class Part:
     """Work of one kind.
 
-    - `group`: the line of the plan that it is told in.
+    - `group`: the line of the plan that it is counted in.
     - `rate`: the field of Throughput that decides how long it takes; `amount` is in its unit.
-    - `share`: what the process has of it that the others wait for. None where each does all.
+    - `share`: of the process that has most of it, which the others wait for; None where every
+      process does all of it.
     """
 
     group: str
@@ -70,21 +71,21 @@ class Part:
     share: int | float | None = None
 
     def seconds(self, rates: Throughput) -> int | float:
-        """Return how long a run waits for it."""
+        """Return how long a run takes for it."""
         share = 1.0 if self.share is None else self.share
         return self.amount * share / getattr(rates, self.rate)
 
     def spent(self, rates: Throughput, ranks: int) -> int | float:
-        """Return what all processes together are at work for it."""
+        """Return how long all processes together are busy with it."""
         times = ranks if self.share is None else 1
         return self.amount * times / getattr(rates, self.rate)
 
 
 class Kind(NamedTuple):
-    """A layer, or the first layer of a stage; large models have thousands of each kind.
+    """What layers have in common that cost the same; of a stage, its first layer counts.
 
     - `alone`: whether it is the only one of its stage.
-    - `expert`: whether it is of an expert, which gets `share` of the tokens.
+    - `expert`: whether it belongs to an expert; `share`: of all tokens, that comes to it.
     """
 
     rows: int
@@ -103,12 +104,13 @@ size_of, rows_of = attrgetter("size"), attrgetter("rows")
 
 
 def weights_of(kind: Kind) -> int:
+    """Return the weights of a layer of this kind."""
     return kind.rows * kind.columns
 
 
 @dataclass(frozen=True)
 class Sizes:
-    """The sums over a model's layers and stages that work is proportional to."""
+    """Sums over a model's layers and stages that the work is in proportion to."""
 
     found: Survey
     run: RunSize
@@ -149,19 +151,19 @@ class Sizes:
         return sum(count * kind.size for kind, count in kinds if not (drifted and kind.expert))
 
     def busiest(self, amount: OfKind, things: OfKind, grain: int = TILE) -> float:
-        """Return the share of Σ amount that the process has which waits for no other.
+        """Return the share of Σ amount that the process with most of it has.
 
-        - `things`: what is cut in whole grains.
+        - `things`: how many of a layer's rows or weights are divided, in whole grains.
         """
         kinds = self.layers.items()
         parts = [
-            (n * amount(kind), max(self.run.of_things(things(kind), grain))) for kind, n in kinds
+            (n * amount(kind), max(self.run.of_rows(things(kind), grain))) for kind, n in kinds
         ]
         return sum(part * share for part, share in parts) / sum(part for part, _ in parts)
 
     @property
     def drifted(self) -> int:
-        """How many weights are rounded towards targets: those of experts are not."""
+        """How many weights are rounded towards targets: all but those of experts."""
         kinds = self.layers.items()
         return sum(n * kind.rows * kind.columns for kind, n in kinds if not kind.expert)
 
@@ -172,12 +174,12 @@ class Sizes:
         return numbers / (self.found.quantized + self.found.unquantized)
 
     def moments(self, stage: Kind) -> tuple[int | float, int | float]:
-        """Return the flops a token that a stage's sums take, and the numbers that they hold."""
+        """Return the flops per token of a stage's sums, and how many numbers these sums hold."""
         n = stage.columns
         gram = 2 * n**2 * (GRAM_SHARE if n > NARROW else 1)
         if not self.found.method.compensates or stage.expert:
             return gram, n**2
-        # hidden states lag where one layer's output is added to them
+        # one sum more where the output of a single layer is added to hidden states
         lag = stage.rows * n if stage.alone and stage.rows == self.hidden else 0
         return gram + 2 * n**2 + 2 * lag, 2 * (2 * n**2 + lag)
 
@@ -212,7 +214,7 @@ class Sizes:
         )
 
     def sampled(self) -> int | float:
-        """Return the weights that rates are predicted from."""
+        """Return how many weights all samples have from which rates are predicted."""
         kinds = ((kind.rows * kind.columns, count) for kind, count in self.layers.items())
         return sum(count * min(n, max(SAMPLE_WEIGHTS, n / 20)) for n, count in kinds)
 
@@ -220,7 +222,7 @@ class Sizes:
 def parts_of(
     found: Survey, run: RunSize, trial: MethodTrial, kept: OffloadCost = PLAIN
 ) -> list[Part]:
-    """Return all parts of a run, those of one line of the plan beside each other."""
+    """Return all parts of a run; those of one group follow each other."""
     sizes = Sizes(found, run)
     parts = [*reading(sizes, kept), *calibration(sizes), *repeated(sizes, kept), *hessians(sizes)]
     if found.method.allocates:
@@ -235,10 +237,10 @@ def parts_of(
 
 
 def reading(sizes: Sizes, kept: OffloadCost) -> list[Part]:
-    """Every process reads all weights: to check them, to probe them and to round them.
+    """Every process reads all weights: to check them, to measure sensitivities and to round them.
 
-    Blocks that stay on disk are read once more to observe them; by the first process, which the
-    others wait for, to store what stays as it is.
+    Blocks that stay on disk are read once more to trace them, and once more by the first process to
+    store what is not quantized.
     """
     times = 3 if sizes.found.method.allocates else 2
     if kept.by_blocks:
@@ -265,6 +267,7 @@ def writing(sizes: Sizes, kept: OffloadCost) -> list[Part]:
 
 
 def calibration(sizes: Sizes) -> list[Part]:
+    """Return the forward passes of both streams, with attention and what surrounds the products."""
     found, run = sizes.found, sizes.run
     share = max(run.of_sequences())
     tokens = run.tokens * sizes.streams
@@ -279,8 +282,8 @@ def calibration(sizes: Sizes) -> list[Part]:
 
 
 def repeated(sizes: Sizes, kept: OffloadCost) -> list[Part]:
-    """Runs that start anew go through half of their block on average, once for every stage."""
-    # what enters experts is kept, so that they count once
+    """A repeated forward pass goes through half of its block on average, once for every stage."""
+    # the tokens that enter experts are kept, so that all experts of a block count as one stage
     shares = sizes.found.shares
     stages = sum(stage[0].name not in shares for stage in sizes.found.stages)
     times = kept.again * (stages / sizes.blocks + bool(shares)) / 2
@@ -293,12 +296,13 @@ def repeated(sizes: Sizes, kept: OffloadCost) -> list[Part]:
 
 
 def hessians(sizes: Sizes) -> list[Part]:
+    """Return the sums of x xᵀ, over the tokens that each process has."""
     amount = sizes.hessian_flops() + sizes.lent_flops()[1]
     return [Part("Hessians", "gram_flops", amount, max(sizes.run.of_sequences()))]
 
 
 def probing(sizes: Sizes, trial: MethodTrial) -> list[Part]:
-    """Every process disturbs every layer: a run of the blocks behind it, half of all on average."""
+    """Every process disturbs every layer and runs the later blocks: half of all on average."""
     found = sizes.found
     tokens = found.units * SEQUENCES * PROBED_LENGTH
     head = 2 * found.units * SEQUENCES * POSITIONS * vocabulary(found.model) * sizes.hidden
@@ -318,32 +322,33 @@ def probing(sizes: Sizes, trial: MethodTrial) -> list[Part]:
 
 
 def factoring(sizes: Sizes) -> list[Part]:
-    """Every process makes every factor, and takes the first one's."""
+    """Every process computes every factor, and takes that of the first process."""
     again = len(RIDGES) + 1 if sizes.found.method.compensates else 0
     return [Part("factors", "factor_flops", sizes.factors(again))]
 
 
 def targets(sizes: Sizes) -> Part:
-    """Targets are made by rows; the factors of their ridges are with the others."""
+    """Targets are computed by rows; the factors of their ridges are counted with the others."""
     amount = TARGET_PRODUCTS * sizes.rows_by_squares(drifted=True)
     return Part("targets", "float32_flops", amount, sizes.busiest(size_of, rows_of))
 
 
 def rounding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
+    """Return the sweeps and the certificates, which processes divide by rows."""
     size = sizes.rows_by_squares()
     share = sizes.busiest(size_of, rows_of)
     checked = trial.checks * size
     checked += sizes.found.method.target_certificates * sizes.rows_by_squares(drifted=True)
     return [
         Part("rounding", "solve_flops", trial.sweeps * size, share),
-        Part("rounding", "float64_flops", 2 * BLOCK_PASSES * checked, share),
+        Part("rounding", "float64_flops", 2 * TRIANGLE_SHARE * checked, share),
     ]
 
 
 def coding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
-    """Searches for the steps, and packing: by rows, by pieces of integers, and by every process.
+    """Searches for the steps, and packing: by rows, by pieces of integers, or by every process.
 
-    How much of each there is was seen in the trial.
+    How the method's time divides among these was measured in its trial.
     """
     found = sizes.found
     size = sizes.rows_by_squares()
@@ -363,7 +368,7 @@ def coding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
 
 
 def exchange(sizes: Sizes, trial: MethodTrial) -> list[Part]:
-    """All wait for each other before they send, part by part, what the others are to know."""
+    """Processes wait for each other, then each sends its results to all."""
     run = sizes.run
     messages = trial.calls * sum(
         count * (run.ranks + min(run.ranks, max(weights_of(kind) // PIECE, 1)))
@@ -376,7 +381,7 @@ def exchange(sizes: Sizes, trial: MethodTrial) -> list[Part]:
 
 
 def network_bytes(sizes: Sizes, trial: MethodTrial) -> int | float:
-    """Return what one process is sent: sums by a ring, factors, and what others made in parts."""
+    """Return the bytes that one process receives: sums over a ring, factors, results for rows."""
     others = (sizes.run.ranks - 1) / sizes.run.ranks
     ring = 2 * others * SUM_BYTES * sizes.summed()
     squares = sum(count * stage.columns**2 for stage, count in sizes.stages.items())

@@ -141,11 +141,14 @@ def tokenized(
     """Return the text's name and its documents as lists of tokens."""
     if isinstance(text, Tensor):
         return "token tensors", [text.flatten().tolist()]
-    if isinstance(text, list) and text and isinstance(text[0], Tensor):
-        return "token tensors", [t.flatten().tolist() for t in text]
+    if isinstance(text, list):
+        tensors = [part for part in text if isinstance(part, Tensor)]
+        if tensors and len(tensors) == len(text):
+            return "token tensors", [part.flatten().tolist() for part in tensors]
     if tokenizer is None:
         raise NearplaneError("the model has no tokenizer: calibrate with token tensors")
-    name, documents = read_documents(text, tokenizer if wanted.chat_template else None)
+    documents: Any = text  # read_documents refuses what is no text
+    name, documents = read_documents(documents, tokenizer if wanted.chat_template else None)
     return name, (tokenizer(d, add_special_tokens=False).input_ids for d in documents)
 
 

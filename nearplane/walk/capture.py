@@ -1,7 +1,7 @@
-"""Running blocks one at a time: their inputs, and the inputs of the layers inside."""
+"""Running a model's blocks one at a time: their arguments, and the inputs of the layers inside."""
 
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,7 +14,7 @@ from nearplane.types import NearplaneError
 
 
 class Stop(Exception):
-    """Ends a forward pass that has done its work."""
+    """Ends a forward pass once the tensor that it was run for is known."""
 
 
 @dataclass(frozen=True)
@@ -67,15 +67,31 @@ def hidden_of(output: Any) -> Tensor:
 
 
 @contextmanager
-def replaced_forward(blocks: nn.ModuleList, forward: Callable[[int, tuple, dict], Any]):
-    """Let every block's forward be `forward(index, args, kwargs)` for a while."""
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Let a module's forward be another function for a while.
+
+    A forward that the instance has of its own, as accelerate's hooks give it, is put back.
+    """
+    own = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
     try:
-        for index, block in enumerate(blocks):
-            block.forward = lambda *a, index=index, **k: forward(index, a, k)
         yield
     finally:
-        for block in blocks:
-            block.__dict__.pop("forward", None)
+        del module.__dict__["forward"]
+        if own is not None:
+            module.__dict__["forward"] = own
+
+
+@contextmanager
+def replaced_blocks(
+    blocks: nn.ModuleList, forward: Callable[[int, tuple, dict], Any]
+) -> Iterator[None]:
+    """Let every block's forward be `forward(index, args, kwargs)` for a while."""
+    with ExitStack() as stack:
+        for index, block in enumerate(blocks):
+            own = lambda *a, index=index, **k: forward(index, a, k)  # noqa: E731
+            stack.enter_context(replaced_forward(block, own))
+        yield
 
 
 def calls_of_blocks(
@@ -98,7 +114,7 @@ def calls_of_blocks(
             raise Stop
         return (call.hidden,) if tuples[index] else call.hidden
 
-    with replaced_forward(blocks, record), torch.no_grad():
+    with replaced_blocks(blocks, record), torch.no_grad():
         try:
             model(input_ids=tokens, use_cache=False)
         except Stop:
@@ -112,17 +128,17 @@ def calls_of_blocks(
 
 
 class PausedRun:
-    """One run of a block that stops in front of chosen layers until it is told to go on.
+    """One forward pass of a block that pauses in front of chosen layers.
 
-    The walk needs the inputs of a stage before its layers are quantized and the outputs after;
-    a run that waits in between does every product once, where starting anew for each stage
-    would do the block two times over. Greenlets keep all on one thread, and so on one pool of
-    torch's workers.
+    The walk needs a stage's inputs before its layers are quantized, and goes on with their outputs
+    after. A forward pass that pauses in between computes every product once; starting anew for each
+    stage would compute the block about twice. Greenlets keep all of it on one thread, and so on one
+    pool of torch's workers.
 
-    - `stops`: layers to stop at; each is stopped at when it is first called.
-    - `added`: layers whose output the block adds to its hidden states. `residual` is what the
-      next of them is added to.
-    - `before`: weights that layers have had; they run with these, not with what they have now.
+    - `stops`: layers to pause at, each when it is first called.
+    - `added`: layers whose output the block adds to its hidden states; `residual` is the hidden
+      states that the next of them is added to.
+    - `before`: weights that layers had before they were quantized; they run with these.
     """
 
     def __init__(
@@ -139,7 +155,7 @@ class PausedRun:
         self.now: Tensor | None = None
         self.args: tuple = ()  # of the layer that it stopped at last
         self.residual = call.hidden
-        self.green: greenlet | None = greenlet(self.run)
+        self.green: Any = greenlet(self.run)  # None once the run has ended
         self.reached: tuple[nn.Module | None, Tensor] | None = None  # None and the end's output
 
     def run(self) -> tuple[None, Tensor]:
@@ -166,25 +182,25 @@ class PausedRun:
             self.residual = self.residual + output.reshape(self.residual.shape)
 
     def put_before(self, layer: nn.Module, _: tuple) -> None:
-        before = self.before[layer]
+        before, weight = self.before[layer], layer.get_parameter("weight")
         if before is not None and getcurrent() is self.green:
-            self.now = layer.weight.data
-            layer.weight.data = before
+            self.now, weight.data = weight.data, before
 
     def put_back(self, layer: nn.Module, _: tuple, output: Tensor) -> None:
         if self.now is not None and getcurrent() is self.green:
-            layer.weight.data = self.now
+            layer.get_parameter("weight").data = self.now
             self.now = None
 
     def go_on(self) -> tuple[nn.Module | None, Tensor]:
-        """Return the stop that the run waits at and what it is given, or None and the output."""
+        """Return the layer that the run pauses at and its input, or None and the block's output."""
         if self.reached is None:
             with torch.no_grad():
                 self.reached = self.green.switch()
+        assert self.reached is not None
         return self.reached
 
     def to(self, layer: nn.Module) -> Tensor | None:
-        """Return what `layer`, the next stop, is given; None if this run does not reach it."""
+        """Return the input of `layer`, the next to pause at; None if this run does not reach it."""
         stop, inputs = self.go_on()
         if stop is not layer:
             return None
@@ -194,7 +210,7 @@ class PausedRun:
     def finish(self) -> Tensor:
         """Go on to the end and return the block's hidden states."""
         stop, hidden = self.go_on()
-        # let go of what the run holds: it and its greenlet hold each other
+        # the run and its greenlet refer to each other, which would keep both in memory
         self.green = self.reached = None
         self.residual = hidden
         if stop is not None:
@@ -202,10 +218,15 @@ class PausedRun:
         return hidden
 
     def rest(self) -> None:
-        """Wait for the next stage: all that was computed is kept."""
+        """Wait for the next stage, and keep what was computed."""
+
+    def pass_by(self) -> None:
+        """Leave the next layer to pause at behind without its input."""
+        self.go_on()
+        self.reached = None
 
     def close(self) -> None:
-        """End before the end; what the run holds is let go."""
+        """End the run before the block's end, and free what it holds."""
         if self.green is not None:
             with torch.no_grad():
                 self.green.throw()
@@ -213,10 +234,10 @@ class PausedRun:
 
 
 class RepeatedRun:
-    """A run that keeps nothing while it waits: it starts anew, and goes as far as it had come.
+    """A forward pass that keeps nothing while it waits: it starts anew and goes as far as before.
 
-    What it meets on the way is what a paused run met, as long as the layers behind it compute what
-    they computed then.
+    It gives what a paused run would have given, as long as the layers that it has passed compute
+    what they computed then.
 
     - `start`: returns a paused run that has not begun.
     """
@@ -249,17 +270,17 @@ class RepeatedRun:
         return self.current.residual
 
     def pass_by(self) -> None:
-        """Leave the next stop behind without going there."""
+        """Leave the next layer to pause at behind without its input, and without running there."""
         self.passed += 1
 
     def to(self, layer: nn.Module) -> Tensor | None:
-        """Return what `layer`, the next stop, is given; None if this run does not reach it."""
+        """Return the input of `layer`, the next to pause at; None if this run does not reach it."""
         inputs = self.current.to(layer)
         self.passed += inputs is not None
         return inputs
 
     def go_on(self) -> None:
-        """Nothing to do: it goes on when it is asked for something."""
+        """Do nothing: a repeated run goes on when its next input is asked for."""
 
     def finish(self) -> Tensor:
         """Go on to the end and return the block's hidden states."""
@@ -268,14 +289,14 @@ class RepeatedRun:
         return hidden
 
     def rest(self) -> None:
-        """Wait for the next stage, holding nothing."""
+        """Wait for the next stage, and free what was computed."""
         if self.under_way is not None:
             self.under_way.close()
         self.under_way = None
 
 
 def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> list[Tensor]:
-    """Return what `layer` is given when the block runs `call`; the run ends there.
+    """Return the inputs of `layer` when the block runs `call`; the run ends there.
 
     - `times`: how often the block calls the layer.
     """

@@ -137,6 +137,7 @@ def read_dataset(name: str) -> Iterator[Any]:
         raise NearplaneError(f"the calibration file {name} does not exist")
     try:
         import datasets
+        import datasets.exceptions
     except ImportError as error:
         raise NearplaneError(f"{missing}: pip install nearplane[data] to load data sets") from error
     try:

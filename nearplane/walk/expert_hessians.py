@@ -1,4 +1,4 @@
-"""Experts that few tokens reach: their Hessians borrow from all tokens of their layer."""
+"""Hessians of experts that few tokens reach: they borrow from all tokens that enter the mixture."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
@@ -15,15 +15,15 @@ from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.streams import StageInputs, Streams
 from nearplane.walk.trace import Stage
 
-ENOUGH = 4  # tokens a column: from here on a Hessian stands alone
-LENT = 1  # tokens a column: what others weigh beside fewer
+ENOUGH = 4  # tokens a column from which on a Hessian is of the expert's own tokens alone
+LENT = 1  # tokens a column that borrowed ones count as, where there are fewer
 
 
 @dataclass(frozen=True)
 class ExpertTokens:
     """The tokens that enter the experts of a layer, batch by batch.
 
-    - `ranks`: the processes that have others; all of them ask for the same at the same time.
+    - `ranks`: the processes that have the other batches; all call the same functions in one order.
     """
 
     among: Experts
@@ -47,11 +47,10 @@ class ExpertTokens:
         return sum_inputs(columns, map(StageInputs, batches), self.ranks, device)
 
     def lent(self, stage: Stage) -> InputStatistics:
-        """Return the Hessian that a stage of an expert would have if other tokens came to it.
+        """Return the Hessian that an expert's stage would have if all tokens were sent to it.
 
-        Layers that are given an expert's tokens are lent all of them. A down projection is lent
-        what its own expert's layers, which are quantized by now, make of ENOUGH of them: the inner
-        states of another expert are other features.
+        For a down projection the tokens, ENOUGH a column, go through the expert's own gate and up
+        projections, which are quantized by now: inner states of other experts are other features.
         """
         if stage.expert is None or stage.layers[0].module is not stage.expert.down_proj:
             return self.shared
@@ -69,7 +68,7 @@ class ExpertTokens:
             first = (first - len(batch)) % every
 
     def blended(self, stage: Stage, own: InputStatistics) -> InputStatistics:
-        """Return what an expert's own tokens came to, with borrowed ones if they are few.
+        """Return the statistics of an expert's own tokens, with borrowed ones if they are few.
 
         H = (n H_own + m H_lent) / (n + m)   for n tokens and m = borrowed(n, columns)
         """
@@ -95,9 +94,9 @@ class BlockExperts:
     known: dict[Experts, ExpertTokens] = field(default_factory=dict)
 
     def tokens_of(self, stage: Stage) -> ExpertTokens | None:
-        """Return what enters the experts that a stage is part of; None if it is part of none.
+        """Return the tokens that enter the experts that a stage is of; None if it is of none.
 
-        To be asked before what the stage is given.
+        Call it before the inputs of the stage are asked for.
         """
         among = stage.among
         if among is not None and among not in self.known:
@@ -108,8 +107,8 @@ class BlockExperts:
 
 
 def borrowed(tokens: int, columns: int) -> int:
-    """Return how many tokens others lend to a Hessian of so many tokens and columns.
+    """Return how many borrowed tokens a Hessian of so many own tokens and columns counts.
 
-    One a column, and none where four a column have come; in between, what is lacking to four.
+    LENT a column; less where own and borrowed ones would be more than ENOUGH a column.
     """
     return max(0, min(LENT * columns, ENOUGH * columns - tokens))

@@ -1,4 +1,4 @@
-"""What enters the experts of a layer, kept by batch: an expert's inputs without another run."""
+"""The tokens that enter a mixture of experts, kept so that no expert needs another forward pass."""
 
 from dataclasses import dataclass, field
 
@@ -11,14 +11,15 @@ from nearplane.walk.hidden_states import HiddenStates
 
 @dataclass
 class RoutedTokens:
-    """The tokens that enter the experts of a layer, and the experts that each is sent to.
+    """The tokens that enter the experts of a layer, and the experts that each is routed to.
 
-    Runs that start anew need not do so for every expert: an expert's inputs are these tokens, and
-    what its own layers make of them.
+    A forward pass that starts anew need not do so for every expert: an expert's inputs are these
+    tokens, and those of its down projection are what its own layers make of them.
 
-    - `tokens`: of the batches that reach the experts; None where only `places` matter.
-    - `at`: where each batch is among them, None for one that does not reach the experts.
-    - `places`: expert by expert, the places of a batch's flattened choices that name it.
+    - `tokens`: one tensor a batch that reaches the experts; None where only `places` matter.
+    - `at`: the index of each batch in `tokens`, None for one that does not reach the experts.
+    - `places`: of each batch and expert, the indices into the flattened top-k choices that name it.
+    - `k`: how many experts each token is routed to.
     """
 
     among: Experts
@@ -28,7 +29,7 @@ class RoutedTokens:
     k: int = 1
 
     def add(self, given: tuple[Tensor, ...] | None) -> None:
-        """Take what the next batch gives the experts' entry, or None."""
+        """Add the next batch: its tokens and their choices of experts, None if it has none."""
         if given is None:
             self.at.append(None)
             self.places.append([])
@@ -41,13 +42,13 @@ class RoutedTokens:
             self.tokens.append(tokens)
 
     def reaches(self, batch: int, expert: Expert) -> bool:
-        """Whether a token of a batch is sent to an expert."""
+        """Whether a token of a batch is routed to an expert."""
         return bool(self.places[batch]) and len(self._places(batch, expert)) > 0
 
     def inputs(self, batch: int, expert: Expert, down: bool) -> Tensor | None:
-        """Return what a batch gives an expert's first layers, or its down projection.
+        """Return the inputs of an expert's first layers in a batch, or of its down projection.
 
-        As the layers are now; None if no token is sent to it.
+        Computed with the weights of now; None if no token is routed to the expert.
         """
         at = self.at[batch]
         if self.tokens is None or at is None or not self.reaches(batch, expert):

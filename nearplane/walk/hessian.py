@@ -39,21 +39,18 @@ class HessianSum:
             add_upper_gram_(self.sum, x.float())
 
     def add_up(self, ranks: Ranks) -> None:
-        """Take in what the other processes have summed."""
+        """Add the sums of the other processes."""
         ranks.sum_(self.sum)
         self.tokens, self.dropped = ranks.total(self.tokens), ranks.total(self.dropped)
 
     def mean(self) -> Float32[Tensor, "columns columns"]:
-        """Return the Hessian: the sum over the number of tokens, made symmetric.
-
-        It is made where the sum was, which is gone.
-        """
+        """Return the Hessian, the sum over the number of tokens; overwrites the sum."""
         mirror_(self.sum)
         return self.sum.div_(max(self.tokens, 1))
 
 
 def mirror_(upper: Float32[Tensor, "n n"]) -> None:
-    """Make a matrix symmetric, after what is above its diagonal."""
+    """Copy what is above a matrix's diagonal below it."""
     for first in range(0, len(upper), NARROW):
         own, later = slice(first, first + NARROW), slice(first + NARROW, None)
         kept = upper[own, own].triu()

@@ -1,4 +1,4 @@
-"""Hidden states of all batches between two blocks: in memory, or in a file that is mapped."""
+"""The hidden states of all batches between two blocks: in memory, or in a mapped file."""
 
 import tempfile
 from collections.abc import Iterator

@@ -1,4 +1,4 @@
-"""What the walk sums up of a stage's inputs: one Hessian, or how two streams hang together."""
+"""Sums over a stage's inputs: a Hessian, or the moments of the quantized and original streams."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -13,13 +13,15 @@ from nearplane.walk.hidden_states import CPU
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.streams import StageInputs
 
-HELD_OUT = 4  # one batch in so many judges what the others fit
+HELD_OUT = 4  # one batch in four is held out to judge targets that the others are fitted to
 
 
 class DriftSum:
     """Σ x̂ x̂ᵀ, Σ x̂ xᵀ and Σ (h − ĥ) x̂ᵀ over tokens, in float32.
 
-    - `rows`: of the outputs, where they are added to hidden states; None elsewhere.
+    x̂ and ĥ are inputs and hidden states of the quantized stream, x and h of the original one.
+
+    - `rows`: of the layer's output, where that is added to hidden states; None elsewhere.
     """
 
     def __init__(self, columns: int, rows: int | None, device: torch.device = CPU):
@@ -39,12 +41,12 @@ class DriftSum:
                 self.lag.addmm_(tokens.lag.T, drifted)
 
     def add_up(self, ranks: Ranks) -> None:
-        """Take in what the other processes have summed."""
+        """Add the sums of the other processes."""
         self.moment.add_up(ranks)
         ranks.sum_(self.cross, *([] if self.lag is None else [self.lag]))
 
     def moments(self) -> Moments:
-        """Return the sums as moments; in the same memory."""
+        """Return the sums as moments, without a copy."""
         mirror_(self.moment.sum)
         return Moments(self.moment.sum, self.cross, self.lag)
 
@@ -53,27 +55,27 @@ class DriftSum:
 class HeldOutMoments:
     """The moments of two streams, summed over three quarters of the tokens and over the others.
 
-    They are large, and gone when they were joined.
+    They are large, so that joining them uses them up.
     """
 
     fitted: Moments | None
     held: Moments | None
 
     def joined(self, seen: "InputStatistics") -> Moments:
-        """Return the mean moments of all tokens, made in the memory of the fitted ones."""
+        """Return the mean moments of all tokens; overwrites the fitted ones."""
         fitted, held = self.fitted, self.held
         if fitted is None or held is None:
             raise ValueError("the parts were joined before")
         self.fitted = self.held = None
         lag = None if fitted.lag is None or held.lag is None else fitted.lag.add_(held.lag)
-        parts = (fitted.cross.add_(held.cross), lag)
-        cross, lag = (part if part is None else part.div_(max(seen.tokens, 1)) for part in parts)
-        return Moments(seen.hessian, cross, lag)
+        tokens = max(seen.tokens, 1)
+        cross = fitted.cross.add_(held.cross).div_(tokens)
+        return Moments(seen.hessian, cross, lag if lag is None else lag.div_(tokens))
 
 
 @dataclass(frozen=True)
 class StreamTokens:
-    """The tokens of one batch, a row each; `lag` is h − ĥ."""
+    """One batch as a row a token, of both streams; `lag` is h − ĥ, see `StageInputs`."""
 
     drifted: Float[Tensor, "tokens columns"]
     original: Float[Tensor, "tokens columns"]
@@ -82,7 +84,11 @@ class StreamTokens:
     @classmethod
     def of(cls, given: StageInputs) -> "StreamTokens":
         lag = None if given.lag is None else flat(given.lag)
-        return cls(flat(given.inputs), flat(given.original), lag)
+        return cls(
+            flat(given.inputs),
+            flat(given.inputs if given.original is None else given.original),
+            lag,
+        )
 
     def finite(self) -> "StreamTokens":
         """Return the tokens that hold neither NaN nor infinity."""
@@ -100,10 +106,12 @@ class StreamTokens:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What a stage's inputs came to.
+    """What rounding needs to know of a stage's inputs.
 
-    - `parts`: of two streams; None where only one was run.
-    - `borrowed`: tokens that the Hessian counts beside these, of other experts (borrow.py).
+    - `tokens`: how many were summed; `dropped`: how many held NaN or infinity.
+    - `parts`: the moments of two streams; None where only one was run.
+    - `borrowed`: tokens of the whole mixture that the Hessian of an expert with few tokens counts
+      beside its own (walk/expert_hessians.py).
     """
 
     hessian: Float32[Tensor, "n n"]
@@ -119,7 +127,7 @@ def sum_inputs(
     ranks: Ranks = ALONE,
     device: torch.device = CPU,
 ) -> InputStatistics:
-    """Sum up the inputs of one stream, over all processes."""
+    """Return the Hessian of the inputs of one stream, summed over all processes."""
     moment = HessianSum(columns, device)
     for given in batches:
         moment.add(given.inputs)
@@ -135,11 +143,11 @@ def sum_both_streams(
     ranks: Ranks = ALONE,
     device: torch.device = CPU,
 ) -> InputStatistics:
-    """Sum up the inputs of two streams over all processes, a quarter of them apart.
+    """Return the moments of two streams over all processes, those of a quarter of the tokens apart.
 
     - `rows`: of the outputs, all layers of the stage together.
-    - `count`: batches to come. Whole batches are held out where there are enough, else the last
-      quarter of each one's tokens.
+    - `count`: of the batches. Whole batches are held out where there are enough, else the last
+      quarter of each batch's tokens.
     """
     fitted = held = None
     seen = 0
@@ -160,7 +168,7 @@ def sum_both_streams(
     if not some:
         return InputStatistics(torch.zeros(columns, columns, device=device), 0, 0)
     if fitted is None or held is None:
-        # others were given something
+        # only other processes had tokens
         fitted, held = (DriftSum(columns, rows if lagging else None, device) for _ in range(2))
     for part in (fitted, held):
         part.add_up(ranks)
@@ -173,4 +181,5 @@ def sum_both_streams(
 
 
 def flat(states: Float[Tensor, "*batch columns"]) -> Float[Tensor, "tokens columns"]:
+    """Return states with one row a token."""
     return states.reshape(-1, states.shape[-1])

@@ -1,4 +1,4 @@
-"""Tensors <-> one row of bytes that processes send each other, integers as narrow as they are."""
+"""Tensors <-> the bytes that processes send each other, integers in the narrowest type."""
 
 import json
 from math import prod
@@ -26,7 +26,7 @@ def narrowest(tensor: Tensor) -> Tensor:
 
 
 def to_message(tensors: tuple[Tensor, ...]) -> UInt8[Tensor, " bytes"]:
-    """Return one row of bytes that `from_message` makes the tensors of again, bit by bit."""
+    """Return the bytes from which `from_message` restores the tensors, bit by bit."""
     sent = [narrowest(tensor).contiguous() for tensor in tensors]
     forms = [
         (name(tensor), name(small), list(tensor.shape))
@@ -41,23 +41,25 @@ def to_message(tensors: tuple[Tensor, ...]) -> UInt8[Tensor, " bytes"]:
     return whole
 
 
-def from_message(parcel: UInt8[Tensor, " bytes"]) -> tuple[Tensor, ...]:
+def from_message(message: UInt8[Tensor, " bytes"]) -> tuple[Tensor, ...]:
     """Return the tensors that `to_message` was given."""
-    length = int(parcel[:WORD].view(torch.int64))
-    forms = json.loads(parcel[WORD : WORD + length].numpy().tobytes())
+    length = int(message[:WORD].view(torch.int64))
+    forms = json.loads(message[WORD : WORD + length].numpy().tobytes())
     at, tensors = WORD + padded(length), []
     for meant, sent, shape in forms:
         dtype = getattr(torch, sent)
         size = prod(shape) * dtype.itemsize
-        part = parcel[at : at + size].view(dtype).view(shape)
+        part = message[at : at + size].view(dtype).view(shape)
         tensors.append(part.to(getattr(torch, meant)))
         at += padded(size)
     return tuple(tensors)
 
 
 def name(tensor: Tensor) -> str:
+    """Return the name of a tensor's type."""
     return name_of(tensor.dtype)
 
 
 def padded(size: int) -> int:
+    """Return a size rounded up to whole words."""
     return -(-size // WORD) * WORD

@@ -1,7 +1,7 @@
 """Where a walk's tensors live, and the type that a model's weights have while they are used.
 
-What is stored in a type that this processor multiplies slowly is widened for as long as it is
-computed with: a block at a time, and what is outside of the blocks only while that runs.
+Weights in a type that this processor multiplies slowly are widened while they are used: a block
+at a time, and what is outside of the blocks only while that runs.
 """
 
 import re
@@ -25,9 +25,9 @@ Tensors = dict[str, Any]  # of a module, by name: its parameters, or its buffers
 
 @dataclass(frozen=True)
 class Converted:
-    """A tensor of a module that another one stands in for.
+    """A tensor of a module that is replaced by one of another type for a while.
 
-    - `address`: of the numbers of `now` when it took the place of `before`.
+    - `address`: of the memory of `now` when it replaced `before`.
     """
 
     tensors: Tensors
@@ -37,7 +37,7 @@ class Converted:
     address: int
 
     def undo(self) -> None:
-        """Put the tensor back; where its stand-in was given other numbers, with these."""
+        """Put the tensor back; with the new numbers if the replacement was given other memory."""
         if self.now.data_ptr() != self.address:
             self.before.data = self.now.data
         self.tensors[self.name] = self.before
@@ -92,7 +92,7 @@ class Placement:
 
     @contextmanager
     def block(self, index: int) -> Iterator[None]:
-        """Have the weights of a block in place, and in the type of the products, for a while."""
+        """Have the weights of a block in memory, and in the type of the products, for a while."""
         with self.loader.loaded(index), self.converted(self.blocks[index].named_modules()):
             yield
 
@@ -110,7 +110,7 @@ class Placement:
 
     @contextmanager
     def converted(self, parts: NamedModules) -> Iterator[None]:
-        """Have the numbers of some modules in another type; what is changed then stays changed."""
+        """Have the tensors of some modules in the type of the products; changes of them stay."""
         made: dict[int, Tensor] = {}
         swaps: list[Converted] = []
         try:
@@ -138,7 +138,9 @@ class Placement:
 
     def converts(self, name: str, tensor: Tensor) -> bool:
         """Whether the products need a tensor in another type."""
-        if tensor.dtype == self.dtype or not tensor.is_floating_point() or tensor.is_meta:
+        if self.dtype is None or tensor.dtype == self.dtype:
+            return False
+        if not tensor.is_floating_point() or tensor.is_meta:
             return False
         if torch.promote_types(tensor.dtype, self.dtype) == self.dtype:
             return True

@@ -2,8 +2,8 @@
 
 Every process walks the whole model on its own share of the calibration. Hessians are summed over
 all of them, so all know the same; then each rounds some rows of a matrix, since with the factor
-given every row is a closest-vector problem of its own. What is told of the rows (`rows.in_parts`)
-is sent around: integers in the fewest bytes that hold them, histograms, a loss a row.
+given every row is a closest-vector problem of its own. The results for the rows (`rows.in_parts`)
+are sent to all: integers in the fewest bytes that hold them, histograms, a loss a row.
 """
 
 import atexit
@@ -97,59 +97,47 @@ class Ranks:
     def sharing_rows(self) -> Iterator[None]:
         """Let every process work on some of what is done in parts, and have the results of all.
 
-        What a part's work does in parts itself, its own process does alone. An error in one process
-        is one in all, so that none waits for it.
+        Work that itself calls `in_parts` inside a part stays in its process. An error in one
+        process is raised in all, so that none waits for it.
         """
         if self.size == 1:
             yield
             return
-        working = False
 
         def shared(work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
-            nonlocal working
             starts = self._starts(count, grain)
             mine = slice(starts[self.rank], starts[self.rank + 1])
-            working = True
             try:
                 own = work(mine) if mine.start < mine.stop else None
             except Exception:
                 self._sizes(FAILED)
                 raise
-            finally:
-                working = False
             return self._gathered(own)
 
-        def accepts(work: Work, count: int, grain: int = TILE) -> bool:
-            return not working and count > 0
-
-        before = in_parts.versions
-        in_parts.versions = {"ranks": (accepts, shared), **before}
-        try:
+        with in_parts.within(shared, lambda work, count, grain=TILE: count > 0):
             yield
-        finally:
-            in_parts.versions = before
 
     def _starts(self, count: int, grain: int) -> list[int]:
         """Return where each process's part begins, and the end."""
         return starts_of_parts(count, grain, self.size)
 
     def _gathered(self, own: tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
-        """Return what every process has made, in their order, but for those that have nothing."""
-        parcel = torch.zeros(0, dtype=torch.uint8) if own is None else to_message(own)
-        sizes, parts = self._sizes(len(parcel)), []
+        """Return the results of all processes in their order, without those that had no part."""
+        message = torch.zeros(0, dtype=torch.uint8) if own is None else to_message(own)
+        sizes, parts = self._sizes(len(message)), []
         if FAILED in sizes:
             failed = sizes.index(FAILED)
             raise NearplaneError(f"process {failed} of {self.size} failed at its part of a layer")
         for rank, size in enumerate(sizes):
             if not size:
                 continue
-            part = parcel if rank == self.rank else torch.empty(size, dtype=torch.uint8)
+            part = message if rank == self.rank else torch.empty(size, dtype=torch.uint8)
             self._together(lambda part=part, rank=rank: dist.broadcast(part, rank))
             parts.append(own if rank == self.rank else from_message(part))
         return parts
 
     def _sizes(self, own: int) -> list[int]:
-        """Return the sizes of all processes' parcels."""
+        """Return the sizes of all processes' messages."""
         sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         self._together(lambda: dist.all_gather(sizes, torch.tensor([own])))
         return [int(size) for size in sizes]

@@ -1,4 +1,8 @@
-"""A norm between a layer and the hidden states: what a change behind it asks of the layer."""
+"""RMS norms between a layer and the residual stream, as Gemma has them.
+
+A target that makes up for drifted hidden states is a change of what the norm puts out. This file
+says which change of the layer's own output brings that about.
+"""
 
 from typing import Any
 
@@ -6,8 +10,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-LIKE = 0.02  # of the largest output: norms compute in the model's own type
-FLOOR = 0.1  # of the root mean square gain: channels that are nearly shut are not opened
+LIKE = 0.02  # of the largest output: how far off a norm in bfloat16 may be
+FLOOR = 0.1  # of the root mean square gain, below which a channel's gain is not inverted
 
 
 def gain_of(norm: Any, width: int, like: Tensor) -> Float[Tensor, " width"]:
@@ -27,6 +31,7 @@ def is_rms_norm(module: nn.Module, given: Tensor, made: Tensor) -> bool:
 
 
 def rms_of(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:
+    """Return the root mean square of every token."""
     return x.square().mean(-1, keepdim=True).sqrt()
 
 
@@ -35,11 +40,12 @@ def before_norm(
     output: Float[Tensor, "*batch width"],
     norm: nn.Module,
 ) -> Float[Tensor, "*batch width"]:
-    """Return what to add to a layer's `output` so that the norm behind it gives `change` more.
+    """Return what to add to a layer's `output` so that the norm after it puts out `change` more.
 
-        norm(y) = y / rms(y) · g,   so   y + rms(y) · change / g  gives it in the first order,
+        norm(y) = y / rms(y) · g,   so   y + rms(y) · change / g  brings it about,
 
-    the size of y being free: a norm does not see it. 1 / g is held back where g is small.
+    to the first order, as the norm does not depend on the size of y. 1 / g is damped where g is
+    small.
     """
     x = output.float()
     gain = gain_of(norm, x.shape[-1], output)

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Float
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.lattice.basis import Basis
-from nearplane.lattice.cross_target import choose_drifts, moved
+from nearplane.lattice.cross_target import choose_ridges, ridge_targets
 from nearplane.methods import Method, Target
 from nearplane.model.blocks import Layer
 from nearplane.model.process_memory import forget_file_pages, trim
@@ -23,7 +23,7 @@ from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import TO_NEAREST, Measured, report_of
 from nearplane.walk.trace import ModelTrace
 
-Done = tuple[Layer, QuantizedWeight, LayerReport]
+Done = tuple[Layer, Any, Any]  # a layer, its QuantizedWeight, its LayerReport
 Finished = tuple[QuantizedWeight, LayerReport]
 
 
@@ -130,7 +130,9 @@ class Rounder:
 
     def method_of(self, layer: Layer) -> Method:
         """Return the method at the layer's own rate."""
-        return self.method.at(self.bits[layer.name]) if layer.name in self.bits else self.method
+        if layer.name not in self.bits:
+            return self.method
+        return self.method.with_bpw(self.bits[layer.name])
 
     def original(self, layer: Layer) -> Float[Tensor, "rows columns"]:
         """Return the weight as the model had it, also if another block shares and rounded it."""
@@ -170,9 +172,9 @@ def targets_of(weights: list[Tensor], inputs: InputStatistics) -> list[Target]:
     parts = inputs.parts
     if parts is None or parts.fitted is None or parts.held is None:
         return []
-    drifts = choose_drifts(weights, parts.fitted, parts.held)
-    targets = moved(weights, parts.joined(inputs), drifts)
+    choices = choose_ridges(weights, parts.fitted, parts.held)
+    targets = ridge_targets(weights, parts.joined(inputs), choices)
     return [
-        Target(target, {"strength": drift.strength, "ridge": drift.ridge})
-        for target, drift in zip(targets, drifts, strict=True)
+        Target(target, {"strength": choice.strength, "ridge": choice.ridge})
+        for target, choice in zip(targets, choices, strict=True)
     ]

@@ -1,4 +1,4 @@
-"""Probing: how far the model's predictions move when one layer is rounded, by forward passes."""
+"""How sensitive the model's predictions are to the rounding of each layer, by forward passes."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -26,7 +26,7 @@ from nearplane.walk.trace import ModelTrace, head_inputs
 
 Error = tuple[Layer, Tensor]  # as (out, in)
 
-HESSIAN_TOKENS = 2048  # that give the shape of a layer's error
+HESSIAN_TOKENS = 2048  # for the Hessians from which the layers' errors are drawn
 SEQUENCES, LENGTH = 2, 128  # whose predictions are compared
 POSITIONS = 32  # of each of them at most, evenly spaced
 DRAWN_BPW = 3.0  # the rate at which errors are drawn; divergence is in proportion to their power
@@ -34,12 +34,14 @@ DRAWN_BPW = 3.0  # the rate at which errors are drawn; divergence is in proporti
 
 @dataclass
 class Probe:
-    """A model whose layers are disturbed one at a time, before any is rounded.
+    """Adds a rounding error to one layer at a time, and compares the model's predictions.
 
-    The experts of a layer are disturbed together, first all gates, then all up projections and so
-    on: they get one rate, as the few tokens that come to each would not tell them apart. A layer's
-    error is drawn as nearest plane would leave it at DRAWN_BPW: uniform in the box of
-    its lattice, from the Hessian of a few tokens. The rest of the model stays as it is.
+    The error is drawn at random, as nearest plane would leave it at DRAWN_BPW: uniform in the box
+    of the layer's lattice, with the Hessian of a few tokens. The experts of a mixture are disturbed
+    together, first all gates, then all up projections and so on, and get one rate: the few tokens
+    that come to each would not tell them apart.
+
+    - `wanted`: the names of the layers to measure.
     """
 
     placement: Placement
@@ -64,12 +66,12 @@ class Probe:
 
     @torch.no_grad()
     def sensitivities(self) -> dict[str, Sensitivity]:
-        """Return what every unit of wanted layers does to the model, which stays as it was."""
+        """Return how sensitive the model is to every unit of layers; it is left as it was."""
         with self.placement.outside():
             return dict(self.probed())
 
     def probed(self) -> Iterator[tuple[str, Sensitivity]]:
-        """Go through the blocks once, and take along what was disturbed in earlier ones."""
+        """Go through the blocks once, with the disturbed states of all earlier layers beside."""
         calls = self.calls_on(self.tokens[: max(1, HESSIAN_TOKENS // self.tokens.shape[1])])
         self.asked = self.tokens[-SEQUENCES:, :LENGTH]
         hidden, state = calls[0].hidden, self.copies(1)[0].hidden
@@ -94,7 +96,7 @@ class Probe:
             yield from self.compared(layers, states[number], reference)
 
     def further(self, index: int, states: HiddenStates) -> HiddenStates:
-        """Return what block `index` makes of the states of several copies of what is asked."""
+        """Return the outputs of block `index` on disturbed states, several copies of `asked`."""
         made = self.placement.hidden_states()
         for number in range(len(states)):
             hidden = states[number]
@@ -103,14 +105,14 @@ class Probe:
         return made
 
     def together(self, index: int, call: Call) -> Iterator[list[Error]]:
-        """Yield what is disturbed at once: a layer, or those of one kind of all experts."""
+        """Yield what is disturbed together: a layer, or those of one kind in all experts."""
         units: dict[str, list[Error]] = {}
         for layer, error in self.errors(index, call):
             unit = self.units[layer.name]
             if unit == layer.name:
                 yield [(layer, error)]
             else:
-                # they wait for each other, in memory
+                # errors of all experts are in memory together
                 narrow = error.to(layer.weight().dtype)
                 units.setdefault(unit, []).append((layer, narrow))
         yield from units.values()
@@ -125,16 +127,16 @@ class Probe:
         streams = Streams.of(self.trace, index, stages, [lambda: call])
         experts, device = BlockExperts(streams), self.placement.device
         for stage in stages:
-            lender = experts.tokens_of(stage)
+            tokens = experts.tokens_of(stage)
             # a layer that is called again is judged by the first call
-            seen = sum_inputs(
+            inputs = sum_inputs(
                 stage.layers[0].shape[1], islice(streams.given(stage), 1), device=device
             )
-            seen = lender.blended(stage, seen) if lender else seen
-            if not (seen.tokens or seen.borrowed):
+            inputs = tokens.blended(stage, inputs) if tokens else inputs
+            if not (inputs.tokens or inputs.borrowed):
                 continue
             try:
-                basis = self.method.basis(seen.hessian)
+                basis = self.method.basis(inputs.hessian)
             except NotPositiveDefiniteError:
                 continue
             for layer in stage.layers:
@@ -145,19 +147,19 @@ class Probe:
 
     def block_output(self, index: int, hidden: Tensor, errors: list[Error]) -> Tensor:
         """Return the block's hidden states with some layers disturbed."""
-        weights = [layer.module.weight.data for layer, _ in errors]
+        weights = [layer.stored.data for layer, _ in errors]
         try:
             for layer, error in errors:
                 layer.assign(layer.weight().detach().float() + error)
             return self.copies(1)[index].on(hidden).run(self.trace.blocks[index])
         finally:
             for (layer, _), weight in zip(errors, weights, strict=True):
-                layer.module.weight.data = weight
+                layer.stored.data = weight
 
     def compared(
         self, units: list[list[Layer]], hidden: Tensor, reference: list[Tensor]
     ) -> Iterator[tuple[str, Sensitivity]]:
-        """Yield the divergence that each of a block's disturbed outputs ends in."""
+        """Yield the divergence of the predictions that each disturbed output leads to."""
         many = self.predictions(self.asked.repeat(len(units), 1), hidden)
         for index, layers in enumerate(units):
             found = many[index * len(reference) : (index + 1) * len(reference)]
@@ -194,7 +196,7 @@ def compared_of(length: int) -> slice:
 
 
 def kind_of(layer: Layer) -> str:
-    """Return what the layers of one kind of all experts are called together."""
+    """Return the common name of the layers of one kind in all experts of a mixture."""
     experts, _, kind = layer.name.rsplit(".", 2)
     return f"{experts}.{kind}"
 

@@ -1,4 +1,4 @@
-"""Two streams of hidden states through one block: of quantized layers, and of original ones."""
+"""Two streams of hidden states through a block: one of quantized layers, one of original layers."""
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -22,12 +22,12 @@ Calls = Sequence[Callable[[], Call]]  # one a batch, made when it is needed
 
 @dataclass(frozen=True)
 class StageInputs:
-    """What the layers of a stage are given in one batch.
+    """The inputs of a stage's layers in one batch.
 
-    - `inputs`: behind quantized layers; `original`: behind original ones, None where that stream
-      is not run.
-    - `lag`: what the hidden states that the outputs are added to lack, original − drifted, as the
-      outputs would have to make up for it; None where they are not added.
+    - `inputs`: as the quantized layers before them give; `original`: as the original layers would,
+      None where that stream is not run.
+    - `lag`: where the stage's output is added to the hidden states, by how much these differ,
+      original − quantized: what the output would have to add to make up for it. Else None.
     """
 
     inputs: Float[Tensor, "*batch columns"]
@@ -37,11 +37,14 @@ class StageInputs:
 
 @dataclass
 class Streams:
-    """A block's runs, one a batch; `originals` is empty where only one stream is run.
+    """The forward passes of a block, one a batch, on the quantized and on the original stream.
 
-    The original runs are always one stage ahead: they leave a stage before its layers are
-    quantized in place. Layers that they run later all the same, behind another stage or once more,
-    have their weights of before put back for that: `before`, None until then.
+    The original runs are always one stage ahead: they pass a stage before its layers are quantized
+    in place. A layer that they call again later runs with its original weight.
+
+    - `originals`: empty where only one stream is run.
+    - `before`: original weights of layers that may be called again; None until they are quantized.
+    - `routed`: for every mixture of experts, the tokens that enter it, of both streams.
     """
 
     block: nn.Module
@@ -61,10 +64,10 @@ class Streams:
         original: Calls = (),
         paused: int | None = None,
     ) -> "Streams":
-        """Start the runs of block `index` on both streams' calls.
+        """Start the forward passes of block `index` on the calls of both streams.
 
-        - `paused`: how many batches' runs wait for the next stage where they are, the first ones;
-          the others start anew for each. All if None.
+        - `paused`: how many batches' runs keep what they computed from stage to stage; the others
+          start anew for each. All if None.
         """
         block = trace.blocks[index]
         stops = [stage.layers[0].module for stage in stages]
@@ -93,9 +96,9 @@ class Streams:
         return cls(block, runs, originals, names, before)
 
     def entered(self, among: Experts, states: Callable[[], HiddenStates] = list) -> HiddenStates:
-        """Return what all experts of a layer are given together, batch by batch.
+        """Return the tokens that enter a mixture of experts, batch by batch.
 
-        To be asked once, before what any one of them is given.
+        Call it once, before the inputs of any of its experts are asked for.
 
         - `states`: makes an empty list for them.
         """
@@ -111,7 +114,7 @@ class Streams:
         return routed.tokens
 
     def to_expert(self, stage: Stage, index: int) -> Tensor | None:
-        """Return what a repeated run gives a stage of an expert, without repeating it."""
+        """Return the input of an expert's stage in a repeated run, from the tokens kept."""
         among, expert = stage.among, stage.expert
         if among is None or expert is None:
             return None
@@ -122,7 +125,7 @@ class Streams:
         return routed.inputs(index, expert, stage.layers[0].module is expert.down_proj)
 
     def given(self, stage: Stage) -> Iterator[StageInputs]:
-        """Yield what a stage is given, batch by batch; then let the original runs leave it."""
+        """Yield the inputs of a stage, batch by batch; then let the original runs pass it."""
         module = stage.layers[0].module
         for index, run in enumerate(self.runs):
             if stage.among is not None and isinstance(run, RepeatedRun):
@@ -135,7 +138,7 @@ class Streams:
             if inputs is not None:
                 yield self.compared(stage, run, original, inputs, twin)
                 if stage.times > 1:
-                    # what a layer is given later in the same run is not known yet
+                    # its later inputs in this run depend on outputs that are not final yet
                     later = inputs_of(self.block, module, stage.times, run.call)[1:]
                     yield from map(StageInputs, later)
             run.rest()
@@ -154,16 +157,16 @@ class Streams:
         inputs: Tensor,
         twin: Tensor | None,
     ) -> StageInputs:
-        """Return what a stage is given in one batch, beside what the original run is given."""
+        """Return a stage's inputs in one batch, with those of the original run beside them."""
         if original is None:
             return StageInputs(inputs)
         if twin is None or twin.shape != inputs.shape:
-            # an expert that other tokens reach there: nothing to compare, so no drift
+            # other tokens reach this expert in the original model, so that nothing can be compared
             return StageInputs(inputs, inputs)
         return StageInputs(inputs, twin, self.lag(stage, run, original, twin))
 
     def lag(self, stage: Stage, run: BlockRun, original: BlockRun, inputs: Tensor) -> Tensor | None:
-        """Return what the stage's output would have to add to make up for drifted hidden states."""
+        """Return what the output would have to add to make up for drifted hidden states."""
         layer = stage.layers[0]
         if len(stage.layers) > 1 or layer.name not in self.added:
             return None
@@ -187,7 +190,7 @@ class Streams:
 
 
 def run_later(stage: Stage, repeated: bool) -> list[Layer]:
-    """Return the layers of a stage that original runs may run when they are quantized.
+    """Return the layers of a stage that original runs may call after they were quantized.
 
     - `repeated`: whether some of these runs start anew for every stage.
     """

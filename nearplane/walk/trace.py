@@ -1,4 +1,4 @@
-"""Watching a model run once: which layers share their inputs, and in which order they come."""
+"""One short run of a model: which layers share an input, in which order they run, what is added."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from nearplane.model.blocks import Layer, find_blocks
 from nearplane.model.experts import Expert, Experts, split_experts_
 from nearplane.model.selection import linear_layers
-from nearplane.walk.capture import Stop, hidden_of, replaced_forward
+from nearplane.walk.capture import Stop, hidden_of, replaced_blocks
 from nearplane.walk.placement import Placement
 from nearplane.walk.rms_norm import is_rms_norm
 
@@ -23,11 +23,11 @@ TRACED_TOKENS = 16
 
 @dataclass(frozen=True)
 class Stage:
-    """Layers of one block that are given the same tensor, so that they share a Hessian.
+    """Layers of one block whose input is the same tensor, so that they share a Hessian.
 
-    - `times`: how often one run of the block calls them.
-    - `late`: those that run after a layer of another stage has.
-    - `among`, `expert`: the experts that these are layers of, and which of them; else None.
+    - `times`: how often one forward pass of the block calls them.
+    - `late`: those that run after a layer of another stage has run.
+    - `among`, `expert`: for layers of an expert, the mixture and the expert; else None.
     """
 
     layers: list[Layer]
@@ -39,12 +39,13 @@ class Stage:
 
 @dataclass(frozen=True)
 class ModelTrace:
-    """What was seen of a model: its blocks, their stages in the order they run.
+    """What one run of a model has shown: its blocks, and their stages in the order they run.
 
-    - `tuples`: which blocks return a tuple that starts with the hidden states.
+    - `name`: of the list of blocks. `tuples`: which blocks return a tuple that starts with the
+      hidden states.
     - `unreached`: layers that no token reached.
-    - `added`: for the layers whose output the block adds to its hidden states, the module that
-      gives what is added: the layer, or a norm behind it.
+    - `added`: of every layer whose output is added to the hidden states, the module that computes
+      the summand: the layer itself, or a norm that its output goes through.
     """
 
     name: str
@@ -55,12 +56,12 @@ class ModelTrace:
     added: dict[str, nn.Module] = field(default_factory=dict)
 
     def shared(self, layer: Layer) -> bool:
-        """Whether the layer's module stands in more than one block."""
-        return self.standings[layer.module] > 1
+        """Whether several blocks have the layer's module in common."""
+        return self.owners[layer.module] > 1
 
     @cached_property
-    def standings(self) -> Counter[nn.Module]:
-        """In how many blocks a module stands."""
+    def owners(self) -> Counter[nn.Module]:
+        """In how many blocks each module is."""
         return Counter(module for block in self.blocks for module in block.modules())
 
     @property
@@ -70,12 +71,13 @@ class ModelTrace:
 
 @dataclass
 class BlockRecorder:
-    """Records what the parts of one block are given, and what its layers make of it.
+    """Records the inputs and outputs of one block's modules, and concludes its stages from them.
 
-    Inputs are kept so that no address is reused.
+    Tensors are kept until then, so that no address is used twice.
 
-    - `mixtures`: the experts of the block, by name. What their layers are given is not looked at,
-      as a few tokens reach some of them only.
+    - `mixtures`: the experts of the block, by name. Inputs of their layers are not recorded: a few
+      tokens reach some of the experts only.
+    - `calls`: layer -> its inputs, one a call; `made`: module, input and output of every call.
     """
 
     layers: list[Layer]
@@ -94,7 +96,7 @@ class BlockRecorder:
         return cls(linear_layers(block, prefix), named)
 
     def run(self, block: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
-        """Return what `forward`, the block's own, gives, and conclude what there was to see."""
+        """Return what the block's own `forward` returns, and find the stages in that run."""
         with ExitStack() as stack:
             for hook in self.hooks(block):
                 stack.callback(hook.remove)
@@ -106,21 +108,19 @@ class BlockRecorder:
 
     def hooks(self, block: nn.Module) -> list[Any]:
         """Register the hooks that record."""
-        watched = [
-            layer.module.register_forward_pre_hook(
-                lambda _, args, name=layer.name: self.calls.setdefault(name, []).append(args[0])
-            )
-            for layer in self.layers
+        entries = [(layer.name, layer.module) for layer in self.layers]
+        entries += [(name, mixture.entry) for name, mixture in self.mixtures.items()]
+        hooks: list[Any] = [
+            module.register_forward_pre_hook(partial(self.note_call, name))
+            for name, module in entries
         ]
-        for name, mixture in self.mixtures.items():
-            watched.append(mixture.entry.register_forward_pre_hook(partial(self.note_entry, name)))
         for module in block.modules():
             if module is not block:
-                watched.append(module.register_forward_pre_hook(self.note_input, with_kwargs=True))
-                watched.append(module.register_forward_hook(self.note_made))
-        return watched
+                hooks.append(module.register_forward_pre_hook(self.note_input, with_kwargs=True))
+                hooks.append(module.register_forward_hook(self.note_made))
+        return hooks
 
-    def note_entry(self, name: str, _: nn.Module, args: tuple) -> None:
+    def note_call(self, name: str, _: nn.Module, args: tuple) -> None:
         self.calls.setdefault(name, []).append(args[0])
 
     def note_input(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
@@ -138,15 +138,14 @@ class BlockRecorder:
             self.made.append((module, given, hidden_of(output)))
 
     def conclude(self) -> None:
-        """Note the stages and what is added, while the weights are there; let the rest go."""
+        """Find the stages and the summands while the weights are loaded; free the tensors."""
         self.stages, self.added = self.found_stages(), self.found_added()
         self.calls, self.made, self.inputs = {}, [], []
 
     def found_added(self) -> dict[str, nn.Module]:
-        """Return the layers whose output, as it is or normed, is added to the hidden states.
+        """Return the layers whose output, as it is or after an RMS norm, is added to hidden states.
 
-        The sum must be what some part of the block is given, or gives in the end, bit by bit. A
-        norm must be an RMS norm.
+        The sum must equal, bit by bit, the input of some module of the block, or its output.
         """
         experts = self.layers_of_experts
         names = {la.module: la.name for la in self.layers if la.name not in experts}
@@ -171,9 +170,9 @@ class BlockRecorder:
         return found
 
     def found_stages(self) -> list[Stage]:
-        """Return the layers that ran, grouped by the tensor they were given, in running order.
+        """Return the layers that ran, grouped by their input tensor, in the order they ran.
 
-        All layers of experts are there, in the place where the first token entered the experts.
+        The layers of all experts come where the first token entered the mixture.
         """
         groups: dict[tuple, list[Stage]] = {}
         last: tuple = ()
@@ -206,7 +205,7 @@ class BlockRecorder:
 
 
 def stages_of_experts(among: Experts, name: str) -> Iterator[Stage]:
-    """Yield the stages of all experts: first what is given an expert's tokens, then its down."""
+    """Yield two stages for every expert: the layers that its tokens enter, then its down_proj."""
     names = {module: f"{name}.{inner}" for inner, module in among.named_modules()}
     for expert in among:
         for modules in (expert.first, [expert.down_proj]):
@@ -220,32 +219,34 @@ def identity(tensor: Tensor) -> tuple:
 
 
 def trace_model(
-    model: nn.Module, tokens: Int64[Tensor, "n length"], weights: Placement | None = None
+    model: nn.Module, tokens: Int64[Tensor, "n length"], placement: Placement | None = None
 ) -> ModelTrace:
     """Run the model on a few tokens and return its blocks and stages.
 
-    Fused experts are replaced by `Experts` for good.
+    Fused experts are replaced by `Experts`, and stay so.
 
-    - `weights`: where they are and what computes with them; in the model, as stored, if None.
+    - `placement`: of the weights; in memory and as stored if None.
 
     Raises NearplaneError when the model has no blocks.
     """
     split_experts_(model)
     name, blocks = find_blocks(model)
-    watches = [BlockRecorder.of(block, f"{name}.{index}") for index, block in enumerate(blocks)]
+    recorders = [BlockRecorder.of(block, f"{name}.{index}") for index, block in enumerate(blocks)]
     forwards = [block.forward for block in blocks]
-    weights = weights or Placement(model)
+    placement = placement or Placement(model)
+    tokens = placement.on_device(tokens[:1, :TRACED_TOKENS])
 
-    def watched(index: int, args: tuple, kwargs: dict) -> Any:
-        with weights.block(index):
-            return watches[index].run(blocks[index], forwards[index], args, kwargs)
+    def recorded(index: int, args: tuple, kwargs: dict) -> Any:
+        with placement.block(index):
+            return recorders[index].run(blocks[index], forwards[index], args, kwargs)
 
-    with weights.outside(), replaced_forward(blocks, watched), torch.no_grad():
-        model(input_ids=tokens[:1, :TRACED_TOKENS], use_cache=False)
-    unreached = [layer for watch in watches for layer in watch.unreached]
-    added = {name: module for watch in watches for name, module in watch.added.items()}
-    stages = [watch.stages for watch in watches]
-    return ModelTrace(name, blocks, [w.is_tuple for w in watches], stages, unreached, added)
+    with placement.outside(), replaced_blocks(blocks, recorded), torch.no_grad():
+        model(input_ids=tokens, use_cache=False)
+    unreached = [layer for recorder in recorders for layer in recorder.unreached]
+    added = {name: module for recorder in recorders for name, module in recorder.added.items()}
+    stages = [recorder.stages for recorder in recorders]
+    tuples = [recorder.is_tuple for recorder in recorders]
+    return ModelTrace(name, blocks, tuples, stages, unreached, added)
 
 
 def head_inputs(
@@ -267,7 +268,7 @@ def head_inputs(
 
     hook = head.module.register_forward_pre_hook(take)
     try:
-        with replaced_forward(trace.blocks, hand_on), torch.no_grad():
+        with replaced_blocks(trace.blocks, hand_on), torch.no_grad():
             model(input_ids=tokens, use_cache=False)
     except Stop:
         pass

@@ -19,7 +19,7 @@ from tests.cli.test_quantize import refused
 def small(monkeypatch, tmp_path, model_dir):
     """Let the demo run on the tiny model in an empty directory."""
     monkeypatch.chdir(tmp_path)
-    sizes = {"SEQUENCES": 4, "LENGTH": 32, "WINDOWS": 2, "NEW_TOKENS": 4, "WITHIN_S": 1e4}
+    sizes = {"SEQUENCES": 4, "LENGTH": 32, "WINDOWS": 2, "NEW_TOKENS": 4, "TOTAL_S": 1e4}
     for name, value in sizes.items():
         monkeypatch.setattr(demo, name, value)
     monkeypatch.setattr(demo, "embedded_model", lambda: model_dir)
@@ -28,7 +28,7 @@ def small(monkeypatch, tmp_path, model_dir):
 
 def test_the_demo_compares_and_leaves_a_checkpoint(nearplane, small, monkeypatch):
     # one measurement of this machine is enough here
-    monkeypatch.setattr(demo.Show, "estimate", cached(demo.Show.estimate))
+    monkeypatch.setattr(demo.Comparison, "estimate", cached(demo.Comparison.estimate))
     (small / "demo-out").mkdir()
     (small / "demo-out" / "left.txt").write_text("by an earlier demo")
     result = nearplane("demo", "--arithmetic", "float32")
@@ -53,12 +53,12 @@ def test_what_there_is_no_time_for_is_left_out_and_named(small, monkeypatch, cap
         def __init__(self, name, sequences=16):
             self.name, self.seconds = name, seconds[name] * sequences / 16
 
-        def of(self, sequences):
+        def with_sequences(self, sequences):
             return Slow(self.name, sequences)
 
-    monkeypatch.setattr(demo.Show, "estimate", lambda show, method: Slow(method.name))
-    monkeypatch.setattr(demo.Show, "evaluated", lambda show, run: 1.0)
-    monkeypatch.setattr(demo.Show, "row", lambda show, name, method: name)
+    monkeypatch.setattr(demo.Comparison, "estimate", lambda comparison, method: Slow(method.name))
+    monkeypatch.setattr(demo.Comparison, "evaluation_seconds", lambda comparison, run: 1.0)
+    monkeypatch.setattr(demo.Comparison, "method_row", lambda comparison, name, method: name)
     monkeypatch.setattr(demo, "SEQUENCES", 16)
     expected = {
         1000.0: (16, ["gptq, groups of 64", "hptq", "eclq"]),
@@ -68,9 +68,9 @@ def test_what_there_is_no_time_for_is_left_out_and_named(small, monkeypatch, cap
         0.0: (4, ["eclq"]),
     }
     for within, (sequences, rows) in expected.items():
-        monkeypatch.setattr(demo, "WITHIN_S", within)
-        show = demo.Show(small, None, "auto", time.perf_counter())
-        assert show.compressed() == rows and show.sequences == sequences
+        monkeypatch.setattr(demo, "TOTAL_S", within)
+        comparison = demo.Comparison(small, None, "auto", time.perf_counter())
+        assert comparison.method_rows() == rows and comparison.sequences == sequences
         said = capsys.readouterr().out
         assert f"calibration: {sequences} x 32 tokens" in said
         assert ("hptq: left out" in said) == ("hptq" not in rows)
@@ -80,8 +80,8 @@ def cached(estimate):
     """Return a function that estimates the first time it is called."""
     found = []
 
-    def once(show, method):
-        found.extend([] if found else [estimate(show, method)])
+    def once(comparison, method):
+        found.extend([] if found else [estimate(comparison, method)])
         return found[0]
 
     return once

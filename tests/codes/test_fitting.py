@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from nearplane.codes import Rans, choose_contexts, entropy, fit, histogram
 from nearplane.codes.fitting import band_count
 from nearplane.codes.frequencies import TOTAL
-from nearplane.codes.stored_tables import LIKELIEST
+from nearplane.codes.stored_tables import MAX_FREQUENCY
 from tests.codes.draw import gaussian, laws, matrices, spread
 
 
@@ -25,7 +25,7 @@ def test_lengths_are_probabilities_and_finite(code):
     assert tables.lengths.shape == (tables.contexts.count, 2 * tables.span + 1)
     assert tables.lengths.dtype == np.float32 and np.isfinite(tables.lengths).all()
     assert (tables.frequency.sum(axis=1) == TOTAL).all()
-    assert 0 < tables.frequency.min() and tables.frequency.max() <= LIKELIEST
+    assert 0 < tables.frequency.min() and tables.frequency.max() <= MAX_FREQUENCY
     assert (np.exp2(-tables.lengths.astype(np.float64)).sum(axis=1) <= 1 + 1e-6).all()
     assert tables.counts.sum() == code.size
 

@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from nearplane.codes.alphabet import choose_alphabet, entropy, histogram
 from nearplane.codes.corrupt import CorruptError
 from nearplane.codes.huffman import HEADER, Huffman
-from nearplane.codes.lanes import LANE, TOGETHER
+from nearplane.codes.lanes import LANE, LANES_AT_ONCE
 from tests.codes import slow
 from tests.codes.draw import INT32, gaussian, integers
 
@@ -36,7 +36,7 @@ def test_every_limit_is_kept(limit, sigma):
 
 
 @pytest.mark.parametrize("extra", [-1, 0, 1])
-@pytest.mark.parametrize("lanes", [1, 2, TOGETHER, TOGETHER + 1])
+@pytest.mark.parametrize("lanes", [1, 2, LANES_AT_ONCE, LANES_AT_ONCE + 1])
 def test_lane_borders(lanes, extra):
     round_trip(gaussian(3, LANE * lanes + extra, 2.1), Huffman())
 

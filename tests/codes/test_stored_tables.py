@@ -11,8 +11,8 @@ from nearplane.codes.frequencies import TOTAL
 from nearplane.codes.reader import Reader
 from nearplane.codes.shapes import Shapes
 from nearplane.codes.stored_tables import (
-    LIKELIEST,
     LISTED,
+    MAX_FREQUENCY,
     SHAPED,
     StoredTables,
     check_frequencies,
@@ -90,7 +90,7 @@ def test_nearly_certain_symbols_are_refused():
     for escape, refused in ((0, True), (17, True), (18, False)):
         tables = replace(ONE, escape=np.array([escape]), lengths=lengths)
         frequency = tables.frequencies()
-        assert (frequency.max() > LIKELIEST) == refused
+        assert (frequency.max() > MAX_FREQUENCY) == refused
         if refused:
             with pytest.raises(CorruptError, match="exceeds"):
                 check_frequencies(frequency)

@@ -1,24 +1,24 @@
-"""The account of bits is what the files weigh."""
+"""The counted bytes are the sizes of the files."""
 
 import json
 
-from nearplane.evaluate.bits import account, is_checkpoint
+from nearplane.evaluate.bits import count_bytes, is_checkpoint
 
 
 def test_every_byte_is_accounted_for(checkpoint):
-    bits = account(checkpoint)
+    bits = count_bytes(checkpoint)
     weights = checkpoint / "model.safetensors"
     assert bits.weight_files == weights.stat().st_size
     assert bits.all_files == sum(p.stat().st_size for p in checkpoint.iterdir())
     header = int.from_bytes(weights.read_bytes()[:8], "little") + 8
-    kept = sum(size for _, size in bits.kept.values())
-    assert header + kept + sum(la.record_bytes for la in bits.layers) == bits.weight_files
+    uncompressed = sum(size for _, size in bits.uncompressed.values())
+    assert header + uncompressed + sum(la.record_bytes for la in bits.layers) == bits.weight_files
     assert bits.bpw_of_files == 8 * bits.weight_files / bits.numbers
 
 
 def test_it_agrees_with_the_report(checkpoint):
     report = json.loads((checkpoint / "report.json").read_text())
-    bits = account(checkpoint)
+    bits = count_bytes(checkpoint)
     assert round(bits.bpw, 4) == round(report["bits"]["bpw"], 4)
     assert bits.weights == report["bits"]["quantized_weights"]
     for layer in bits.layers:
@@ -28,7 +28,7 @@ def test_it_agrees_with_the_report(checkpoint):
 
 
 def test_blocks_are_counted_together(checkpoint):
-    assert "model.layers.*.input_layernorm.weight" in account(checkpoint).kept
+    assert "model.layers.*.input_layernorm.weight" in count_bytes(checkpoint).uncompressed
 
 
 def test_only_checkpoints_are_checkpoints(checkpoint, model_dir):

@@ -9,13 +9,13 @@ from transformers import LlamaForCausalLM
 from nearplane.evaluate import divergence as module
 from nearplane.evaluate import perplexity as perplexity_module
 from nearplane.evaluate.divergence import divergence
-from nearplane.evaluate.perplexity import Cut, cut_tokens, perplexity
+from nearplane.evaluate.perplexity import WindowOptions, perplexity, token_windows
 from nearplane.types import NearplaneError
 from tests.cli import tiny
 from tests.evaluate.test_perplexity import STREAM, gemma2, gpt2
 
-CUT = Cut(context=24, stride=10, windows=5)
-WINDOWS = cut_tokens(STREAM, 0, CUT)
+CUT = WindowOptions(context=24, stride=10, windows=5)
+WINDOWS = token_windows(STREAM, 0, CUT)
 FLOAT32 = 2.0**-24
 
 
@@ -100,10 +100,12 @@ def test_it_has_a_direction():
     assert abs(there - back) > 1e-3 * there
 
 
-@pytest.mark.parametrize("cut", [Cut(32), Cut(32, windows=3), Cut(32, 7), Cut(2)])
+@pytest.mark.parametrize(
+    "cut", [WindowOptions(32), WindowOptions(32, windows=3), WindowOptions(32, 7), WindowOptions(2)]
+)
 def test_it_scores_what_the_perplexity_scores(cut):
     model, reference = pair(tiny.model)
-    windows = cut_tokens(STREAM, 0, cut)
+    windows = token_windows(STREAM, 0, cut)
     found = divergence(model, reference, windows, cut)
     for mine, alone in ((found.model, model), (found.reference, reference)):
         plainly = perplexity(alone, windows, cut)

@@ -8,7 +8,13 @@ from torch.nn.functional import cross_entropy
 from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHeadModel
 
 from nearplane.evaluate import perplexity as module
-from nearplane.evaluate.perplexity import Cut, cut_text, cut_tokens, losses, perplexity
+from nearplane.evaluate.perplexity import (
+    WindowOptions,
+    losses,
+    perplexity,
+    text_windows,
+    token_windows,
+)
 from nearplane.types import NearplaneError
 from tests.cli import tiny
 
@@ -58,7 +64,7 @@ def test_slices_of_the_head_change_nothing(monkeypatch, make, bytes_):
 
 @pytest.mark.parametrize("bos", [None, 0])
 def test_disjoint_windows_score_every_token_but_unopened_ones(bos):
-    windows = cut_tokens(STREAM, bos, Cut(context=32))
+    windows = token_windows(STREAM, bos, WindowOptions(context=32))
     body = 32 if bos is None else 31
     assert windows.tokens.shape == (300 // body, 32)
     assert windows.scored == 31
@@ -68,15 +74,15 @@ def test_disjoint_windows_score_every_token_but_unopened_ones(bos):
 
 
 def test_a_stride_scores_the_tokens_between_two_windows_once():
-    windows = cut_tokens(STREAM, 0, Cut(context=32, stride=10))
+    windows = token_windows(STREAM, 0, WindowOptions(context=32, stride=10))
     assert windows.scored == 10
     scored = windows.tokens[:, -10:].flatten()
     assert torch.equal(scored, STREAM[21 : 21 + len(scored)])
 
 
 def test_result_agrees_with_the_plain_formula():
-    model, cut = tiny.model(), Cut(context=32, stride=16, windows=5)
-    windows = cut_tokens(STREAM, 0, cut)
+    model, cut = tiny.model(), WindowOptions(context=32, stride=16, windows=5)
+    windows = token_windows(STREAM, 0, cut)
     result = perplexity(model, windows, cut)
     expected = float(plain_nll(model, windows.tokens, 16).mean())
     assert result.nll == pytest.approx(expected, rel=1e-6)
@@ -89,20 +95,20 @@ def test_a_damaged_model_is_named():
     model = tiny.model()
     model.model.norm.weight.data.fill_(torch.nan)
     with pytest.raises(NearplaneError, match="loss on this text is nan"):
-        perplexity(model, cut_tokens(STREAM, None, Cut(32)), Cut(32))
+        perplexity(model, token_windows(STREAM, None, WindowOptions(32)), WindowOptions(32))
 
 
 def test_a_short_text_says_what_it_has_and_needs():
     with pytest.raises(NearplaneError, match="300 tokens, and one window of 512 needs 511"):
-        cut_tokens(STREAM, 0, Cut(512))
+        token_windows(STREAM, 0, WindowOptions(512))
 
 
 @pytest.mark.parametrize("wrong", [{"context": 1}, {"stride": 0}, {"stride": 2000}, {"windows": 0}])
 def test_impossible_cuts_are_refused(wrong):
     with pytest.raises(NearplaneError):
-        Cut(**wrong)
+        WindowOptions(**wrong)
 
 
 def test_the_text_follows_the_tokenizer_habit(text):
-    assert cut_text(text, tiny.tokenizer(bos=True), Cut(32)).bos == 0
-    assert cut_text(text, tiny.tokenizer(bos=False), Cut(32)).bos is None
+    assert text_windows(text, tiny.tokenizer(bos=True), WindowOptions(32)).bos == 0
+    assert text_windows(text, tiny.tokenizer(bos=False), WindowOptions(32)).bos is None

@@ -7,7 +7,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from nearplane.evaluate.verify import doubts, verify, verify_against
+from nearplane.evaluate.verify import contradictions, verify, verify_against
 from nearplane.export import checksums
 from tests.cli import tiny
 
@@ -92,8 +92,8 @@ GOOD = {"loss": 1.0, "damped_loss": 1.1, "energy": 9.0, "weight_error": 2.0, "bo
     ],
 )
 def test_what_cannot_be_true_is_doubted(change, said):
-    assert not list(doubts("layer", GOOD))
-    assert said in " ".join(doubts("layer", GOOD | change))
+    assert not list(contradictions("layer", GOOD))
+    assert said in " ".join(contradictions("layer", GOOD | change))
 
 
 def test_a_broken_bound_is_found_in_the_file(altered):

@@ -174,7 +174,7 @@ def full_disk(*args, **kwargs):
     raise OSError(errno.ENOSPC, "No space left on device")
 
 
-@pytest.mark.parametrize("owner, name", [(shard_file, "written"), (shutil, "copyfile")])
+@pytest.mark.parametrize("owner, name", [(shard_file, "write_all"), (shutil, "copyfile")])
 def test_full_disk(owner, name, tmp_path, monkeypatch):
     monkeypatch.setattr(owner, name, full_disk)
     with pytest.raises(NearplaneError, match="is full: .* GB are free"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from random import Random
 
 from nearplane.cli import verify
-from nearplane.evaluate.verify import doubts
+from nearplane.evaluate.verify import contradictions
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export import checksums, load
 from nearplane.export.checkpoint_reader import check_layers, open_checkpoint
@@ -99,7 +99,7 @@ def read_all(directory: Path) -> None:
         assert_one_sentence(NearplaneError(problem))
     checkpoint = open_checkpoint(directory)
     for name, entry in checkpoint.layers.items():
-        list(doubts(name, entry))
+        list(contradictions(name, entry))
     for name in checkpoint.file_of:
         try:
             checkpoint.tensor(name)

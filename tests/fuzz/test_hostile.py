@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 import nearplane as npl
-from nearplane.evaluate.bits import account
+from nearplane.evaluate.bits import count_bytes
 from nearplane.evaluate.verify import verify
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export import checksums
@@ -196,7 +196,7 @@ def test_a_record_of_another_type_is_refused_by_every_reader(dtype, copied):
     name = min(name for name in tensors if name.endswith(fmt.RECORD))
     tensors[name] = tensors[name].to(dtype)
     save_file(tensors, copy / fmt.SINGLE, metadata=fmt.METADATA)
-    refused(account, copy, says="the record has shape")
+    refused(count_bytes, copy, says="the record has shape")
     assert any("the record has shape" in problem for problem in check_layers(copy))
 
 

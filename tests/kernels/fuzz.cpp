@@ -27,8 +27,8 @@ using namespace nearplane;
 
 namespace {
 
-constexpr int kDamages = 150;            // of each layout
-constexpr int kExtremes = 10;            // of each matrix
+constexpr int kDamages = 150;               // of each layout
+constexpr int kExtremes = 10;               // of each matrix
 constexpr uint64_t kMostWeights = 1 << 18;  // of a damaged layout that is multiplied by
 const char* const kNames[] = {"plain", "avx2", "avx512", "avx512_bf16"};
 
@@ -55,10 +55,14 @@ struct Random {
   uint64_t below(uint64_t n) { return engine() % n; }
   bool one_in(uint64_t n) { return below(n) == 0; }
   float gaussian() { return std::normal_distribution<float>()(engine); }
-  template <class T, size_t N> T of(const T (&list)[N]) { return list[below(N)]; }
+  template <class T, size_t N>
+  T of(const T (&list)[N]) {
+    return list[below(N)];
+  }
 };
 
-// Exactly `size` bytes. Every other one ends before a page that cannot be touched: AddressSanitizer does not see gathers.
+// Exactly `size` bytes. Every other one ends before a page that cannot be touched: AddressSanitizer does not see
+// gathers.
 class Exact {
  public:
   explicit Exact(size_t size, size_t align = 1) : size_(size), guarded_(size % align == 0 && count_++ % 2) {
@@ -73,14 +77,19 @@ class Exact {
     if (p == MAP_FAILED || mprotect(p + whole_ - kPage, kPage, PROT_NONE)) std::abort();
     data_ = p + whole_ - kPage - size;
   }
-  explicit Exact(const std::vector<uint8_t>& layout) : Exact(layout.size(), 8) { std::copy(layout.begin(), layout.end(), data_); }
+  explicit Exact(const std::vector<uint8_t>& layout) : Exact(layout.size(), 8) {
+    std::copy(layout.begin(), layout.end(), data_);
+  }
   Exact(const Exact&) = delete;
   ~Exact() {
-    if (guarded_) munmap(data_ + size_ + kPage - whole_, whole_);
-    else std::free(data_);
+    if (guarded_)
+      munmap(data_ + size_ + kPage - whole_, whole_);
+    else
+      std::free(data_);
   }
   uint8_t* data() const { return data_; }
   size_t size() const { return size_; }
+
  private:
   static constexpr size_t kPage = 4096;
   static inline size_t count_ = 0;
@@ -97,8 +106,17 @@ struct Drawn {
   std::vector<uint16_t> value;
   Matrix view() const {
     const bool sparse = !start.empty();
-    return {rows, columns, group_size, step_form, code_tag, step_type, code.data(), step.data(),
-            sparse ? start.data() : nullptr, sparse ? column.data() : nullptr, sparse ? value.data() : nullptr};
+    return {rows,
+            columns,
+            group_size,
+            step_form,
+            code_tag,
+            step_type,
+            code.data(),
+            step.data(),
+            sparse ? start.data() : nullptr,
+            sparse ? column.data() : nullptr,
+            sparse ? value.data() : nullptr};
   }
   uint32_t across() const { return divide_up(columns, group_size); }
   float step_at(uint32_t r, uint32_t c) const {
@@ -111,13 +129,17 @@ void draw_codes(Random& random, Drawn& m) {
   const uint32_t bits = 1 + uint32_t(random.below(8));
   const int32_t low = random.of({-(1 << (bits - 1)), 0, -37, 1});
   const uint64_t rare = random.of({0, 0, 20, 1000});
-  const bool dense = (m.code_tag == 2 || m.step_form == 2) && !random.one_in(10), constant = random.one_in(12), uneven = random.one_in(2);
+  const bool dense = (m.code_tag == 2 || m.step_form == 2) && !random.one_in(10), constant = random.one_in(12),
+             uneven = random.one_in(2);
   std::vector<float> spread(m.columns);
   for (float& s : spread) s = uneven ? std::exp2(random.gaussian()) : 1;
   for (size_t k = 0; k < m.code.size(); k++) {
-    if (constant) m.code[k] = low;
-    else if (dense) m.code[k] = low + int32_t(random.below(1u << bits));
-    else m.code[k] = int32_t(std::lround(random.gaussian() * sigma * spread[k % m.columns]));
+    if (constant)
+      m.code[k] = low;
+    else if (dense)
+      m.code[k] = low + int32_t(random.below(1u << bits));
+    else
+      m.code[k] = int32_t(std::lround(random.gaussian() * sigma * spread[k % m.columns]));
     if (!dense && rare && random.one_in(rare)) m.code[k] = int32_t(random.bits());
   }
   if (!dense && random.one_in(8)) m.code[random.below(m.code.size())] = random.of({INT32_MIN, INT32_MAX});
@@ -129,9 +151,12 @@ void draw_steps(Random& random, Drawn& m) {
   const bool ladder = random.one_in(2);
   const float base = std::exp2(float(int(random.below(9)) - 6)) * random.of({1.0f, 1.0078125f});
   for (float& s : m.step) {
-    if (m.step_form == 1 && ladder) s = base * random.of({1.0f, 1.25f, 1.375f, 1.625f}) * std::exp2(float(int(random.below(5)) - 2));
-    else if (m.step_type == kF16) s = f16_to_float(float_to_f16(random.gaussian()));
-    else s = bf16_to_float(float_to_bf16(random.gaussian()));
+    if (m.step_form == 1 && ladder)
+      s = base * random.of({1.0f, 1.25f, 1.375f, 1.625f}) * std::exp2(float(int(random.below(5)) - 2));
+    else if (m.step_type == kF16)
+      s = f16_to_float(float_to_f16(random.gaussian()));
+    else
+      s = bf16_to_float(float_to_bf16(random.gaussian()));
   }
 }
 
@@ -164,8 +189,10 @@ Drawn draw(Random& random) {
   return m;
 }
 
-template <class Use> void each_kernel(const Use& use) {
-  for (const char* name : kNames) if (choose(name)) use(name);
+template <class Use>
+void each_kernel(const Use& use) {
+  for (const char* name : kNames)
+    if (choose(name)) use(name);
 }
 
 uint32_t type_bytes(uint32_t type) { return type == kF32 ? 4 : 2; }
@@ -173,9 +200,11 @@ uint32_t type_bytes(uint32_t type) { return type == kF32 ? 4 : 2; }
 // The weights by their definition.
 std::vector<double> weights(const Drawn& m) {
   std::vector<double> w(m.code.size());
-  for (size_t k = 0; k < w.size(); k++) w[k] = double(m.code[k]) * m.step_at(uint32_t(k / m.columns), uint32_t(k % m.columns));
+  for (size_t k = 0; k < w.size(); k++)
+    w[k] = double(m.code[k]) * m.step_at(uint32_t(k / m.columns), uint32_t(k % m.columns));
   for (uint32_t r = 0; !m.start.empty() && r < m.rows; r++)
-    for (int32_t k = m.start[r]; k < m.start[r + 1]; k++) w[size_t(r) * m.columns + m.column[k]] += f16_to_float(m.value[k]);
+    for (int32_t k = m.start[r]; k < m.start[r + 1]; k++)
+      w[size_t(r) * m.columns + m.column[k]] += f16_to_float(m.value[k]);
   return w;
 }
 
@@ -183,12 +212,14 @@ std::vector<double> weights(const Drawn& m) {
 double largest_part(const Header& h) {
   double most = 0;
   for (uint32_t p = 0; p < h.planes && h.planes + h.segments > 1; p++)
-    most = std::max({most, std::abs(double(h.plane[p].low)), std::abs(double(h.plane[p].low + h.plane[p].unit * ((1 << h.plane[p].bits) - 1)))});
+    most = std::max({most, std::abs(double(h.plane[p].low)),
+                     std::abs(double(h.plane[p].low + h.plane[p].unit * ((1 << h.plane[p].bits) - 1)))});
   return most;
 }
 
 // Products of `batch` rows, in memory of just the size, compared with doubles.
-void compare_product(Random& random, const Drawn& m, const View& view, const std::vector<double>& w, uint32_t batch, uint32_t type, const char* name) {
+void compare_product(Random& random, const Drawn& m, const View& view, const std::vector<double>& w, uint32_t batch,
+                     uint32_t type, const char* name) {
   const uint32_t width = type_bytes(type), offset = random.one_in(2) ? width : 0;  // also off any vector's alignment
   Exact x(size_t(batch) * m.columns * width + offset), y(size_t(batch) * m.rows * width), bias(m.rows * width);
   uint8_t* const at = x.data() + offset;
@@ -203,18 +234,23 @@ void compare_product(Random& random, const Drawn& m, const View& view, const std
       double sum = biased ? load(bias.data(), r, type) : 0, square = sum * sum;
       for (uint32_t c = 0; c < m.columns; c++) {
         const size_t k = size_t(r) * m.columns + c;
-        const double activation = load(at, size_t(b) * m.columns + c, type), coded = double(m.code[k]) * m.step_at(r, c);
-        const double most = (std::abs(coded) + std::abs(w[k] - coded) + part * std::abs(m.step_at(r, c))) * std::abs(activation);
+        const double activation = load(at, size_t(b) * m.columns + c, type),
+                     coded = double(m.code[k]) * m.step_at(r, c);
+        const double most =
+            (std::abs(coded) + std::abs(w[k] - coded) + part * std::abs(m.step_at(r, c))) * std::abs(activation);
         sum += w[k] * activation;
         square += most * most;
       }
       if (type == kF16 && std::abs(sum) > 60000) continue;
-      // lanes and planes of two terms, outliers, escapes: so many additions round sums of at most this size; six deviations
+      // lanes and planes of two terms, outliers, escapes: so many additions round sums of at most this size; six
+      // deviations
       const double additions = m.columns * (2.0 * (view.head.planes + 1) + 2) + 8;
-      const double limit = std::ldexp(6 * std::sqrt(additions / 3 * square), -24) + last * std::abs(sum) + std::ldexp(1, -25);
+      const double limit =
+          std::ldexp(6 * std::sqrt(additions / 3 * square), -24) + last * std::abs(sum) + std::ldexp(1, -25);
       const double got = load(y.data(), size_t(b) * m.rows + r, type);
       if (!(std::abs(got - sum) <= limit))
-        fail(std::string(name) + " gives " + std::to_string(got) + ", not " + std::to_string(sum) + " in row " + std::to_string(r) + " of " + std::to_string(m.rows) + " x " + std::to_string(m.columns));
+        fail(std::string(name) + " gives " + std::to_string(got) + ", not " + std::to_string(sum) + " in row " +
+             std::to_string(r) + " of " + std::to_string(m.rows) + " x " + std::to_string(m.columns));
     }
 }
 
@@ -234,7 +270,10 @@ void compare_parts(const Drawn& m, const View& view, const std::vector<double>& 
   std::vector<float> dense(w.size());
   unpack_weight(view, kF32, dense.data());
   for (size_t k = 0; k < w.size(); k++)
-    if (!(std::abs(dense[k] - w[k]) <= std::ldexp(std::abs(double(m.code[k]) * m.step_at(uint32_t(k / m.columns), uint32_t(k % m.columns))) + std::abs(w[k]), -23)))
+    if (!(std::abs(dense[k] - w[k]) <=
+          std::ldexp(std::abs(double(m.code[k]) * m.step_at(uint32_t(k / m.columns), uint32_t(k % m.columns))) +
+                         std::abs(w[k]),
+                     -23)))
       fail(std::string(name) + " decodes another weight");
 }
 
@@ -257,25 +296,34 @@ void use_all(Random& random, const Exact& bytes) {
   unpack_steps(view, reinterpret_cast<float*>(step.data()));
   const uint64_t entries = unpack_outliers(view, nullptr, nullptr, nullptr);
   Exact column(entries * 4), value(entries * 2);
-  unpack_outliers(view, reinterpret_cast<int32_t*>(start.data()), reinterpret_cast<int32_t*>(column.data()), reinterpret_cast<uint16_t*>(value.data()));
+  unpack_outliers(view, reinterpret_cast<int32_t*>(start.data()), reinterpret_cast<int32_t*>(column.data()),
+                  reinterpret_cast<uint16_t*>(value.data()));
 }
 
 uint64_t extreme(Random& random, uint64_t usual) {
-  const uint64_t list[] = {0, 1, 2, 3, 15, 16, 255, 256, 0x7FFF, 0xFFFF, 0x10000, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF, 0xFFFFFFE8,
-                           0x7F800000, 0x7FC00000, 1ull << 40, ~0ull, ~63ull, usual + 1, usual - 1, usual + 64, usual - 64, usual * 2, usual / 2};
+  const uint64_t list[] = {0,          1,          2,          3,          15,         16,         255,
+                           256,        0x7FFF,     0xFFFF,     0x10000,    0x7FFFFFFF, 0x80000000, 0xFFFFFFFF,
+                           0xFFFFFFE8, 0x7F800000, 0x7FC00000, 1ull << 40, ~0ull,      ~63ull,     usual + 1,
+                           usual - 1,  usual + 64, usual - 64, usual * 2,  usual / 2};
   return random.of(list);
 }
 
 void damage(Random& random, std::vector<uint8_t>& bytes) {
   const size_t size = bytes.size();
   Header& h = *reinterpret_cast<Header*>(bytes.data());
-  const uint64_t section[] = {h.row_at, h.column_at, h.factor_at, h.palette_at, h.step_at, h.segment_at, h.cell_at, h.table_at, h.start_at,
-                              h.stream_at, h.plane[0].at, h.plane[1].at, h.escape.start_at, h.escape.at, h.outlier.start_at, h.outlier.at};
+  const uint64_t section[] = {h.row_at,          h.column_at,  h.factor_at,        h.palette_at,
+                              h.step_at,         h.segment_at, h.cell_at,          h.table_at,
+                              h.start_at,        h.stream_at,  h.plane[0].at,      h.plane[1].at,
+                              h.escape.start_at, h.escape.at,  h.outlier.start_at, h.outlier.at};
   const uint64_t at = random.of(section);
   auto there = [size](uint64_t from, uint64_t count) { return from && from <= size && count <= size - from; };
   switch (random.below(8)) {
-    case 0: bytes[random.below(size)] = uint8_t(random.bits()); break;
-    case 1: bytes[random.below(sizeof(Header))] ^= uint8_t(1 << random.below(8)); break;
+    case 0:
+      bytes[random.below(size)] = uint8_t(random.bits());
+      break;
+    case 1:
+      bytes[random.below(sizeof(Header))] ^= uint8_t(1 << random.below(8));
+      break;
     case 2: {  // one field of the header; most are of four bytes, and all lie at multiples of that
       const size_t width = random.one_in(3) ? 8 : 4;
       uint8_t* field = bytes.data() + random.below(sizeof(Header) / width) * width;
@@ -291,8 +339,10 @@ void damage(Random& random, std::vector<uint8_t>& bytes) {
       if (now >= 16) std::memcpy(bytes.data() + 8, &now, 8);
       break;
     }
-    case 4: if (there(at, 64)) bytes[at + random.below(64)] = uint8_t(extreme(random, random.bits())); break;  // a section's beginning
-    case 5:  // a stream begins elsewhere
+    case 4:
+      if (there(at, 64)) bytes[at + random.below(64)] = uint8_t(extreme(random, random.bits()));
+      break;  // a section's beginning
+    case 5:   // a stream begins elsewhere
       if (const uint64_t group = random.below(divide_up(h.rows, kRows) + 1ull); there(h.start_at, 4 * group + 4)) {
         const uint32_t start = uint32_t(random.below(h.stream_words % size + 2));
         std::memcpy(bytes.data() + h.start_at + 4 * group, &start, 4);
@@ -304,7 +354,8 @@ void damage(Random& random, std::vector<uint8_t>& bytes) {
           if (random.one_in(2)) bytes[table + 2 * k] = uint8_t((bytes[table + 2 * k] & 0xF0) | h.window % 16);
       break;
     default:  // more of it, or all
-      for (uint64_t k = 0, n = random.of({4, 64, 1024}); k < n && there(at, k + 1); k++) bytes[at + k] = uint8_t(random.bits());
+      for (uint64_t k = 0, n = random.of({4, 64, 1024}); k < n && there(at, k + 1); k++)
+        bytes[at + k] = uint8_t(random.bits());
   }
 }
 
@@ -321,7 +372,8 @@ void attack(Random& random, const std::vector<uint8_t>& whole) {
   }
 }
 
-template <class T> const T* kept(std::vector<std::unique_ptr<Exact>>& memory, const std::vector<T>& list) {
+template <class T>
+const T* kept(std::vector<std::unique_ptr<Exact>>& memory, const std::vector<T>& list) {
   memory.push_back(std::make_unique<Exact>(list.size() * sizeof(T)));
   std::copy(list.begin(), list.end(), reinterpret_cast<T*>(memory.back()->data()));
   return reinterpret_cast<const T*>(memory.back()->data());
@@ -331,7 +383,8 @@ template <class T> const T* kept(std::vector<std::unique_ptr<Exact>>& memory, co
 void frequencies(Random& random, uint64_t count, std::vector<int64_t>& list) {
   int64_t left = (1 << 24) - int64_t(count);
   for (uint64_t k = 0; k < count; k++) {
-    const int64_t some = k + 1 == count ? left : int64_t(random.below(uint64_t(left) / (random.one_in(4) ? 1 : count) + 1));
+    const int64_t some =
+        k + 1 == count ? left : int64_t(random.below(uint64_t(left) / (random.one_in(4) ? 1 : count) + 1));
     list.push_back(1 + some);
     left -= some;
   }
@@ -394,7 +447,10 @@ class Pushed {
     for (uint32_t i = 0; i < k; i++) begin += uint64_t(frequency[i]);
     const uint64_t f = uint64_t(frequency[k]);
     if (f >> 24) return;  // the only symbol there is: it takes no bits
-    if (state_ >= f << 40) { words_.push_back(uint32_t(state_)); state_ >>= 32; }
+    if (state_ >= f << 40) {
+      words_.push_back(uint32_t(state_));
+      state_ >>= 32;
+    }
     state_ = ((state_ / f) << 24) + begin + state_ % f;
   }
   std::vector<uint32_t> words() const {
@@ -403,6 +459,7 @@ class Pushed {
     all.push_back(uint32_t(state_ >> 32));
     return all;
   }
+
  private:
   std::vector<uint32_t> words_;
   uint64_t state_ = uint64_t(1) << 32;
@@ -419,7 +476,8 @@ void compare_rans(Random& random) {
   DrawnBands drawn;
   draw_bands(random, drawn);
   const RansBands& in = drawn.in;
-  const auto row = draw_classes(random, in.rows, in.row_classes), column = draw_classes(random, in.columns, in.column_classes);
+  const auto row = draw_classes(random, in.rows, in.row_classes),
+             column = draw_classes(random, in.columns, in.column_classes);
   std::vector<int32_t> symbol(size_t(in.rows) * in.columns);
   for (int32_t& z : symbol) z = int32_t(random.below(in.symbols));
   std::vector<std::vector<uint32_t>> streams;
@@ -432,9 +490,12 @@ void compare_rans(Random& random) {
         for (uint32_t i = last; i-- > first;)
           for (uint32_t j = in.columns; j-- > 0;)
             if (row[i] == a && column[j] == b)
-              pushed.push(&drawn.frequency[size_t(drawn.table[a + b]) * in.symbols], uint32_t(symbol[size_t(i) * in.columns + j]));
-    if (!band && in.column_classes > 1) for (uint32_t j = in.columns; j-- > 0;) pushed.push(drawn.column.data(), column[j]);
-    if (!band && in.row_classes > 1) for (uint32_t i = in.rows; i-- > 0;) pushed.push(drawn.row.data(), row[i]);
+              pushed.push(&drawn.frequency[size_t(drawn.table[a + b]) * in.symbols],
+                          uint32_t(symbol[size_t(i) * in.columns + j]));
+    if (!band && in.column_classes > 1)
+      for (uint32_t j = in.columns; j-- > 0;) pushed.push(drawn.column.data(), column[j]);
+    if (!band && in.row_classes > 1)
+      for (uint32_t i = in.rows; i-- > 0;) pushed.push(drawn.row.data(), row[i]);
     streams.push_back(pushed.words());
   }
   const Exact got(symbol.size() * 4);
@@ -442,30 +503,45 @@ void compare_rans(Random& random) {
   if (std::memcmp(got.data(), symbol.data(), got.size())) fail("streams decode to other symbols");
   auto& some = streams[random.below(streams.size())];
   switch (random.below(4)) {
-    case 0: some[random.below(some.size())] ^= 1u << random.below(32); break;
-    case 1: some.resize(random.below(some.size())); break;
-    case 2: some.insert(some.begin() + int64_t(random.below(some.size() + 1)), uint32_t(random.bits())); break;
-    default: some.back() = 0;
+    case 0:
+      some[random.below(some.size())] ^= 1u << random.below(32);
+      break;
+    case 1:
+      some.resize(random.below(some.size()));
+      break;
+    case 2:
+      some.insert(some.begin() + int64_t(random.below(some.size() + 1)), uint32_t(random.bits()));
+      break;
+    default:
+      some.back() = 0;
   }
   decode_streams(drawn, streams, got);
 }
 
 // Steps, integers and outliers that a record may hold though no method makes them: laid out, they must be safe to use.
 void attack_pack(Random& random, Drawn m) {
-  const float odd[] = {0.0f, -0.0f, 1e-45f, -1e-40f, 1.17549435e-38f, 3.4028235e38f, -3.4028235e38f, 1.0f, 65504.0f, 1.0e-30f};
+  const float odd[] = {0.0f,          -0.0f,          1e-45f, -1e-40f,  1.17549435e-38f,
+                       3.4028235e38f, -3.4028235e38f, 1.0f,   65504.0f, 1.0e-30f};
   const int32_t extremes[] = {INT32_MIN, INT32_MAX, 0, 1, -1, 1 << 24, (1 << 24) + 1, -(1 << 30), 65536, -32768};
   const uint16_t halves[] = {1, 0x8001, 0x03FF, 0x7BFF, 0xFBFF, 0x3C00};  // finite, and not zero
   const uint64_t often = random.of({1, 2, 20, 300});
-  for (float& s : m.step) if (random.one_in(often)) s = random.of(odd);
+  for (float& s : m.step)
+    if (random.one_in(often)) s = random.of(odd);
   // steps of 16 bits are the record's own
-  if (m.step_type == kF16) for (float& s : m.step) s = std::abs(s) > 65504 ? 1 : f16_to_float(float_to_f16(s));
-  if (m.step_type == kBF16) for (float& s : m.step) s = bits_to_float(float_to_bits(s) & 0xFFFF0000u);
-  if (random.one_in(2)) for (int32_t& z : m.code) if (random.one_in(often)) z = random.of(extremes);
-  for (uint16_t& v : m.value) if (random.one_in(often)) v = random.of(halves);
+  if (m.step_type == kF16)
+    for (float& s : m.step) s = std::abs(s) > 65504 ? 1 : f16_to_float(float_to_f16(s));
+  if (m.step_type == kBF16)
+    for (float& s : m.step) s = bits_to_float(float_to_bits(s) & 0xFFFF0000u);
+  if (random.one_in(2))
+    for (int32_t& z : m.code)
+      if (random.one_in(often)) z = random.of(extremes);
+  for (uint16_t& v : m.value)
+    if (random.one_in(often)) v = random.of(halves);
   const std::vector<uint8_t> whole = pack(m.view());
   if (whole.empty()) return;
   const Exact bytes(whole);
-  if (const char* wrong = check(bytes.data(), bytes.size())) fail(std::string("an extreme matrix gives a layout that is refused: ") + wrong);
+  if (const char* wrong = check(bytes.data(), bytes.size()))
+    fail(std::string("an extreme matrix gives a layout that is refused: ") + wrong);
   std::vector<int32_t> code(m.code.size());
   each_kernel([&](const char* name) {
     unpack_codes(View(bytes.data()), code.data());
@@ -487,7 +563,8 @@ void run_case() {
   const std::vector<double> w = weights(m);
   each_kernel([&](const char* name) {
     compare_parts(m, view, w, name);
-    for (uint32_t batch : {0u, 1u, random.of({2u, 3u, 5u, 8u, 17u})}) compare_product(random, m, view, w, batch, uint32_t(random.below(3)), name);
+    for (uint32_t batch : {0u, 1u, random.of({2u, 3u, 5u, 8u, 17u})})
+      compare_product(random, m, view, w, batch, uint32_t(random.below(3)), name);
   });
   set_threads(1);
   attack(random, whole);
@@ -501,11 +578,20 @@ void run_case() {
 }  // namespace
 
 int main(int count, char** words) {
-  if (count != 3) { std::fprintf(stderr, "usage: fuzz_kernels SECONDS SEED\n"); return 2; }
+  if (count != 3) {
+    std::fprintf(stderr, "usage: fuzz_kernels SECONDS SEED\n");
+    return 2;
+  }
   __sanitizer_set_death_callback(say_seed);
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(words[1]));
   seed = std::strtoull(words[2], nullptr, 10);
-  do { run_case(); seed++; } while (std::chrono::steady_clock::now() < end);
-  std::printf("fuzz_kernels: %llu matrices (%llu of no use to the kernels), %llu damaged layouts, %llu of them passed the check\n",
-              (unsigned long long)matrices, (unsigned long long)refused, (unsigned long long)damaged, (unsigned long long)passed);
+  do {
+    run_case();
+    seed++;
+  } while (std::chrono::steady_clock::now() < end);
+  std::printf(
+      "fuzz_kernels: %llu matrices (%llu of no use to the kernels), %llu damaged layouts, %llu of them passed the "
+      "check\n",
+      (unsigned long long)matrices, (unsigned long long)refused, (unsigned long long)damaged,
+      (unsigned long long)passed);
 }

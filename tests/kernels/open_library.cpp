@@ -1,8 +1,9 @@
-// Opens the library as Python does, and uses its C face on every instruction set that there is: a small program, because
-// under an emulator Python with torch takes minutes.
+// Opens the library as Python does, and uses its C face on every instruction set that there is: a small program,
+// because under an emulator Python with torch takes minutes.
 //
-//   open_library LIBRARY products   compare results with their definition; print what was chosen, then what is available
-//   open_library LIBRARY memory     let allocations fail, wherever: functions must say so and not end the process
+//   open_library LIBRARY products   compare results with their definition; print what was chosen, then what is
+//   available open_library LIBRARY memory     let allocations fail, wherever: functions must say so and not end the
+//   process
 #include <dlfcn.h>
 
 #include <atomic>
@@ -65,11 +66,14 @@ struct Library {
 
   explicit Library(const char* path) : opened(dlopen(path, RTLD_NOW | RTLD_LOCAL)) {
     if (!opened) fail(dlerror());
-    find(available, "np_available"), find(choose, "np_choose"), find(chosen, "np_chosen"), find(pack, "np_pack"), find(take, "np_take");
-    find(check, "np_check"), find(product, "np_product"), find(weight, "np_weight"), find(codes, "np_codes"), find(rans, "np_rans");
+    find(available, "np_available"), find(choose, "np_choose"), find(chosen, "np_chosen"), find(pack, "np_pack"),
+        find(take, "np_take");
+    find(check, "np_check"), find(product, "np_product"), find(weight, "np_weight"), find(codes, "np_codes"),
+        find(rans, "np_rans");
     find(outliers, "np_outliers");
   }
-  template <class Function> void find(Function& function, const char* name) {
+  template <class Function>
+  void find(Function& function, const char* name) {
     void* found = dlsym(opened, name);
     if (!found) fail(std::string("the library has no ") + name);
     std::memcpy(&function, &found, sizeof found);
@@ -94,8 +98,19 @@ struct Case {
 
   Matrix matrix() const {
     const bool sparse = !start.empty();
-    return {rows, columns, group_size, step_form, code_tag, kF32, code.data(), step.data(), sparse ? start.data() : nullptr,
-            sparse ? column.data() : nullptr, sparse ? value.data() : nullptr, uint64_t(rows) * columns, 0};
+    return {rows,
+            columns,
+            group_size,
+            step_form,
+            code_tag,
+            kF32,
+            code.data(),
+            step.data(),
+            sparse ? start.data() : nullptr,
+            sparse ? column.data() : nullptr,
+            sparse ? value.data() : nullptr,
+            uint64_t(rows) * columns,
+            0};
   }
   std::vector<float> weights() const {
     std::vector<float> w(code.size());
@@ -105,7 +120,8 @@ struct Case {
         const uint32_t at = step_form == 2 ? r * across + c / group_size : step_form ? c : 0;
         w[r * columns + c] = float(code[r * columns + c]) * step[at];
       }
-      for (int32_t k = start.empty() ? 0 : start[r]; !start.empty() && k < start[r + 1]; k++) w[r * columns + uint32_t(column[k])] += 1.5f;
+      for (int32_t k = start.empty() ? 0 : start[r]; !start.empty() && k < start[r + 1]; k++)
+        w[r * columns + uint32_t(column[k])] += 1.5f;
     }
     return w;
   }
@@ -125,7 +141,8 @@ Case lanes(const char* name, uint32_t columns, uint32_t spread, int32_t most, bo
   if (!outliers) return c;
   c.start.push_back(0);
   for (uint32_t r = 0; r < c.rows; r++) {
-    for (uint32_t k = random.below(9); k < columns; k += 9 + random.below(40)) c.column.push_back(int32_t(k)), c.value.push_back(0x3E00);
+    for (uint32_t k = random.below(9); k < columns; k += 9 + random.below(40))
+      c.column.push_back(int32_t(k)), c.value.push_back(0x3E00);
     c.start.push_back(int32_t(c.column.size()));
   }
   return c;
@@ -135,18 +152,28 @@ Case lanes(const char* name, uint32_t columns, uint32_t spread, int32_t most, bo
 Case planes(const char* name, uint32_t bits, uint32_t group_size) {
   Case c{name, 70, 96, group_size, 2, 2, {}, {}, {}, {}, {}};
   Random random;
-  for (uint32_t k = 0; k < c.rows * c.columns; k++) c.code.push_back(int32_t(random.below(1u << bits)) - (1 << (bits - 1)));
+  for (uint32_t k = 0; k < c.rows * c.columns; k++)
+    c.code.push_back(int32_t(random.below(1u << bits)) - (1 << (bits - 1)));
   for (uint32_t k = 0; k < c.rows * divide_up(c.columns, group_size); k++) c.step.push_back(k % 3 ? 0.5f : 0.75f);
   return c;
 }
 
 std::vector<Case> cases() {
-  return {lanes("one step", 200, 3, 0, false, false), lanes("escapes and outliers", 200, 4, 900, false, true),
-          lanes("column steps", 333, 6, 0, true, false), lanes("low bits in a plane", 65, 300, 0, false, false),
-          planes("1 bit", 1, 32), planes("2 bits", 2, 96), planes("3 bits", 3, 31), planes("4 bits", 4, 32), planes("8 bits", 8, 96)};
+  return {lanes("one step", 200, 3, 0, false, false),
+          lanes("escapes and outliers", 200, 4, 900, false, true),
+          lanes("column steps", 333, 6, 0, true, false),
+          lanes("low bits in a plane", 65, 300, 0, false, false),
+          planes("1 bit", 1, 32),
+          planes("2 bits", 2, 96),
+          planes("3 bits", 3, 31),
+          planes("4 bits", 4, 32),
+          planes("8 bits", 8, 96)};
 }
 
-struct Words { std::vector<uint64_t> data; uint64_t bytes; };  // aligned as a layout has to be
+struct Words {
+  std::vector<uint64_t> data;
+  uint64_t bytes;
+};  // aligned as a layout has to be
 
 Words laid_out(const Library& library, const Case& c, unsigned threads) {
   const Matrix matrix = c.matrix();
@@ -165,27 +192,34 @@ struct Numbers {
   Numbers(uint32_t t, size_t count) : type(t), memory(count + 2) {}
   void* at() { return reinterpret_cast<uint8_t*>(memory.data()) + (type == kF32 ? 4 : 2); }
   void set(size_t k, float value) {
-    if (type == kF32) static_cast<float*>(at())[k] = value;
-    else static_cast<uint16_t*>(at())[k] = float_to_bf16(value);
+    if (type == kF32)
+      static_cast<float*>(at())[k] = value;
+    else
+      static_cast<uint16_t*>(at())[k] = float_to_bf16(value);
   }
-  float get(size_t k) { return type == kF32 ? static_cast<float*>(at())[k] : bf16_to_float(static_cast<uint16_t*>(at())[k]); }
+  float get(size_t k) {
+    return type == kF32 ? static_cast<float*>(at())[k] : bf16_to_float(static_cast<uint16_t*>(at())[k]);
+  }
 };
 
 float as_type(uint32_t type, float value) { return type == kF32 ? value : bf16_to_float(float_to_bf16(value)); }
 
-void compare_product(const Library& library, const Case& c, const Words& layout, uint32_t batch, uint32_t type, unsigned threads, const std::string& where) {
+void compare_product(const Library& library, const Case& c, const Words& layout, uint32_t batch, uint32_t type,
+                     unsigned threads, const std::string& where) {
   Random random;
   const std::vector<float> w = c.weights();
   Numbers x(type, size_t(batch) * c.columns), bias(type, c.rows), y(type, size_t(batch) * c.rows);
   for (size_t k = 0; k < size_t(batch) * c.columns; k++) x.set(k, float(int32_t(random.below(17)) - 8));
   for (uint32_t r = 0; r < c.rows; r++) bias.set(r, float(r % 4));
-  if (library.product(layout.data.data(), x.at(), batch, type, bias.at(), y.at(), threads)) fail(where + ": the product fails");
+  if (library.product(layout.data.data(), x.at(), batch, type, bias.at(), y.at(), threads))
+    fail(where + ": the product fails");
   for (uint32_t b = 0; b < batch; b++)
     for (uint32_t r = 0; r < c.rows; r++) {
       float sum = float(r % 4);
       for (uint32_t k = 0; k < c.columns; k++) sum += w[r * c.columns + k] * x.get(size_t(b) * c.columns + k);
       const float got = y.get(size_t(b) * c.rows + r);
-      if (got != as_type(type, sum)) fail(where + ": " + std::to_string(got) + " is not " + std::to_string(sum) + " in row " + std::to_string(r));
+      if (got != as_type(type, sum))
+        fail(where + ": " + std::to_string(got) + " is not " + std::to_string(sum) + " in row " + std::to_string(r));
     }
 }
 
@@ -194,7 +228,8 @@ void compare_weight(const Library& library, const Case& c, const Words& layout, 
   for (uint32_t type : kTypes) {
     Numbers decoded(type, w.size());
     if (library.weight(layout.data.data(), type, decoded.at(), 1)) fail(where + ": the weight fails");
-    for (size_t k = 0; k < w.size(); k++) if (decoded.get(k) != as_type(type, w[k])) fail(where + ": another weight");
+    for (size_t k = 0; k < w.size(); k++)
+      if (decoded.get(k) != as_type(type, w[k])) fail(where + ": another weight");
   }
   std::vector<int32_t> code(c.code.size());
   if (library.codes(layout.data.data(), code.data(), 1) || code != c.code) fail(where + ": other integers");
@@ -212,7 +247,8 @@ void products(const Library& library) {
       const std::string where = std::string(name) + ", " + c.name;
       const Words layout = laid_out(library, c, 1);
       if (layout.data.empty()) fail(where + ": no layout");
-      if (const char* wrong = library.check(layout.data.data(), layout.bytes)) fail(where + ": a layout is refused: " + wrong);
+      if (const char* wrong = library.check(layout.data.data(), layout.bytes))
+        fail(where + ": a layout is refused: " + wrong);
       for (uint32_t type : kTypes)
         for (uint32_t batch : {1u, 2u, 5u}) compare_product(library, c, layout, batch, type, batch == 5 ? 2 : 1, where);
       compare_weight(library, c, layout, where);
@@ -221,10 +257,11 @@ void products(const Library& library) {
   }
 }
 
-// Call call() with all allocations from the first on failing, then from the second on .. (of many, not from each), until none
-// does. It returns whether it was short of memory, and looks at its results where not; no call may end the process. One
-// that only wanted another thread succeeds.
-template <class Call> void starve(const char* name, const Call& call) {
+// Call call() with all allocations from the first on failing, then from the second on .. (of many, not from each),
+// until none does. It returns whether it was short of memory, and looks at its results where not; no call may end the
+// process. One that only wanted another thread succeeds.
+template <class Call>
+void starve(const char* name, const Call& call) {
   for (int64_t k = 0, noticed = 0;; k += 1 + k / 50) {
     failed = false;
     until_failure = k;
@@ -261,8 +298,10 @@ void starve_all(const Library& library, unsigned threads) {
   uint64_t bytes = 0;
   starve("np_pack", [&] {
     void* handle = library.pack(&matrix, threads, &bytes);
-    if (handle) library.take(handle, spare.data());
-    else if (bytes) fail("np_pack gives a size without bytes");
+    if (handle)
+      library.take(handle, spare.data());
+    else if (bytes)
+      fail("np_pack gives a size without bytes");
     return !handle;
   });
   layout = spare;
@@ -274,10 +313,12 @@ void starve_all(const Library& library, unsigned threads) {
   std::vector<float> x(5 * c.columns, 1), y(5 * c.rows), weight(c.code.size());
   std::vector<int32_t> code(c.code.size()), start(c.rows + 1), column(c.column.size());
   std::vector<uint16_t> value(c.value.size());
-  starve("np_product", [&] { return library.product(layout.data(), x.data(), 5, kF32, nullptr, y.data(), threads) == -1; });
+  starve("np_product",
+         [&] { return library.product(layout.data(), x.data(), 5, kF32, nullptr, y.data(), threads) == -1; });
   starve("np_weight", [&] { return library.weight(layout.data(), kF32, weight.data(), threads) == -1; });
   starve("np_codes", [&] { return library.codes(layout.data(), code.data(), threads) == -1; });
-  starve("np_outliers", [&] { return library.outliers(layout.data(), start.data(), column.data(), value.data()) == UINT64_MAX; });
+  starve("np_outliers",
+         [&] { return library.outliers(layout.data(), start.data(), column.data(), value.data()) == UINT64_MAX; });
   if (code != c.code || column != c.column || value != c.value) fail("other integers or outliers");
   const Words whole{layout, bytes};
   compare_product(library, c, whole, 5, kF32, threads, "after all");
@@ -298,6 +339,8 @@ int main(int count, char** words) {
     return 2;
   }
   const Library library(words[1]);
-  if (mode == "products") products(library);
-  else memory(library);
+  if (mode == "products")
+    products(library);
+  else
+    memory(library);
 }

@@ -92,7 +92,7 @@ def test_residuals_lie_in_the_cells(seed, n, slope, size):
     residual = ((target - code * step) @ factor.T).abs()
     sides = cell_sides(factor, step, costs)
     assert (residual <= sides / 2 * (1 + 1e-9) + 1e-12).all()
-    assert (costs.reach() >= 0.5).all() and (costs.reach() <= 1).all()
+    assert (costs.half_widths() >= 0.5).all() and (costs.half_widths() <= 1).all()
 
 
 def test_the_widest_cell_is_reached():
@@ -100,7 +100,7 @@ def test_the_widest_cell_is_reached():
     length = torch.tensor([[5.0, 3.0, 1.0, 3.0, 5.0]])
     costs = Prices(length, torch.zeros(1).long(), torch.zeros(1).long(), 0.2)
     # ½ + 0.2 · 2 / 2 above 0, and as far above 1
-    assert costs.reach().item() == pytest.approx(0.7, abs=1e-7)
+    assert costs.half_widths().item() == pytest.approx(0.7, abs=1e-7)
     one = torch.ones(1, 1).double()
     for target, expected in [(0.699, 0), (0.701, 1), (1.699, 1), (1.701, 2), (2.6, 3)]:
         assert rate_aware_plane(one * target, one, one, costs).item() == expected

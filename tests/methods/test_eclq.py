@@ -1,4 +1,4 @@
-"""ECLQ: its rate, its certificate under an aim, and that its parts earn their place."""
+"""ECLQ: its rate, its certificate with a target, and that each part lowers the loss."""
 
 import dataclasses
 
@@ -7,7 +7,7 @@ import torch
 
 from nearplane import codes, lattice
 from nearplane.methods import ECLQ, HPTQ, Target
-from nearplane.methods.eclq import lattice_of
+from nearplane.methods.eclq import rounding_problem
 from nearplane.methods.meet_rate import TOLERANCE
 from tests.problem import problem
 
@@ -90,10 +90,10 @@ def test_more_paths_lower_the_loss():
 
 
 def test_sides_are_about_equal():
-    """Steps stand on a ladder whose rungs are at most 1.13 from what is wished."""
+    """Steps stand on a ladder whose rungs are at most a factor of 1.13 from what is asked for."""
     p = problem(9, 8, 64)
     basis = lattice.basis(p.hessian, "activation", 0.01)
-    sides = lattice_of(p.weight, basis, True).side[0] * basis.factor.diagonal()
+    sides = rounding_problem(p.weight, basis, True).unit_step[0] * basis.factor.diagonal()
     assert sides.max() / sides.min() <= 1.13**2
 
 

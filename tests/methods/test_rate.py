@@ -8,8 +8,8 @@ import torch
 from nearplane import codes
 from nearplane.lattice import basis, nearest_integer, nearest_plane
 from nearplane.methods import HPTQ
-from nearplane.methods.rate import Budget, RateError, expected_pull, first_scale, sample_rows
-from nearplane.methods.scale_search import Coded, drive, meet
+from nearplane.methods.rate import Budget, RateError, drawn_pull, first_scale, sample_rows
+from nearplane.methods.scale_search import CodedMatrix, run_searches, search_scale
 from tests.problem import problem
 
 GAUSS = problem(0, 256, 256).weight.float()  # 65,536 independent standard normals
@@ -18,12 +18,14 @@ HERE = torch.arange(256)
 
 def attempt(scale, some):
     code = nearest_integer(GAUSS[some] / scale, None, None).int()
-    return Coded(code, torch.full((1, 1), scale))
+    return CodedMatrix(code, torch.full((1, 1), scale))
 
 
-def met(budget, start, back=HERE, attempt=attempt):
+def met(budget, start, invperm=HERE, attempt=attempt):
     """Return what one search finds."""
-    found = drive([meet(budget, start, back)], lambda t: {0: attempt(t[0].scale, t[0].rows)})
+    found = run_searches(
+        [search_scale(budget, start, invperm)], lambda t: {0: attempt(t[0].scale, t[0].rows)}
+    )
     return found[0]
 
 
@@ -55,7 +57,7 @@ def test_first_scale_is_equivariant(power):
 
 
 @pytest.mark.parametrize("bpw", [2.0, 3.0, 4.5])
-def test_the_model_of_the_pull_foretells_nearest_planes_rate(bpw):
+def test_the_drawn_pull_predicts_nearest_planes_rate(bpw):
     """First guess and sweep agree to 0.05 bits; coarse steps need the pull for that."""
     p = problem(3, 256, 256, condition=1e3)
     of = basis(p.hessian, "activation", 0.01)
@@ -64,50 +66,50 @@ def test_the_model_of_the_pull_foretells_nearest_planes_rate(bpw):
 
     def rate_at(scale):
         step = torch.full((1, 1), scale, dtype=torch.float64)
-        return budget.likely_rate(nearest_plane(target, factor, step))
+        return budget.estimated_rate(nearest_plane(target, factor, step))
 
-    missed = abs(rate_at(first_scale(budget, target, expected_pull(factor, 256))) - bpw)
+    missed = abs(rate_at(first_scale(budget, target, drawn_pull(factor, 256))) - bpw)
     assert missed < 0.05
     if bpw == 2.0:
         assert missed < rate_at(first_scale(budget, target, None)) - bpw
 
 
 @pytest.mark.parametrize("bpw", [1.5, 2.125, 3.125, 7.0])
-def test_meet_ends_just_under_the_target(bpw):
+def test_search_scale_ends_just_under_the_target(bpw):
     coded, (record, code_bytes) = met(Budget(bpw, 256, 256, 1), start_of(bpw))
     assert bpw - 0.01 <= rate(coded) <= bpw
     expected, expected_bytes = coded.packed()
     assert torch.equal(record, expected) and code_bytes == expected_bytes
 
 
-def test_meet_near_one_bit():
+def test_search_scale_near_one_bit():
     """Where Huffman codes end, the rate hardly falls with the step: only the limit is sure."""
     coded, _ = met(Budget(1.2, 256, 256, 1), start_of(1.2))
     assert 1.15 <= rate(coded) <= 1.2
 
 
 @pytest.mark.parametrize("start", [1e-4, 1e-2, 1.0, 100.0])
-def test_meet_recovers_from_a_bad_start(start):
+def test_search_scale_recovers_from_a_bad_start(start):
     coded, _ = met(Budget(3.0, 256, 256, 1), start)
     assert 2.95 <= rate(coded) <= 3.0
 
 
-def test_meet_packs_the_columns_where_they_belong():
+def test_search_scale_packs_the_columns_where_they_belong():
     """An attempt's columns are the basis's; the record's are the original ones."""
-    back = torch.randperm(256, generator=torch.Generator().manual_seed(1))
-    coded, (record, _) = met(Budget(3.0, 256, 256, 1), 0.4, back)
+    invperm = torch.randperm(256, generator=torch.Generator().manual_seed(1))
+    coded, (record, _) = met(Budget(3.0, 256, 256, 1), 0.4, invperm)
     scale = float(coded.step)
-    assert torch.equal(coded.code, attempt(scale, slice(None)).code[:, back])
+    assert torch.equal(coded.code, attempt(scale, slice(None)).code[:, invperm])
     assert torch.equal(codes.unpack(record).code, coded.code)
     assert rate(coded) <= 3.0
 
 
-def test_the_likely_rate_is_near_the_records():
+def test_the_estimated_rate_is_near_the_records():
     coded, budget = attempt(0.4, slice(None)), Budget(3.0, 256, 256, 1)
-    assert budget.of_bytes(0) == 8 * codes.ENTRY_BYTES / 65536
-    assert abs(budget.likely_rate(coded.code) - rate(coded)) < 0.01
+    assert budget.rate_of_bytes(0) == 8 * codes.ENTRY_BYTES / 65536
+    assert abs(budget.estimated_rate(coded.code) - rate(coded)) < 0.01
     # a quarter of the rows: the entropy of 16,384 samples is known to about 0.01 bits
-    assert abs(budget.likely_rate(coded.code[::4]) - rate(coded)) < 0.05
+    assert abs(budget.estimated_rate(coded.code[::4]) - rate(coded)) < 0.05
 
 
 def test_the_rate_falls_as_steps_grow():
@@ -119,7 +121,9 @@ def test_the_rate_falls_as_steps_grow():
 def test_several_steps_cost_two_bytes_each():
     code = attempt(0.4, slice(None)).code
     one, many = Budget(3.0, 256, 256, 1), Budget(3.0, 256, 256, 256)
-    assert math.isclose(many.likely_rate(code) - one.likely_rate(code), 8 * (2 * 256 - 4) / 65536)
+    assert math.isclose(
+        many.estimated_rate(code) - one.estimated_rate(code), 8 * (2 * 256 - 4) / 65536
+    )
 
 
 def test_a_matrix_too_small_for_its_header():
@@ -136,7 +140,7 @@ def test_a_rate_that_no_step_reaches():
     fixed = attempt(0.01, slice(None))
     with pytest.raises(RateError, match="no step was found"):
         budget = Budget(3.0, 256, 256, 1)
-        met(budget, 1.0, attempt=lambda scale, some: Coded(fixed.code[some], fixed.step))
+        met(budget, 1.0, attempt=lambda scale, some: CodedMatrix(fixed.code[some], fixed.step))
 
 
 def test_matrices_that_share_a_basis_get_what_each_would_get_alone():
@@ -151,10 +155,10 @@ def test_matrices_that_share_a_basis_get_what_each_would_get_alone():
 
 def test_columns_move_with_their_steps():
     code, step = torch.arange(6, dtype=torch.int32).reshape(2, 3), torch.tensor([[1.0, 2.0, 3.0]])
-    moved = Coded(code, step, step * 2).on(torch.tensor([2, 0, 1]))
+    moved = CodedMatrix(code, step, step * 2).permuted(torch.tensor([2, 0, 1]))
     assert moved.code.tolist() == [[2, 0, 1], [5, 3, 4]]
-    assert moved.step.tolist() == [[3, 1, 2]] and moved.side.tolist() == [[6, 2, 4]]
-    assert Coded(code, step[:, :1]).on(torch.tensor([2, 0, 1])).step.tolist() == [[1]]
+    assert moved.step.tolist() == [[3, 1, 2]] and moved.decision_step.tolist() == [[6, 2, 4]]
+    assert CodedMatrix(code, step[:, :1]).permuted(torch.tensor([2, 0, 1])).step.tolist() == [[1]]
 
 
 @pytest.mark.parametrize("rows, columns", [(1, 1), (1, 10**6), (7, 100), (5000, 64), (100, 4096)])

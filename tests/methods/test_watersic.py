@@ -42,9 +42,9 @@ def test_bounds_on_any_problem(seed, n, size, gain):
     p = problem(seed, 40, n, tokens=n + 3, dead=n // 9)
     found, error, basis = rounded(p, size * float(p.hessian.diagonal().mean().sqrt()), gain)
     loss = (error @ basis.factor.T).square().sum(1)
-    assert (loss <= row_bounds(found.on(basis.columns.argsort()), basis) * (1 + 1e-9)).all()
+    assert (loss <= row_bounds(found.permuted(basis.columns.argsort()), basis) * (1 + 1e-9)).all()
     if found.code.abs().max() < 25:
-        layer = (found.side[0] * basis.factor.diagonal()).square().sum() * 40 / 4
+        layer = (found.decision_step[0] * basis.factor.diagonal()).square().sum() * 40 / 4
         assert loss.sum() <= 1.01 * layer
 
 
@@ -78,7 +78,7 @@ def test_every_direction_errs_alike():
     """R_jj α_j is one constant, and with γ = 1 the residuals' mean squares are a twelfth of it."""
     p = problem(5, 2000, 64)
     found, error, basis = rounded(p, 0.1, False)
-    sides = found.side[0].double() * basis.factor.diagonal()
+    sides = found.decision_step[0].double() * basis.factor.diagonal()
     assert torch.allclose(sides, torch.tensor(0.1).double(), rtol=2.0**-8)
     share = (error @ basis.factor.T).square().mean(0) * 12 / sides.square()
     # the mean of 2000 values of 12 u² with standard deviation 0.89: five of its errors
@@ -86,7 +86,7 @@ def test_every_direction_errs_alike():
 
 
 def test_unequal_steps_pay_for_loud_channels():
-    """Not a law: one table for all columns gives part of the gain back, and 16 / rows bits go.
+    """Not a law: one table for all columns gives part of the gain invperm, and 16 / rows bits go.
 
     A few loud channels leave most of it. A smooth steep spectrum takes all of it and more: with
     condition=1e6 and a damping of 1e-4 WaterSIC's loss is 1.1 times HPTQ's at 3 bits.

@@ -162,7 +162,7 @@ def test_processes_divide_the_work_as_ranks_do(count, grain, sequences, size):
     run = RunSize(max(sequences, size), 8, size)
     starts = Ranks(0, size)._starts(count, grain)
     shares = [(b - a) / count for a, b in pairwise(starts)]
-    assert run.of_things(count, grain) == shares
+    assert run.of_rows(count, grain) == shares
     assert sum(shares) == pytest.approx(1)
     # no part is below a grain, unless there are fewer things
     assert min(share for share in shares if share) * count >= min(grain, count) - 1e-6
@@ -172,10 +172,10 @@ def test_processes_divide_the_work_as_ranks_do(count, grain, sequences, size):
 
 
 def test_few_rows_are_rounded_by_one_process():
-    assert max(RunSize(64, 8, 2).of_things(1023)) == 1.0
-    assert max(RunSize(64, 8, 2).of_things(1024)) == 0.5
+    assert max(RunSize(64, 8, 2).of_rows(1023)) == 1.0
+    assert max(RunSize(64, 8, 2).of_rows(1024)) == 0.5
     # the short tile at the end goes to the one before
-    assert RunSize(64, 8, 2).of_things(1500) == pytest.approx([512 / 1500, 988 / 1500])
+    assert RunSize(64, 8, 2).of_rows(1500) == pytest.approx([512 / 1500, 988 / 1500])
 
 
 def test_processes_are_never_more_than_evenly_faster(wide):
@@ -397,14 +397,14 @@ def test_a_time_buys_the_most_sequences_that_fit(wide, ranks):
     most = MOST_TOKENS // length
     # processes wait for the busiest, so that each gets as many
     for sequences in (ranks, 42):
-        seconds = run.of(sequences).seconds
+        seconds = run.with_sequences(sequences).seconds
         assert run.within(seconds).run.sequences == sequences
     assert run.within(seconds * (1 - 1e-9)).run.sequences == 42 - ranks
     plenty = run.within(1e9)
-    assert plenty.run.sequences == most and "more tokens help little" in plenty.bought(1e9)
-    assert f"on 40 x {length} tokens" in run.of(40).bought(600.0)
+    assert plenty.run.sequences == most and "more tokens help little" in plenty.time_sentence(1e9)
+    assert f"on 40 x {length} tokens" in run.with_sequences(40).time_sentence(600.0)
     with pytest.raises(NearplaneError, match=r"too little for .*with . x 512 tokens .*--time"):
-        run.within(run.of(ranks).seconds / 2)
+        run.within(run.with_sequences(ranks).seconds / 2)
 
 
 @pytest.mark.parametrize(

@@ -18,9 +18,9 @@ from vllm.model_executor.models.llama import LlamaForCausalLM
 
 from nearplane import codes
 from nearplane.codes import resident
-from nearplane.export.vllm.config import NearplaneConfig
+from nearplane.export.vllm.config import NearplaneVllmConfig
 from nearplane.export.vllm.linear_method import NearplaneHeadMethod, NearplaneLinearMethod
-from nearplane.export.vllm.shards import Stored
+from nearplane.export.vllm.shards import LayerEntry
 from nearplane.types import NearplaneError
 from tests.export.tiny import Packed, pack_layer
 
@@ -66,12 +66,12 @@ def packed(name: str, form: int) -> Packed:
     return pack_layer(LAYER + name, weight, seed)
 
 
-def config_of(*layers: Packed) -> NearplaneConfig:
+def config_of(*layers: Packed) -> NearplaneVllmConfig:
     entries = {
         p.report.name: {"bytes": len(p.record), "rows": p.report.rows, "columns": p.report.columns}
         for p in layers
     }
-    made = NearplaneConfig.from_config(
+    made = NearplaneVllmConfig.from_config(
         {"quant_method": "nearplane", "format_version": 1, "layers": entries}
     )
     made.packed_modules_mapping = LlamaForCausalLM.packed_modules_mapping
@@ -290,10 +290,8 @@ def test_a_record_that_no_layer_takes_is_refused(place):
         fill(layer, ("record", one.record, None))
 
 
-def test_a_stage_of_a_pipeline_has_some_of_the_layers(place):
-    layer, _ = down(place)
-    made = layer.quant_method.config
-    made.found.clear()
+def test_a_stage_of_a_pipeline_has_some_of_the_layers():
+    made = config_of(packed("mlp.down_proj", 1))
     made.pipelined = True
     made.check_found()
 
@@ -344,7 +342,7 @@ def test_a_record_of_another_shape_is_refused(place):
         for shape in ((HIDDEN, INNER), (INNER, HIDDEN))
     )
     assert len(right) == len(wrong)
-    stored = Stored("x", len(right), HIDDEN, INNER)
+    stored = LayerEntry("x", len(right), HIDDEN, INNER)
     layer.quant_method.parts[0] = stored
     layer.record = nn.Parameter(wrong, requires_grad=False)
     with pytest.raises(NearplaneError, match="x: the record is of 24 x 30 weights"):

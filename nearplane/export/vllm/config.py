@@ -1,9 +1,9 @@
-"""vLLM's quantization config of a checkpoint; importing this registers it.
+"""The quantization config through which vLLM reads checkpoints; importing this registers it.
 
 | theirs | ours |
 |---|---|
-| prefix | a layer's name; "qkv_proj" and the like stand for several layers |
-| packed_modules_mapping | the parts of such a fused layer, in order |
+| prefix | a layer's name; vLLM fuses several layers into one, such as "qkv_proj" |
+| packed_modules_mapping | the names of the layers that a fused layer consists of, in order |
 | quantization config | config.json's `quantization_config`, of which `layers` is used |
 """
 
@@ -20,7 +20,7 @@ from vllm.model_executor.layers.quantization.base_config import (
 )
 
 from nearplane.export import checkpoint_format as fmt
-from nearplane.export.vllm.shards import Stored
+from nearplane.export.vllm.shards import LayerEntry
 from nearplane.types import NearplaneError
 
 if TYPE_CHECKING:
@@ -28,19 +28,22 @@ if TYPE_CHECKING:
 
 
 @register_quantization_config(fmt.METHOD)
-class NearplaneConfig(QuantizationConfig):
-    """The compressed layers of a checkpoint, by the names that vLLM gives them."""
+class NearplaneVllmConfig(QuantizationConfig):
+    """Tells vLLM which layers of a checkpoint are compressed, and how to multiply by them.
 
-    def __init__(self, layers: dict[str, Stored]):
+    - `layers`: the names that vLLM gives the compressed layers -> what config.json says of them.
+    """
+
+    def __init__(self, layers: dict[str, LayerEntry]):
         super().__init__()
         self.layers = layers
-        self.found: set[str] = set()  # names of those that vLLM has a layer for
+        self.found: set[str] = set()  # names of the compressed layers that vLLM's model has
         self.pipelined = False
 
     @classmethod
-    def from_config(cls, config: dict[str, Any]) -> "NearplaneConfig":
+    def from_config(cls, config: dict[str, Any]) -> "NearplaneVllmConfig":
         entries = fmt.check_quantization_config(config, "quantization_config")
-        return cls({name: Stored.from_entry(name, entry) for name, entry in entries.items()})
+        return cls({name: LayerEntry.from_json(name, entry) for name, entry in entries.items()})
 
     def get_name(self) -> str:
         return fmt.METHOD
@@ -50,7 +53,7 @@ class NearplaneConfig(QuantizationConfig):
 
     @classmethod
     def get_min_capability(cls) -> int:
-        # the reference needs no kernel of its own
+        # records can be decoded in plain torch, which runs on every GPU
         return 0
 
     @staticmethod
@@ -61,7 +64,7 @@ class NearplaneConfig(QuantizationConfig):
         self.layers = hf_to_vllm_mapper.apply_dict(self.layers)
 
     def get_quant_method(self, layer: nn.Module, prefix: str) -> QuantizeMethodBase | None:
-        """Return how a layer is multiplied; None leaves the choice to vLLM."""
+        """Return the method that computes a layer; None leaves the choice to vLLM."""
         from vllm.model_executor.layers.fused_moe import RoutedExperts
         from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
@@ -76,36 +79,45 @@ class NearplaneConfig(QuantizationConfig):
         self.found |= {part.name for part in parts}
         self.pipelined = _is_pipelined()
         if isinstance(layer, ParallelLMHead):
-            return NearplaneHeadMethod(self, parts) if parts else None
-        return NearplaneLinearMethod(self, parts) if parts else UnquantizedLinearMethod()
+            return NearplaneHeadMethod(parts, self.check_found) if parts else None
+        if not parts:
+            return UnquantizedLinearMethod()
+        return NearplaneLinearMethod(parts, self.check_found)
 
     def check_found(self) -> None:
-        """Raise NearplaneError if vLLM has no layer for a record: it may have dropped it unsaid."""
-        lost = sorted({part.name for part in self.layers.values()} - self.found)
-        # stages of a pipeline have some of the layers each
-        if lost and not self.pipelined:
+        """Raise NearplaneError if vLLM's model lacks a compressed layer.
+
+        vLLM itself may ignore tensors of a checkpoint that it has no layer for.
+        """
+        missing = sorted({part.name for part in self.layers.values()} - self.found)
+        # with pipeline parallelism, each process has only some of the layers
+        if missing and not self.pipelined:
             raise NearplaneError(
-                f"{lost[0]} is compressed, but vLLM's model has no such layer "
-                f"({len(lost)} in all): nearplane cannot serve this model"
+                f"{missing[0]} is compressed, but vLLM's model has no such layer "
+                f"({len(missing)} in all): nearplane cannot serve this model"
             )
 
-    def parts_of(self, prefix: str) -> list[Stored]:
-        """Return the records of a layer in the order of its outputs; [] if it is not compressed."""
+    def parts_of(self, prefix: str) -> list[LayerEntry]:
+        """Return the compressed layers that vLLM's layer `prefix` consists of; [] if it has none.
+
+        They are in the order of its outputs. NearplaneError if only some are compressed.
+        """
         if prefix in self.layers:
             return [self.layers[prefix]]
-        above, dot, leaf = prefix.rpartition(".")
-        names = [above + dot + part for part in self.packed_modules_mapping.get(leaf, [])]
-        lacking = [name for name in names if name not in self.layers]
-        if len(lacking) == len(names):
+        parent, dot, leaf = prefix.rpartition(".")
+        names = [parent + dot + part for part in self.packed_modules_mapping.get(leaf, [])]
+        plain = [name for name in names if name not in self.layers]
+        if len(plain) == len(names):
             return []
-        if lacking:
+        if plain:
             raise NearplaneError(
                 f"vLLM computes {' and '.join(names)} as one layer, so all of them must be "
-                f"compressed or none: {' and '.join(lacking)} is not"
+                f"compressed or none: {' and '.join(plain)} is not"
             )
         return [self.layers[name] for name in names]
 
     def _refuse_experts(self, prefix: str) -> None:
+        """Raise NearplaneError if an expert of the mixture `prefix` is compressed."""
         inside = [name for name in self.layers if name.startswith(prefix + ".")]
         if inside:
             raise NearplaneError(
@@ -115,7 +127,7 @@ class NearplaneConfig(QuantizationConfig):
 
 
 def _is_pipelined() -> bool:
-    """Whether vLLM spreads the layers over several processes."""
+    """Whether vLLM runs with pipeline parallelism, where processes have different layers."""
     from vllm.config import (
         get_current_vllm_config_or_none,  # pyright: ignore[reportAttributeAccessIssue]
     )

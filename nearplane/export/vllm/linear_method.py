@@ -1,15 +1,16 @@
-"""The records of one of vLLM's layers: allocated, loaded, cut for this process, multiplied.
+"""How vLLM loads and multiplies by a compressed layer, which may consist of several records.
 
 | theirs | ours |
 |---|---|
 | shard id | which part of a fused layer a tensor of the checkpoint is |
-| process_weights_after_loading | records are checked, cut and laid out, then dropped |
-| padded vocabulary | rows below the head's matrix whose outputs are zero |
+| process_weights_after_loading | records are checked, cut, converted for the kernels, and freed |
+| padded vocabulary | rows that vLLM adds to the output head; their logits are zero |
 """
 
 # pyright: reportMissingImports=false
 
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -22,27 +23,33 @@ from nearplane.codes import CorruptError, resident
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.record_check import check_record
 from nearplane.export.vllm.product import fused_linear
-from nearplane.export.vllm.shards import Place, Shard, Stored, shards_of
+from nearplane.export.vllm.shards import (
+    LayerEntry,
+    TensorParallelRank,
+    TensorParallelShard,
+    shards_of,
+)
 from nearplane.types import NearplaneError
 
-if TYPE_CHECKING:
-    from nearplane.export.vllm.config import NearplaneConfig
-
 RECORD = fmt.RECORD.removeprefix(".")
-LAID = "laid_"  # and a number: what the kernels multiply by
+LAID = "laid_"  # buffers laid_0, laid_1, ... hold the bytes that the kernels multiply by
 SHARD_IDS = {"q": 0, "k": 1, "v": 2}
 
 
 class NearplaneLinearMethod(LinearMethodBase):
-    """Multiplies by the records of one layer, or of several that vLLM computes as one."""
+    """Loads the records of one of vLLM's layers and multiplies by them.
 
-    # records are loaded and cut in the memory of the host, whatever multiplies by them
+    - `parts`: the compressed layers that vLLM's layer consists of, in the order of its outputs.
+    - `check_found`: raises NearplaneError if vLLM's model lacks a compressed layer.
+    """
+
+    # records are loaded and cut in CPU memory, also where a GPU multiplies by them
     requires_device_loading = False
 
-    def __init__(self, config: "NearplaneConfig", parts: list[Stored]):
-        self.config = config
+    def __init__(self, parts: list[LayerEntry], check_found: Callable[[], None]):
         self.parts = parts
-        self.shards: list[Shard] = []
+        self.check_found = check_found
+        self.shards: list[TensorParallelShard] = []
         self.forms: list[str] = []
 
     def create_weights(
@@ -55,12 +62,12 @@ class NearplaneLinearMethod(LinearMethodBase):
         params_dtype: torch.dtype,
         **attributes: Any,
     ) -> None:
-        """Make room for the whole records, whatever is cut of them later."""
+        """Allocate memory for the whole records; they are cut for this process after loading."""
         self._check_columns(input_size)
-        place = Place(layer.tp_rank, layer.tp_size)
-        columns = place.columns(input_size, input_size_per_partition)
-        self.shards = self._shards(layer, columns, list(output_partition_sizes), place)
-        # what the layer is made on; its outputs are computed there
+        rank = TensorParallelRank(layer.tp_rank, layer.tp_size)
+        columns = rank.columns(input_size, input_size_per_partition)
+        self.shards = self._shards(layer, columns, list(output_partition_sizes), rank)
+        # torch's default device, which vLLM sets to the one that computes this layer
         self.device = torch.empty(0).device
         size = sum(part.bytes for part in self.parts)
         record = nn.Parameter(
@@ -70,11 +77,11 @@ class NearplaneLinearMethod(LinearMethodBase):
         layer.register_parameter(RECORD, record)
 
     def process_weights_after_loading(self, layer: Any) -> None:
-        """Put this process's share of the records into the form that kernels multiply by."""
-        self.config.check_found()
+        """Cut this process's part out of the records, and convert it for the kernels."""
+        self.check_found()
         records = layer.get_parameter(RECORD).data.split([part.bytes for part in self.parts])
         for part, record in zip(self.parts, records, strict=True):
-            check_record(record, part.entry, part.name)
+            check_record(record, part.for_json(), part.name)
         self.forms = []
         for number, shard in enumerate(self.shards):
             form, laid = self._lay_out(shard, records[shard.part])
@@ -93,6 +100,7 @@ class NearplaneLinearMethod(LinearMethodBase):
         return fused_linear(x, laid, self.forms, rows, bias)
 
     def _check_columns(self, input_size: int) -> None:
+        """Raise NearplaneError unless all records have as many columns as the layer has inputs."""
         for part in self.parts:
             if part.columns != input_size:
                 raise NearplaneError(
@@ -101,13 +109,14 @@ class NearplaneLinearMethod(LinearMethodBase):
                 )
 
     def _shards(
-        self, layer: Any, columns: range, held_rows: list[int], place: Place
-    ) -> list[Shard]:
+        self, layer: Any, columns: range, held_rows: list[int], rank: TensorParallelRank
+    ) -> list[TensorParallelShard]:
+        """Return the rows and columns that this process holds of every record."""
         whole_rows = list(getattr(layer, "output_sizes", held_rows))
-        return shards_of(self.parts, columns, held_rows, whole_rows, place)
+        return shards_of(self.parts, columns, held_rows, whole_rows, rank)
 
     def _load(self, param: nn.Parameter, record: Tensor, shard_id: str | int | None = None) -> None:
-        """Put one layer's record in its place; vLLM calls this for every record it reads."""
+        """Copy one record into the parameter of all; vLLM calls this for every record it reads."""
         number = SHARD_IDS.get(shard_id, -1) if isinstance(shard_id, str) else shard_id or 0
         if not isinstance(number, int) or not 0 <= number < len(self.parts):
             raise NearplaneError(f"vLLM has no part {shard_id!r} of {self.parts[0].name}")
@@ -121,18 +130,19 @@ class NearplaneLinearMethod(LinearMethodBase):
         param.data[before : before + part.bytes].copy_(record)
 
     def _lay_out(
-        self, shard: Shard, record: UInt8[Tensor, " bytes"]
+        self, shard: TensorParallelShard, record: UInt8[Tensor, " bytes"]
     ) -> tuple[str, UInt8[Tensor, " resident"]]:
+        """Return the name of the form that the kernels multiply by, and the bytes in that form."""
         try:
-            # a copy of its own: the parameter that `record` is a part of will be freed
-            own = shard.cut(record).clone().to(self.device)
-            return resident.lay_out(own, len(shard.rows), len(shard.columns))
+            # without the copy, a view would keep the memory of all records of the layer
+            part = shard.cut(record).clone().to(self.device)
+            return resident.lay_out(part, len(shard.rows), len(shard.columns))
         except CorruptError as error:
             raise NearplaneError(f"{self.parts[shard.part].name}: {error}") from error
 
 
 class NearplaneHeadMethod(NearplaneLinearMethod):
-    """The output head, whose rows are the vocabulary and some more that vLLM adds to its end."""
+    """Multiplies by the output head (lm_head), to whose vocabulary vLLM adds rows of padding."""
 
     def apply(
         self,
@@ -154,13 +164,13 @@ class NearplaneHeadMethod(NearplaneLinearMethod):
         )
 
     def _shards(
-        self, layer: Any, columns: range, held_rows: list[int], place: Place
-    ) -> list[Shard]:
-        stored, indices = self.parts[0], layer.shard_indices
-        if stored.rows != layer.org_vocab_size:
+        self, layer: Any, columns: range, held_rows: list[int], rank: TensorParallelRank
+    ) -> list[TensorParallelShard]:
+        entry, indices = self.parts[0], layer.shard_indices
+        if entry.rows != layer.org_vocab_size:
             raise NearplaneError(
-                f"{stored.name} is compressed with {stored.rows} rows, where vLLM's vocabulary "
+                f"{entry.name} is compressed with {entry.rows} rows, where vLLM's vocabulary "
                 f"has {layer.org_vocab_size}"
             )
         rows = range(indices.org_vocab_start_index, indices.org_vocab_end_index)
-        return [Shard(0, rows, columns)] if len(rows) else []
+        return [TensorParallelShard(0, rows, columns)] if len(rows) else []

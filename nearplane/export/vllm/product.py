@@ -1,4 +1,4 @@
-"""The product with several compressed matrices as one operator, opaque to torch.compile."""
+"""The product with several compressed matrices, as one custom operator for torch.compile."""
 
 import torch
 from jaxtyping import Float, UInt8
@@ -19,9 +19,10 @@ def fused_linear(
     rows: list[int],
     bias: Float[Tensor, " all_rows"] | None = None,
 ) -> Float[Tensor, "*batch all_rows"]:
-    """Return x · valueᵀ + bias, the outputs of all matrices one after the other.
+    """Return x · valueᵀ + bias for several matrices `value`, their outputs concatenated.
 
-    - `laid`, `forms`, `rows`: each matrix as `resident.lay_out` returned it.
+    - `laid`, `forms`: the bytes and the form of each matrix, as `resident.lay_out` returned them.
+    - `rows`: the number of outputs of each matrix.
     """
     if torch.compiler.is_compiling():
         return torch.ops.nearplane.fused_linear(x, laid, forms, rows, bias)

@@ -1,7 +1,27 @@
-"""Products with compressed weights on a CPU, in C++ for what the processor has.
+"""Kernels for CPUs in C++, for the best instruction set that the processor has.
 
-- `available()`: instruction sets that have kernels here; `chosen()`: the one that runs.
-- `choose(name)`: run another one, so that each can be tested and timed.
+In: a record (the stored bytes of a weight), on the CPU. Out: a layout, the same weight arranged for
+these kernels, and products with it; also decoded rANS streams and nearest-plane codes.
+
+- `available()`: the instruction sets that this processor can run kernels of.
+- `chosen()`: the one in use; `choose(name)`: use another one, to test or time it.
+
+Read versions.py first, then layout.py and the comments of src/layout.h; docs/KERNELS.md explains
+the layout.
+
+| file | what is in it |
+|---|---|
+| versions | registers these kernels for the functions of nearplane/codes |
+| layout | record <-> layout, and the check of a layout before it is used |
+| linear | the product x · weightᵀ + bias with a layout |
+| streams | decoding of rANS streams |
+| nearest_plane | nearest-plane rounding, 32 columns a call |
+| library, find | loading the shared library, and the signatures of its functions |
+| src/ | the C++ sources; src/kernels.h lists what an instruction set implements |
+
+To add an instruction set: write src/NAME.cpp, which fills a table `Kernels` of src/kernels.h; and
+name it in src/kernels.h (its declaration), src/choose.cpp (a line of `candidates` with a test of
+the processor), CMakeLists.txt (its compiler flags and the list of files) and `NAMES` in library.py.
 """
 
 import warnings

@@ -1,4 +1,8 @@
-"""Records <-> the bytes that the C++ kernels multiply by."""
+"""Records <-> layouts: the bytes that the C++ kernels multiply by.
+
+A layout is made from a record when a model is loaded and never stored in a checkpoint. src/layout.h
+defines it, docs/KERNELS.md explains it.
+"""
 
 import ctypes
 import weakref
@@ -12,25 +16,26 @@ from nearplane import codes
 from nearplane.codes.header import Header
 from nearplane.codes.record import Unpacked
 from nearplane.kernels import coders
-from nearplane.kernels.cpu.library import TYPES, Matrix, library
+from nearplane.kernels.cpu.library import TYPES, Matrix, kernels
 from nearplane.types import Outliers
 
-FORM = "cpu"
-COLUMN, GROUP = 1, 2  # step forms of a record
-# a large layout that is much larger than its record is refused: decode at every use instead
+FORM = "cpu"  # the name of this layout in nearplane/codes/resident.py
+COLUMN, GROUP = 1, 2  # step_form of a record: one step per column, one per group of a row
+# a layout of more than MOST_GROWTH · record + FREE_BYTES bytes is not used: the record is then
+# decoded at every use
 MOST_GROWTH, FREE_BYTES = 1.25, 2**16
-STEP_TYPES = {1: 1, 2: 2}  # float16, bfloat16: as the record has them; all others in float32
+STEP_TYPES = {1: 1, 2: 2}  # float16 and bfloat16 steps are kept as such, all others become float32
 
-# layouts that were made or checked here, by address, and their shapes
+# address of every layout that was made or checked here -> the tensor and the weight's shape
 _known: dict[int, tuple["weakref.ref[Tensor]", tuple[int, int]]] = {}
 
 
 def pack(record: UInt8[Tensor, " bytes"]) -> UInt8[Tensor, " layout"] | None:
-    """Return the layout of a record; None where these kernels would be no gain."""
-    lib = library()
+    """Return the layout of a record; None if these kernels cannot serve it or would not pay."""
+    lib = kernels()
     held, head = codes.unpack(record), codes.inspect(record)
     option = coders.option(record, head)
-    if option is None or not coders.comes_back(held):
+    if option is None or not coders.is_lossless(held):
         return None
     matrix, kept = _matrix(held, head)
     matrix.stored_bytes, matrix.coder = len(record), option
@@ -49,9 +54,12 @@ def pack(record: UInt8[Tensor, " bytes"]) -> UInt8[Tensor, " layout"] | None:
 
 
 def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:
-    """Return the record of a layout; ValueError if another encoder wrote it."""
+    """Return the record that a layout was made from.
+
+    ValueError if encoding its contents again does not give a record of the same size.
+    """
     ensure_checked(layout)
-    lib, head = library(), read_header(layout)
+    lib, head = kernels(), read_header(layout)
     code = torch.empty(head.rows, head.columns, dtype=torch.int32)
     lib.np_codes(layout.data_ptr(), code.data_ptr(), torch.get_num_threads())
     across = -(-head.columns // head.group_columns)
@@ -71,14 +79,14 @@ def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:
 
 
 def weight(layout: UInt8[Tensor, " layout"], dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
-    """Return step · code + outliers, computed in float32, in `dtype`."""
+    """Return the weight step · code + outliers, computed in float32 and rounded to `dtype`."""
     out = torch.empty(ensure_checked(layout), dtype=dtype)
-    library().np_weight(layout.data_ptr(), TYPES[dtype], out.data_ptr(), torch.get_num_threads())
+    kernels().np_weight(layout.data_ptr(), TYPES[dtype], out.data_ptr(), torch.get_num_threads())
     return out
 
 
 class Head(ctypes.Structure):
-    """The beginning of a layout (src/layout.h)."""
+    """The header of a layout: `Header` in src/layout.h."""
 
     _fields_ = [
         ("magic", ctypes.c_char * 4),
@@ -92,21 +100,21 @@ class Head(ctypes.Structure):
 
 
 def read_header(layout: UInt8[Tensor, " layout"]) -> Head:
-    """Return a layout's shape and kind."""
+    """Return the header of a layout."""
     return Head.from_address(layout.data_ptr())
 
 
 def ensure_checked(layout: UInt8[Tensor, " layout"]) -> tuple[int, int]:
-    """Return the weight's shape. A tensor is checked once.
+    """Check every byte of a layout that a kernel relies on, and return the weight's shape.
 
-    ValueError unless the kernels may trust every byte of `layout`.
+    A tensor is checked only once. ValueError if it is not a valid layout.
     """
     known = _known.get(layout.data_ptr())
     if known is not None and known[0]() is layout:
         return known[1]
     if layout.dtype != torch.uint8 or layout.dim() != 1 or not layout.is_contiguous():
         raise ValueError(f"a layout is one row of bytes, not {layout.dtype} {list(layout.shape)}")
-    wrong = library().np_check(layout.data_ptr(), len(layout))
+    wrong = kernels().np_check(layout.data_ptr(), len(layout))
     if wrong:
         raise ValueError(f"these {len(layout)} bytes are no layout: {wrong.decode()} is wrong")
     return _remember(layout)
@@ -125,7 +133,7 @@ def _remember(layout: Tensor) -> tuple[int, int]:
 
 
 def _matrix(held: Unpacked, head: Header) -> tuple[Matrix, list[Any]]:
-    """Return the library's view of a matrix, and the tensors that its pointers need kept."""
+    """Return the C struct for a matrix, and the tensors that must outlive its pointers."""
     code, step = held.code.contiguous(), held.step.to(torch.float32).contiguous()
     step_type = STEP_TYPES.get(head.step_type, 0)
     numbers = head.rows, head.columns, head.group_size, head.step_form, head.code_tag, step_type
@@ -137,7 +145,7 @@ def _matrix(held: Unpacked, head: Header) -> tuple[Matrix, list[Any]]:
 
 
 def _outliers(layout: UInt8[Tensor, " layout"], rows: int) -> Outliers:
-    lib, address = library(), layout.data_ptr()
+    lib, address = kernels(), layout.data_ptr()
     count = lib.np_outliers(address, None, None, None)
     start: Int32[Tensor, " rows_plus_one"] = torch.empty(rows + 1, dtype=torch.int32)
     column = torch.empty(count, dtype=torch.int32)

@@ -1,7 +1,8 @@
-"""The shared library of C++ kernels, as Python functions."""
+"""Loading the shared library of C++ kernels through ctypes, and the types of its functions."""
 
 import ctypes
 import functools
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -9,14 +10,14 @@ import torch
 
 from nearplane.kernels.cpu.find import find
 
+# what the library calls each type of activations
 TYPES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
-NAMES = ("plain", "avx2", "avx512", "avx512_bf16")
 
 _u32, _u64, _unsigned, _ptr = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_uint, ctypes.c_void_p
 
 
 class Matrix(ctypes.Structure):
-    """What a record holds, as the library takes it."""
+    """The contents of a record, as np_pack takes them."""
 
     _fields_ = [
         *((name, _u32) for name in ("rows", "columns", "group_size")),
@@ -29,7 +30,7 @@ class Matrix(ctypes.Structure):
 
 
 class RansBands(ctypes.Structure):
-    """Streams and what makes them readable, as the library takes them."""
+    """rANS streams and their frequencies, as np_rans takes them (nearplane/codes/bands.py)."""
 
     _fields_ = [
         *((name, _u32) for name in ("rows", "columns", "bands", "row_classes", "column_classes")),
@@ -40,7 +41,7 @@ class RansBands(ctypes.Structure):
 
 
 class Leaf(ctypes.Structure):
-    """Columns of a sweep that are rounded one after the other, as the library takes them."""
+    """At most 32 columns for np_leaf to round one after the other (`Leaf` in src/kernels.h)."""
 
     _fields_ = [
         *((name, _u32) for name in ("rows", "columns", "first", "end", "wide")),
@@ -56,6 +57,7 @@ SIGNATURES = {
     "np_available": (ctypes.c_int, [ctypes.c_char_p]),
     "np_choose": (ctypes.c_int, [ctypes.c_char_p]),
     "np_chosen": (ctypes.c_char_p, []),
+    "np_name": (ctypes.c_char_p, [_unsigned]),
     "np_pack": (_ptr, [ctypes.POINTER(Matrix), _unsigned, ctypes.POINTER(_u64)]),
     "np_take": (None, [_ptr, _ptr]),
     "np_check": (ctypes.c_char_p, [_ptr, _u64]),
@@ -67,12 +69,12 @@ SIGNATURES = {
     "np_rans": (ctypes.c_int, [ctypes.POINTER(RansBands), _ptr, _unsigned]),
     "np_outliers": (_u64, [_ptr, _ptr, _ptr, _ptr]),
 }
-SHORT = (-1, 2**64 - 1, b"memory")  # what functions return where memory is short
+OUT_OF_MEMORY = (-1, 2**64 - 1, b"memory")  # what functions return when memory runs out
 
 
 @functools.cache
 def library() -> ctypes.CDLL | None:
-    """Return the library, on torch's own threads; None where it was not built."""
+    """Open the library, on the threads that torch uses; None if it was not built."""
     path = find()
     if path is None:
         return None
@@ -85,35 +87,45 @@ def library() -> ctypes.CDLL | None:
     return opened
 
 
+def kernels() -> ctypes.CDLL:
+    """Return the library, which is there: what calls this is registered only where it was built."""
+    opened = library()
+    assert opened is not None
+    return opened
+
+
 def available() -> list[str]:
-    """Return the instruction sets that this processor has kernels for, the slowest first."""
+    """Return the instruction sets with kernels that this processor can run, slowest first."""
     lib = library()
-    return [] if lib is None else [name for name in NAMES if lib.np_available(name.encode())]
+    if lib is None:
+        return []
+    names = iter(map(lib.np_name, itertools.count()).__next__, None)
+    return [name.decode() for name in names if lib.np_available(name)]
 
 
 def chosen() -> str:
-    """Return the instruction set whose kernels run."""
+    """Return the instruction set whose kernels are in use; "" if the library was not built."""
     lib = library()
     return "" if lib is None else lib.np_chosen().decode()
 
 
 def choose(name: str) -> None:
-    """Run the kernels of one instruction set from now on; ValueError if this machine lacks it."""
+    """Use the kernels of an instruction set from now on; ValueError if it is not available."""
     lib = library()
     if lib is None or not lib.np_choose(name.encode()):
         raise ValueError(f"no kernels for {name!r} run here; there are {available()}")
 
 
 def _require_memory(result: Any, function: Any, arguments: tuple[Any, ...]) -> Any:
-    """Return the result of a call; MemoryError where it was short of memory."""
-    if result in SHORT:
+    """Return the result of a call; MemoryError if memory ran out in it."""
+    if result in OUT_OF_MEMORY:
         raise MemoryError("the kernels need more memory than there is")
     return result
 
 
 def _openmp_fork() -> int | None:
-    """Return the address of GOMP_parallel in the OpenMP runtime that torch computes with."""
-    # one pool for both: threads of a second one would wait for cores that the first still spins on
+    """Return the address of GOMP_parallel in the OpenMP runtime that torch has loaded."""
+    # with a second pool of threads, its threads would wait for cores on which the first pool spins
     folder = Path(torch.__file__).parent
     for pattern in ("lib/*omp*.so*", "../torch.libs/*omp*.so*"):
         for path in sorted(folder.glob(pattern)):

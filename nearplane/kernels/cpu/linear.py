@@ -1,22 +1,22 @@
-"""The product with a layout on a CPU."""
+"""The product x · weightᵀ + bias with a compressed weight on a CPU."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nearplane.kernels.cpu.layout import ensure_checked, weight
-from nearplane.kernels.cpu.library import TYPES, library
+from nearplane.kernels.cpu.library import TYPES, kernels
 from nearplane.kernels.operators import check_shape, operator
 
-# more rows of activations than this are multiplied by a decoded weight: the platform's own product
-# then costs more than decoding
+# for more rows of activations than this, the weight is decoded and torch multiplies: decoding then
+# costs less than the product itself
 MOST_ROWS = 128
 
 
 def _linear(x: Tensor, layout: Tensor, rows: int, bias: Tensor | None) -> Tensor:
     """Return x · weightᵀ + bias, accumulated in float32, in the type of x.
 
-    ValueError if the layout is of another shape.
+    ValueError if the weight in the layout has another shape.
     """
     columns = x.shape[-1]
     check_shape(ensure_checked(layout), rows, columns)
@@ -27,7 +27,7 @@ def _linear(x: Tensor, layout: Tensor, rows: int, bias: Tensor | None) -> Tensor
         return F.linear(x, weight(layout, x.dtype), bias)
     x = x.contiguous()
     y = x.new_empty((*x.shape[:-1], rows))
-    library().np_product(
+    kernels().np_product(
         layout.data_ptr(),
         x.data_ptr(),
         batch,

@@ -1,4 +1,8 @@
-"""Nearest plane on a CPU: its walk as it is, with a C++ kernel for each leaf."""
+"""Nearest-plane rounding on a CPU.
+
+The recursion over columns is that of nearplane/lattice/nearest_plane.py. A leaf of the recursion,
+at most 32 columns that are rounded one after the other, is one call of a C++ kernel.
+"""
 
 import ctypes
 import math
@@ -10,24 +14,25 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from nearplane import lattice
-from nearplane.kernels.cpu.library import Leaf, library
+from nearplane.kernels.cpu.library import Leaf, kernels
 from nearplane.lattice.nearest_plane import Sweep, scaled_factor, sweep_state, tiles
 from nearplane.lattice.rate_aware import Prices, priced_tiles
 from nearplane.rows import by_rows, some_rows
 
 
 @dataclass(frozen=True)
-class Rounded(Sweep):
-    """A walk whose leaves are one call each.
+class CpuSweep(Sweep):
+    """A sweep over columns whose leaves are rounded in C++.
 
-    - `code`: what it chooses.
-    - `rounding`: the fields of the library's Leaf that say how.
+    - `code`: the codes, written by the leaves.
+    - `rounding`: the fields of `library.Leaf` that say how to round.
     """
 
     code: Int32[Tensor, "n rows"]
     rounding: dict[str, Any]
 
     def leaf(self, first: int, end: int) -> None:
+        """Round columns first .. end − 1, the last one first."""
         columns, rows = self.target.shape
         tensors = {
             name: getattr(self, name) for name in ("target", "unit", "best", "error", "code")
@@ -43,7 +48,7 @@ class Rounded(Sweep):
             **numbers,
             **{name: tensor.data_ptr() for name, tensor in tensors.items()},
         )
-        library().np_leaf(ctypes.byref(leaf))
+        kernels().np_leaf(ctypes.byref(leaf))
 
 
 def nearest_plane(
@@ -59,17 +64,18 @@ def nearest_plane(
         "high": math.inf if high is None else float(high),
     }
     step = step.to(target.dtype)
-    unit = 1 in step.shape  # on a lattice of step 1, as lattice.nearest_plane.unit_lattice
+    # divide by the steps first, as round_with_unit_step of lattice.nearest_plane does
+    unit = 1 in step.shape
     scaled = scaled_factor(factor, step, target.dtype) if step.shape[1] > 1 and unit else factor
 
     def rounded(rows: slice) -> tuple[Tensor]:
         parts = []
         for some, own in tiles(target[rows], some_rows(step, rows)):
             if unit:
-                parts.append(walked(some / own, scaled, limits))
+                parts.append(round_tile(some / own, scaled, limits))
             else:
                 steps = own.expand_as(some).T.contiguous()
-                parts.append(walked(some, scaled, limits | {"step": steps}))
+                parts.append(round_tile(some, scaled, limits | {"step": steps}))
         return (torch.cat(parts),)
 
     return by_rows(rounded, len(target))[0]
@@ -92,19 +98,19 @@ def rate_aware_plane(
         parts = []
         for some, own, priced in priced_tiles(target[rows], some_rows(step, rows), prices.of(rows)):
             at_row = (priced.row * width + prices.span + 1).int()
-            parts.append(walked(some / own, scaled, same | {"at_row": at_row}))
+            parts.append(round_tile(some / own, scaled, same | {"at_row": at_row}))
         return (torch.cat(parts),)
 
     return by_rows(rounded, len(target))[0]
 
 
-def walked(
+def round_tile(
     target: Float[Tensor, "rows n"], factor: Float[Tensor, "n n"], rounding: dict[str, Any]
 ) -> Int32[Tensor, "rows n"]:
-    """Return the integers of few rows."""
+    """Return the codes of one tile of rows."""
     columns = target.T.contiguous()
     code = torch.empty_like(columns, dtype=torch.int32)
-    walk = Rounded(*sweep_state(columns, factor.to(target.dtype).contiguous()), code, rounding)
+    walk = CpuSweep(*sweep_state(columns, factor.to(target.dtype).contiguous()), code, rounding)
     walk.solve(0, len(columns))
     return code.T.contiguous()
 

@@ -1,4 +1,4 @@
-"""The C++ decoder of rANS streams."""
+"""Decoding rANS streams in C++ (docs/formats/rans.md)."""
 
 import ctypes
 
@@ -8,15 +8,15 @@ from jaxtyping import Int32
 
 from nearplane.codes.bands import Frequencies, Words
 from nearplane.codes.corrupt import require
-from nearplane.kernels.cpu.library import RansBands, library
+from nearplane.kernels.cpu.library import RansBands, kernels
 
 
 def decode(
-    streams: list[Words], shape: tuple[int, int], given: Frequencies
+    streams: list[Words], shape: tuple[int, int], frequencies: Frequencies
 ) -> Int32[np.ndarray, "rows columns"]:
-    """Return the symbols; CorruptError unless every stream ends as it began."""
+    """Return what `bands.decode_bands` returns; CorruptError if a stream is damaged."""
     streams = [np.ascontiguousarray(words) for words in streams]
-    lists = [given.row, given.column, given.table, given.symbol]
+    lists = [frequencies.row, frequencies.column, frequencies.table, frequencies.symbol]
     row, column, table, symbol = (np.ascontiguousarray(part, np.int64) for part in lists)
     addresses = np.array([words.ctypes.data for words in streams], np.uint64)
     sizes = np.array([len(words) for words in streams], np.uint64)
@@ -24,6 +24,6 @@ def decode(
     numbers = *shape, len(streams), len(row), len(column), *symbol.shape
     bands = RansBands(*numbers, *(part.ctypes.data for part in parts))
     result = np.empty(shape, np.int32)
-    whole = library().np_rans(ctypes.byref(bands), result.ctypes.data, torch.get_num_threads())
+    whole = kernels().np_rans(ctypes.byref(bands), result.ctypes.data, torch.get_num_threads())
     require(bool(whole), "a stream does not end with its integers")
     return result

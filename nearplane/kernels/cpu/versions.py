@@ -1,4 +1,4 @@
-"""What these kernels do instead of functions in nearplane/codes."""
+"""Registers the CPU kernels as versions of functions in nearplane/codes."""
 
 import numpy as np
 import torch
@@ -46,8 +46,8 @@ def _product(x: Tensor, bytes_: Tensor, form: str, rows: int, bias: Tensor | Non
     return linear(x, bytes_, rows, bias)
 
 
-@bands.decode_bands.version("cpu", lambda streams, shape, given: True)
+@bands.decode_bands.version("cpu", lambda streams, shape, frequencies: True)
 def _decode_bands(
-    streams: list[bands.Words], shape: tuple[int, int], given: bands.Frequencies
+    streams: list[bands.Words], shape: tuple[int, int], frequencies: bands.Frequencies
 ) -> np.ndarray:
-    return decode(streams, shape, given)
+    return decode(streams, shape, frequencies)

@@ -1,8 +1,13 @@
-"""The first bytes of a layout on a GPU: numbers that the host needs before it starts a kernel."""
+"""The header of a layout on a GPU: its first 256 bytes.
+
+A layout is the form of a record that kernels multiply by; it is made when a model is loaded. The
+header has the numbers that the host needs before it starts a kernel.
+"""
 
 import struct
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import UInt8
@@ -14,23 +19,23 @@ from nearplane.codes.header import Header as Record
 from nearplane.kernels import coders
 from nearplane.types import Outliers
 
-# magic, kind, bytes of the layout, of the record, rows, columns, group_size, step_form, step_type,
-# code_tag, coder, then numbers of the kind
+# magic, kind, then the numbers of a Head in its order, three zeros, and its `own` numbers
 FIELDS = struct.Struct("<4sI13Q13Q")
 BYTES = 256
 MAGIC = b"NPGL"
-OWN = 13
+OWN = 13  # most numbers that only one kind of layout needs
 
 _known: dict[int, tuple["weakref.ref[Tensor]", "Head"]] = {}
 
 
 @dataclass(frozen=True)
 class Head:
-    """What a layout holds.
+    """The header of a layout.
 
-    - `kind`: which kernels read it.
-    - `stored_bytes`, `coder`: what makes its record again (`record_of`).
-    - `own`: at most 13 numbers of the kind.
+    - `kind`: which kernels read the layout.
+    - `bytes`, `stored_bytes`: of the layout, and of the record that it was made from.
+    - `coder`: the encoder of the record, as a number of kernels/coders.py.
+    - `own`: at most 13 numbers whose meaning depends on `kind`.
     """
 
     kind: int
@@ -55,7 +60,7 @@ class Head:
 
 
 def head_of(record: Record, coder: int, kind: int, size: int, own: tuple[int, ...]) -> Head:
-    """Return the head of a layout of `size` bytes made of a record that has the header `record`."""
+    """Return the header of a layout of `size` bytes, made from a record with header `record`."""
     return Head(
         kind,
         size,
@@ -73,12 +78,12 @@ def head_of(record: Record, coder: int, kind: int, size: int, own: tuple[int, ..
 
 
 def read_head(layout: UInt8[Tensor, " layout"]) -> Head:
-    """Return the head of a layout; a tensor is read once, since that waits for its device.
+    """Return the header of a layout; ValueError if these bytes are not a layout.
 
-    ValueError if these bytes are no layout.
+    The header of a tensor is read only once, since reading waits for the GPU.
     """
     known = _known.get(layout.data_ptr())
-    # while the tensor that was read lives, its memory is no other's
+    # as long as the tensor exists, no other tensor can be at its address
     if known is not None and known[0]() is not None and known[1].bytes == len(layout):
         return known[1]
     if layout.dtype != torch.uint8 or layout.dim() != 1 or not layout.is_contiguous():
@@ -87,14 +92,15 @@ def read_head(layout: UInt8[Tensor, " layout"]) -> Head:
     if len(first) < BYTES or first[:4] != MAGIC:
         raise ValueError(f"these {len(layout)} bytes are no layout for a GPU")
     _, kind, *numbers = FIELDS.unpack(first[: FIELDS.size])
-    head = Head(kind, *numbers[:10], tuple(numbers[13:]))
+    fields: tuple[Any, ...] = (kind, *numbers[:10], tuple(numbers[13:]))
+    head = Head(*fields)
     if head.bytes != len(layout):
         raise ValueError(f"a layout of {head.bytes} bytes has {len(layout)}")
     return remember(layout, head)
 
 
 def remember(layout: UInt8[Tensor, " layout"], head: Head) -> Head:
-    """Keep the head of a layout that lives, and return it."""
+    """Keep the header of a layout as long as the tensor exists; return the header."""
     address = layout.data_ptr()
 
     def forget(gone: "weakref.ref[Tensor]") -> None:
@@ -108,9 +114,9 @@ def remember(layout: UInt8[Tensor, " layout"], head: Head) -> Head:
 def record_of(
     head: Head, code: Tensor, step: Tensor, outliers: Outliers | None
 ) -> UInt8[Tensor, " bytes"]:
-    """Return the record that a layout was made of, from what it holds.
+    """Encode the contents of a layout again; return the record that it was made from.
 
-    ValueError if another encoder wrote it.
+    ValueError if the result has another size, because another encoder wrote the record.
     """
     coder, _ = coders.coder(head.code_tag, head.coder)
     group_size = head.group_size if head.step_form == GROUP else head.columns

@@ -1,4 +1,8 @@
-"""Nearest plane on a GPU: its walk as it is, with a Triton kernel for each leaf."""
+"""Nearest-plane rounding on a GPU.
+
+The recursion over columns is that of nearplane/lattice/nearest_plane.py. A leaf of the recursion,
+at most 32 columns that are rounded one after the other, is one launch of a Triton kernel.
+"""
 
 import functools
 import importlib.util
@@ -16,22 +20,23 @@ from nearplane.kernels.gpu.portable.start import Launch, start
 from nearplane.lattice.nearest_plane import LEAF, Sweep, sweep_state
 from nearplane.lattice.rate_aware import Prices
 
-ROWS = 32  # of a program, one a lane: errors of a row stay in its registers
+ROWS = 32  # rows of a Triton program, one a thread: the errors of a row stay in its registers
 WARPS = 1
 
 
 @dataclass(frozen=True)
-class Launched(Sweep):
-    """A walk whose leaves are one launch each.
+class TritonSweep(Sweep):
+    """A sweep over columns whose leaves are rounded by a Triton kernel.
 
-    - `code`: what it chooses.
-    - `rounding`: what the kernel rounds by.
+    - `code`: the codes, written by the leaves.
+    - `rounding`: how the kernel rounds.
     """
 
     code: Int32[Tensor, "n rows"]
     rounding: "Rounding"
 
     def leaf(self, first: int, end: int) -> None:
+        """Round columns first .. end − 1, the last one first."""
         tensors = {
             "target": self.target,
             "unit": self.unit,
@@ -45,11 +50,12 @@ class Launched(Sweep):
 
 @dataclass(frozen=True)
 class Rounding:
-    """How a leaf rounds: to the nearest integers between limits, or by thresholds.
+    """How a leaf rounds: to the nearest integer in low .. high, or up beyond a threshold.
 
-    - `step`: of every element; None for a lattice of step 1.
-    - `threshold`, `at_row`, `at_column`: where integers change, and where a row's and a column's
-      are; `span` integers to either side of 0 have one of their own.
+    - `step`: the step of every element; None if all steps are 1.
+    - `threshold`: round x up if x − ⌊x⌋ exceeds threshold[context, ⌊x⌋], where ⌊x⌋ is clipped to
+      −span − 1 .. span; None: round to nearest.
+    - `at_row`, `at_column`: at_row[i] + at_column[j] + ⌊x⌋ is the index into the flat thresholds.
     """
 
     low: int | None = None
@@ -65,7 +71,7 @@ class Rounding:
         return {name: getattr(self, name) for name in names}
 
     def launch(self, rows: int, n: int, first: int, end: int) -> Launch:
-        """Return the start of one leaf."""
+        """Return the launch parameters for columns first .. end − 1."""
         numbers = {"low": self.low or 0, "high": self.high or 0}
         numbers |= {"rows": rows, "n": n, "first": first, "end": end}
         constants = {
@@ -91,10 +97,10 @@ def nearest_plane(
     step = step.to(target.dtype)
     if 1 not in step.shape:
         own = step.expand_as(target).T.contiguous()
-        return _walked(target, factor, Rounding(low, high, own))
-    # on a lattice of step 1, as in lattice.nearest_plane.unit_lattice
+        return _round_columns(target, factor, Rounding(low, high, own))
+    # on a lattice of step 1, as in round_with_unit_step of lattice.nearest_plane
     scaled = factor * step if step.shape[1] > 1 else factor
-    return _walked(target / step, scaled, Rounding(low, high))
+    return _round_columns(target / step, scaled, Rounding(low, high))
 
 
 def rate_aware_plane(
@@ -109,15 +115,15 @@ def rate_aware_plane(
     at_row = (prices.row * width + prices.span + 1).to(target.device, torch.int32)
     at_column = (prices.column * width).to(target.device, torch.int32)
     rounding = Rounding(None, None, None, threshold, at_row, at_column, prices.span)
-    return _walked(target / step.to(target.dtype), factor * step[:1], rounding)
+    return _round_columns(target / step.to(target.dtype), factor * step[:1], rounding)
 
 
-def _walked(
+def _round_columns(
     target: Float[Tensor, "rows n"], factor: Float[Tensor, "n n"], rounding: Rounding
 ) -> Int32[Tensor, "rows n"]:
     columns = target.T.contiguous()
     code = torch.empty_like(columns, dtype=torch.int32)
-    walk = Launched(*sweep_state(columns, factor.to(target.dtype)), code, rounding)
+    walk = TritonSweep(*sweep_state(columns, factor.to(target.dtype)), code, rounding)
     with full_precision():
         walk.solve(0, len(columns))
     return code.T.contiguous()
@@ -125,9 +131,9 @@ def _walked(
 
 @contextmanager
 def full_precision() -> Iterator[None]:
-    """Let float32 products on a GPU have all bits of float32, whatever a user allows elsewhere."""
+    """Compute float32 products on a GPU in float32, even if the user has allowed TF32."""
     products = torch.backends.cuda.matmul
-    # torch knows the setting by another name since 2.9, and refuses a mixture of both
+    # torch renamed the setting in 2.9, and refuses a mixture of both names
     name, exact = ("fp32_precision", "ieee")
     if not hasattr(products, name):
         name, exact = ("allow_tf32", False)
@@ -141,6 +147,7 @@ def full_precision() -> Iterator[None]:
 
 @functools.cache
 def has_triton() -> bool:
+    """Return whether Triton is installed."""
     return importlib.util.find_spec("triton") is not None
 
 

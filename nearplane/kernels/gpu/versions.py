@@ -1,4 +1,4 @@
-"""What GPU kernels do instead of functions in nearplane/codes."""
+"""Registers the GPU kernels as versions of functions in nearplane/codes/resident.py."""
 
 import functools
 import importlib.util
@@ -8,8 +8,8 @@ from torch import Tensor
 
 from nearplane.codes import resident
 
-CUDA, TRITON = "cuda", "triton"  # forms of resident weights
-LEAST_CAPABILITY = 80  # Ampere: bf16 on tensor cores, copies to shared memory in the background
+CUDA, TRITON = "cuda", "triton"  # names of the two layouts, in order of preference
+LEAST_CAPABILITY = 80  # Ampere: bf16 tensor cores, asynchronous copies to shared memory
 
 
 def _on_gpu(record: Tensor, rows: int, columns: int) -> bool:
@@ -52,7 +52,7 @@ def _product(x: Tensor, bytes_: Tensor, form: str, rows: int, bias: Tensor | Non
 
 
 def _layout(form: str):
-    """Return the module that packs a form; imported when a GPU has something to do."""
+    """Return the module that makes layouts of a form; imported at the first use of a GPU."""
     if form == CUDA:
         from nearplane.kernels.gpu.cuda import layout
     else:
@@ -61,7 +61,7 @@ def _layout(form: str):
 
 
 def _products(form: str):
-    """Return the module that multiplies by a form."""
+    """Return the module that multiplies by layouts of a form."""
     if form == CUDA:
         from nearplane.kernels.gpu.cuda import linear
     else:
@@ -71,7 +71,7 @@ def _products(form: str):
 
 @functools.cache
 def _serves(form: str, device: torch.device) -> bool:
-    """Return whether a device runs a form's kernels."""
+    """Return whether a device can run the kernels of a form."""
     if form == TRITON:
         return importlib.util.find_spec("triton") is not None
     from nearplane.kernels.gpu.cuda import nvrtc

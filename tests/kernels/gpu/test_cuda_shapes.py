@@ -115,7 +115,7 @@ def test_a_matrix_of_zeros(host):
 
 
 def test_rows_and_columns_of_different_sizes_are_sorted(host):
-    """Codes of their own for fields of a shelf, and outputs back in their places."""
+    """Codes of their own for fields of a row group, and outputs back in their places."""
     code = np.rint(spread(2, 400, 1600, 1.0, 1.0))
     made = laid_out(packed(code, torch.exp2(gaussian(1, 1600)).half().float()))
     assert made.shape.ordered and made.shape.fields > 1 and made.shape.tables > made.shape.fields

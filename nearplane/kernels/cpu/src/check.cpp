@@ -23,7 +23,9 @@ const char* check_shape(const Header& h) {
   if (width < h.group_columns || width >= uint64_t(h.group_columns) + 8 * kRun) return "padding of groups";
   if (h.pairs != across * h.group_pairs || h.pairs >> 30) return "pairs";
   if (!h.planes && !h.segments) return "the codes: there are none";
-  if (h.planes > kPlanes || h.step_form > 2 || h.step_type > kBF16 || h.palette > 256 || h.shift > 16 || h.factor_bits > 24) return "a field of the header";
+  if (h.planes > kPlanes || h.step_form > 2 || h.step_type > kBF16 || h.palette > 256 || h.shift > 16 ||
+      h.factor_bits > 24)
+    return "a field of the header";
   if ((h.step_form == 2) != (h.step_at != 0)) return "steps";
   if ((h.palette != 0) != (h.palette_at != 0) || (h.palette && !h.factor_at)) return "the palette of steps";
   return nullptr;
@@ -34,7 +36,8 @@ const char* check_sections(const View& v) {
   const uint64_t groups = v.groups(), places = 2 * uint64_t(h.pairs);
   if (!inside(h, h.row_at, groups * kRows, 2)) return "the section of rows";
   if (!inside(h, h.column_at, places, 2)) return "the section of columns";
-  if (!inside(h, h.factor_at, places, h.palette ? 1 : 4) || !inside(h, h.palette_at, h.palette, 4)) return "the section of column steps";
+  if (!inside(h, h.factor_at, places, h.palette ? 1 : 4) || !inside(h, h.palette_at, h.palette, 4))
+    return "the section of column steps";
   if (!inside(h, h.step_at, groups * v.column_groups() * kRows, v.step_bytes())) return "the section of steps";
   for (uint32_t p = 0; p < h.planes; p++) {
     const Plane& plane = h.plane[p];
@@ -61,7 +64,8 @@ const char* check_order(const View& v) {
       if (column[p] != kNoColumn && column[p] >= h.columns) return "the order of columns";
   if (h.palette) {
     const uint8_t* index = v.at<uint8_t>(h.factor_at);
-    for (uint64_t p = 0; p < 2 * uint64_t(h.pairs); p++) if (index[p] >= h.palette) return "a column's step";
+    for (uint64_t p = 0; p < 2 * uint64_t(h.pairs); p++)
+      if (index[p] >= h.palette) return "a column's step";
   }
   return nullptr;
 }
@@ -69,9 +73,12 @@ const char* check_order(const View& v) {
 const char* check_sparse(const View& v, const Sparse& s, bool places) {
   if (!s.at) return nullptr;
   const uint32_t groups = v.groups();
-  if ((s.type > kF16 && s.type != kI8) || s.gap_bytes < 1 || s.gap_bytes > 2 || s.places != uint32_t(places) || !s.start_at || !inside(v.head, s.start_at, groups + 1, 4)) return "sparse entries";
+  if ((s.type > kF16 && s.type != kI8) || s.gap_bytes < 1 || s.gap_bytes > 2 || s.places != uint32_t(places) ||
+      !s.start_at || !inside(v.head, s.start_at, groups + 1, 4))
+    return "sparse entries";
   const uint32_t* start = v.at<uint32_t>(s.start_at);
-  if (start[0] || !std::is_sorted(start, start + groups + 1) || !inside(v.head, s.at, start[groups], s.step_bytes())) return "the section of sparse entries";
+  if (start[0] || !std::is_sorted(start, start + groups + 1) || !inside(v.head, s.at, start[groups], s.step_bytes()))
+    return "the section of sparse entries";
   const uint64_t limit = s.places ? 2 * uint64_t(v.head.pairs) : v.head.columns;
   const uint8_t* entry = v.base + s.at;
   for (uint32_t g = 0; g < groups; g++) {
@@ -106,7 +113,8 @@ const char* check_streams(const View& v) {
       for (uint32_t j = border[s]; j < border[s + 1]; j += kPiece) {
         if (size_t(end - reinterpret_cast<const uint8_t*>(state.next)) < kMost) return "a stream: it ends too late";
         const uint8_t cell = v.at<uint8_t>(h.cell_at)[uint64_t(g / kGroups) * h.segments + s];
-        k.decode_lanes(&state, 1, book, cell, int(std::min(kPiece, border[s + 1] - j)), reinterpret_cast<Tile*>(tile.data()));
+        k.decode_lanes(&state, 1, book, cell, int(std::min(kPiece, border[s + 1] - j)),
+                       reinterpret_cast<Tile*>(tile.data()));
       }
   }
   return nullptr;
@@ -118,13 +126,20 @@ const char* check_lanes(const View& v) {
   const uint64_t groups = v.groups(), cells = uint64_t(v.blocks()) * h.segments;
   if (h.window != 5 && h.window != 6) return "the window";
   const uint32_t take = uint32_t(pairs_taken(h.window));
-  if (h.pairs % take || h.pairs != h.group_pairs || h.segments > h.pairs || !h.tables || h.tables > 256) return "segments";
-  if (!h.segment_at || !inside(h, h.segment_at, uint64_t(h.segments) + 1, 4) || !h.cell_at || !inside(h, h.cell_at, cells, 1)) return "the section of segments";
-  if (!h.table_at || !inside(h, h.table_at, h.tables, kTable * 2) || !h.start_at || !inside(h, h.start_at, groups + 1, 4)) return "the section of tables";
+  if (h.pairs % take || h.pairs != h.group_pairs || h.segments > h.pairs || !h.tables || h.tables > 256)
+    return "segments";
+  if (!h.segment_at || !inside(h, h.segment_at, uint64_t(h.segments) + 1, 4) || !h.cell_at ||
+      !inside(h, h.cell_at, cells, 1))
+    return "the section of segments";
+  if (!h.table_at || !inside(h, h.table_at, h.tables, kTable * 2) || !h.start_at ||
+      !inside(h, h.start_at, groups + 1, 4))
+    return "the section of tables";
   if (!h.stream_at || !inside(h, h.stream_at, h.stream_words, 2)) return "the section of streams";
   const uint32_t* border = v.at<uint32_t>(h.segment_at);
-  if (border[0] || border[h.segments] != h.pairs || !std::is_sorted(border, border + h.segments + 1)) return "the borders of segments";
-  for (uint32_t s = 0; s < h.segments; s++) if (border[s] % take) return "the borders of segments";
+  if (border[0] || border[h.segments] != h.pairs || !std::is_sorted(border, border + h.segments + 1))
+    return "the borders of segments";
+  for (uint32_t s = 0; s < h.segments; s++)
+    if (border[s] % take) return "the borders of segments";
   const uint8_t* cell = v.at<uint8_t>(h.cell_at);
   if (std::any_of(cell, cell + cells, [&](uint8_t t) { return t >= h.tables; })) return "a table's number";
   const uint16_t* table = v.at<uint16_t>(h.table_at);

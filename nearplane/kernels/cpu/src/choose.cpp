@@ -12,32 +12,32 @@ namespace nearplane {
 namespace {
 
 #if NEARPLANE_X86
-// All that CMakeLists.txt compiles a file for. Not every compiler takes "f16c" as a name.
 bool has_f16c() {
   unsigned a, b, c, d;
   return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
-bool has_avx2() {
-  return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi") && __builtin_cpu_supports("bmi2") &&
-         __builtin_cpu_supports("popcnt") && has_f16c();
-}
-bool has_avx512() {
-  return has_avx2() && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512dq") &&
-         __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512vbmi") && __builtin_cpu_supports("avx512vbmi2");
-}
-bool has_avx512_bf16() { return has_avx512() && __builtin_cpu_supports("avx512bf16"); }
-#endif
-bool always() { return true; }
 
-struct Candidate { const Kernels* kernels; bool (*has)(); };
+#define HAS(name) __builtin_cpu_supports(name)
+#define HAS_AVX2 (HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2") && HAS("popcnt") && has_f16c())
+#define HAS_AVX512 \
+  (HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") && HAS("avx512vbmi") && HAS("avx512vbmi2"))
+#endif
+
+struct Candidate {
+  const Kernels* kernels;
+  bool (*has)();
+};
 constexpr Candidate candidates[] = {
 #if NEARPLANE_X86
-    {&avx512_bf16_kernels, has_avx512_bf16}, {&avx512_kernels, has_avx512}, {&avx2_kernels, has_avx2},
+#define CANDIDATE(name, flags, condition) {&name##_kernels, [] { return bool(condition); }},
+    NEARPLANE_INSTRUCTION_SETS(CANDIDATE)
+#undef CANDIDATE
 #endif
-    {&plain_kernels, always}};
+        {&plain_kernels, [] { return true; }}};
 
 const Kernels* best() {
-  for (const Candidate& c : candidates) if (c.has()) return c.kernels;
+  for (const Candidate& c : candidates)
+    if (c.has()) return c.kernels;
   return &plain_kernels;
 }
 
@@ -52,13 +52,22 @@ const Kernels& kernels() {
 }
 
 bool available(const char* name) {
-  for (const Candidate& c : candidates) if (!std::strcmp(c.kernels->name, name)) return c.has();
+  for (const Candidate& c : candidates)
+    if (!std::strcmp(c.kernels->name, name)) return c.has();
   return false;
+}
+
+const char* name(unsigned place) {
+  constexpr size_t count = sizeof candidates / sizeof *candidates;
+  return place < count ? candidates[count - 1 - place].kernels->name : nullptr;
 }
 
 bool choose(const char* name) {
   for (const Candidate& c : candidates)
-    if (!std::strcmp(c.kernels->name, name) && c.has()) { chosen = c.kernels; return true; }
+    if (!std::strcmp(c.kernels->name, name) && c.has()) {
+      chosen = c.kernels;
+      return true;
+    }
   return false;
 }
 

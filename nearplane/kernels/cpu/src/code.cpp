@@ -8,13 +8,19 @@
 namespace nearplane {
 
 std::vector<int> limited_lengths(const std::vector<uint64_t>& count, int limit) {
-  struct Package { uint64_t weight; std::array<uint8_t, 32> uses; };
+  struct Package {
+    uint64_t weight;
+    std::array<uint8_t, 32> uses;
+  };
   const int n = int(count.size());  // at most 31
   std::vector<int> length(n, 1);
   if (n == 1) return length;
   auto lighter = [](const Package& a, const Package& b) { return a.weight < b.weight; };
   std::vector<Package> leaves(n), row, pairs, merged;
-  for (int i = 0; i < n; i++) { leaves[i] = {count[i], {}}; leaves[i].uses[i] = 1; }
+  for (int i = 0; i < n; i++) {
+    leaves[i] = {count[i], {}};
+    leaves[i].uses[i] = 1;
+  }
   std::stable_sort(leaves.begin(), leaves.end(), lighter);
   row = leaves;
   for (int level = 1; level < limit; level++) {
@@ -59,9 +65,13 @@ Code fit_code(const uint64_t* bins, int window) {
     inside += bins[kReach - reach] + (reach ? bins[kReach + reach] : 0);
     if (2 * reach + 1 > 1 << window) break;
     // an alphabet that leaves more outside than one bit each could pay for is too small
-    if (2 * reach + 3 <= 1 << window && reach < kWidest && (total - inside) * kEscapeBits > 7.0 * double(total)) continue;
+    if (2 * reach + 3 <= 1 << window && reach < kWidest && (total - inside) * kEscapeBits > 7.0 * double(total))
+      continue;
     std::vector<uint64_t> count(bins + kReach - reach, bins + kReach + reach + 1);
-    for (int v = reach + 1; v <= kReach; v++) { count.front() += bins[kReach - v]; count.back() += bins[kReach + v]; }
+    for (int v = reach + 1; v <= kReach; v++) {
+      count.front() += bins[kReach - v];
+      count.back() += bins[kReach + v];
+    }
     Code code;
     code.reach = reach;
     code.length = limited_lengths(count, window);
@@ -81,7 +91,8 @@ void fill_table(const Code& code, float unit, uint16_t* table) {
     for (int window = code.word[i]; window < kTable; window += 1 << length) table[window] = entry;
   }
   // one integer has the word 0 alone
-  if (code.length.size() == 1) for (int window = 1; window < kTable; window += 2) table[window] = table[0];
+  if (code.length.size() == 1)
+    for (int window = 1; window < kTable; window += 2) table[window] = table[0];
 }
 
 }  // namespace nearplane

@@ -10,9 +10,9 @@ namespace nearplane {
 // A code for the integers -reach .. reach; what lies outside is coded as the nearest of them and corrected.
 struct Code {
   int reach = 0;
-  std::vector<int> length;        // [2 * reach + 1]
-  std::vector<uint16_t> word;     // the first bit of a code word is its lowest
-  double stream = 0, bits = 0;    // of all counted integers: of their words, and with corrections
+  std::vector<int> length;      // [2 * reach + 1]
+  std::vector<uint16_t> word;   // the first bit of a code word is its lowest
+  double stream = 0, bits = 0;  // of all counted integers: of their words, and with corrections
   int clipped(int v) const { return v < -reach ? -reach : v > reach ? reach : v; }
 };
 

@@ -25,7 +25,8 @@ using namespace nearplane;
 constexpr int kShort = -1;
 
 // call(), or `otherwise` where memory is short.
-template <class Result, class Call> static Result guarded(Result otherwise, const Call& call) {
+template <class Result, class Call>
+static Result guarded(Result otherwise, const Call& call) {
   try {
     return call();
   } catch (const std::bad_alloc&) {
@@ -34,7 +35,8 @@ template <class Result, class Call> static Result guarded(Result otherwise, cons
 }
 
 // Return 0, or kShort.
-template <class Call> static int done(unsigned threads, const Call& call) {
+template <class Call>
+static int done(unsigned threads, const Call& call) {
   return guarded(kShort, [&] {
     set_threads(threads);
     call();
@@ -45,6 +47,7 @@ template <class Call> static int done(unsigned threads, const Call& call) {
 FACE void np_set_fork(Fork fork) { set_fork(fork); }
 
 FACE int np_available(const char* name) { return available(name); }
+FACE const char* np_name(unsigned place) { return name(place); }
 FACE int np_choose(const char* name) { return choose(name); }
 FACE const char* np_chosen() { return kernels().name; }
 
@@ -69,7 +72,8 @@ FACE const char* np_check(const void* bytes, uint64_t size) {
   return guarded<const char*>("memory", [&] { return check(bytes, size); });
 }
 
-FACE int np_product(const void* bytes, const void* x, uint32_t batch, uint32_t type, const void* bias, void* y, unsigned threads) {
+FACE int np_product(const void* bytes, const void* x, uint32_t batch, uint32_t type, const void* bias, void* y,
+                    unsigned threads) {
   return done(threads, [&] { product(View(bytes), x, batch, type, bias, y); });
 }
 
@@ -98,4 +102,3 @@ FACE int np_rans(const RansBands* bands, int32_t* symbol, unsigned threads) {
 FACE uint64_t np_outliers(const void* bytes, int32_t* start, int32_t* column, uint16_t* value) {
   return guarded(uint64_t(kShort), [&] { return unpack_outliers(View(bytes), start, column, value); });
 }
-

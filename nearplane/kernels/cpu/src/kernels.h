@@ -2,20 +2,22 @@
 #pragma once
 #include <cstdint>
 
+#include "instruction_sets.h"
 #include "layout.h"
 
 namespace nearplane {
 
 constexpr int kChunk = 32;  // pairs decoded at a time, a multiple of kRun
-// Pairs that are summed by themselves, so that rounding grows with the square root of their number and not of the columns';
-// a multiple of what any window takes.
+// Pairs that are summed by themselves, so that rounding grows with the square root of their number and not of the
+// columns'; a multiple of what any window takes.
 constexpr uint32_t kSummed = 480;
 
 // A layout's code tables.
 struct Book {
   const uint16_t* tables;
   int window, shift;
-  INLINE explicit Book(const View& v) : tables(v.at<uint16_t>(v.head.table_at)), window(int(v.head.window)), shift(int(v.head.shift)) {}
+  INLINE explicit Book(const View& v)
+      : tables(v.at<uint16_t>(v.head.table_at)), window(int(v.head.window)), shift(int(v.head.shift)) {}
   INLINE const uint16_t* table(uint32_t k) const { return tables + size_t(k) * kTable; }
   INLINE uint32_t chunk() const { return uint32_t(kChunk / pairs_taken(window) * pairs_taken(window)); }
 };
@@ -40,10 +42,10 @@ using Tile = uint16_t[kLanes];  // a pair of columns of 16 rows, as bf16
 
 constexpr uint32_t kLeaf = 32;  // columns at most
 
-// Columns first .. end - 1 of `rows` rows of a sweep under way (nearplane/lattice/nearest_plane.py), all of them float, or double
-// where `wide`; [columns][rows] where not said. Rounded to the nearest integer from low to high; or, where there are thresholds, to
-// one of two neighbours: the upper one if the best value is further above the lower one than threshold[at_row + at_column + the
-// lower one], which counts no further than span and -span - 1.
+// Columns first .. end - 1 of `rows` rows of a sweep under way (nearplane/lattice/nearest_plane.py), all of them float,
+// or double where `wide`; [columns][rows] where not said. Rounded to the nearest integer from low to high; or, where
+// there are thresholds, to one of two neighbours: the upper one if the best value is further above the lower one than
+// threshold[at_row + at_column + the lower one], which counts no further than span and -span - 1.
 struct Leaf {
   uint32_t rows, columns, first, end, wide;
   int32_t span;
@@ -68,7 +70,8 @@ struct Kernels {
   // Decode `runs` runs of a plane.
   void (*decode_plane)(const uint8_t* words, const Plane& plane, int runs, Tile* out);
   // acc[b * stride + 16 g + row] += tile[g][kChunk] . x[b], pairs first .. first + pairs - 1, for one or two groups.
-  void (*multiply)(const Tile* tile, int groups, uint32_t first, int pairs, const Activations* x, int batch, float* acc, int stride);
+  void (*multiply)(const Tile* tile, int groups, uint32_t first, int pairs, const Activations* x, int batch, float* acc,
+                   int stride);
   // out[row * stride + k] = tile[k][row], pairs of bf16, for all rows and k < pairs.
   void (*transpose)(const Tile* tile, int pairs, uint32_t* out, size_t stride);
   // acc[16] += scale * (steps of entries . x)
@@ -85,13 +88,17 @@ void split_plain(const float* place, size_t places, uint16_t* first, uint16_t* r
 
 extern const Kernels plain_kernels;
 #if NEARPLANE_X86
-extern const Kernels avx2_kernels, avx512_kernels, avx512_bf16_kernels;
+#define DECLARE(name, flags, condition) extern const Kernels name##_kernels;
+NEARPLANE_INSTRUCTION_SETS(DECLARE)
+#undef DECLARE
 #endif
 
 // The kernels in use: the best that the processor has, or what `choose` said.
 const Kernels& kernels();
 bool choose(const char* name);
 bool available(const char* name);
+// The name of every instruction set that was compiled, the slowest first; null beyond the last one.
+const char* name(unsigned place);
 
 INLINE void transpose_pairs(const Tile* tile, int pairs, uint32_t* out, size_t stride) {
   for (int i = 0; i < kRows; i++)

@@ -9,19 +9,19 @@
 #include <cstdint>
 #include <cstring>
 
-// For all functions of headers that files for an instruction set include: no such file may define a function that others call
-// too. Of a function that several files define the linker keeps one, which then runs on every processor.
+// For all functions of headers that files for an instruction set include: no such file may define a function that
+// others call too. Of a function that several files define the linker keeps one, which then runs on every processor.
 #define INLINE inline __attribute__((always_inline))
 
 namespace nearplane {
 
 constexpr int kRows = 16, kLanes = 32, kGroups = 8, kBlockRows = kRows * kGroups;
-constexpr int kTable = 64;                         // entries, for windows of up to 6 bits
-constexpr int kRun = 16;                           // pairs that a plane packs together
+constexpr int kTable = 64;  // entries, for windows of up to 6 bits
+constexpr int kRun = 16;    // pairs that a plane packs together
 constexpr int kPlanes = 3;
 constexpr uint32_t kRowWindow = 1 << 15;  // rows are reordered within this many
 constexpr uint16_t kNoColumn = 0xFFFF;
-constexpr size_t kSlack = 512;            // readable bytes behind the last section
+constexpr size_t kSlack = 512;  // readable bytes behind the last section
 
 enum Type : uint32_t { kF32 = 0, kF16 = 1, kBF16 = 2, kI8 = 3 };
 
@@ -35,10 +35,10 @@ struct Plane {
 
 // Entries of 16 rows side by side: a step of a group is 16 gaps and 16 values.
 struct Sparse {
-  uint32_t type;           // of values: float32, float16 or int8
-  uint16_t gap_bytes;      // 1 or 2
-  uint16_t places;         // whether gaps are of places, or of columns
-  uint64_t start_at, at;   // uint32 [groups + 1]: steps, and the entries; 0: there are none
+  uint32_t type;          // of values: float32, float16 or int8
+  uint16_t gap_bytes;     // 1 or 2
+  uint16_t places;        // whether gaps are of places, or of columns
+  uint64_t start_at, at;  // uint32 [groups + 1]: steps, and the entries; 0: there are none
 
   INLINE uint32_t value_bytes() const { return type == kF32 ? 4 : type == kI8 ? 1 : 2; }
   INLINE uint32_t step_bytes() const { return kRows * (gap_bytes + value_bytes()); }
@@ -48,29 +48,29 @@ struct Sparse {
 struct Header {
   char magic[4];
   uint32_t version;
-  uint64_t bytes, stored_bytes;         // of the layout, and of the record it was made from
+  uint64_t bytes, stored_bytes;  // of the layout, and of the record it was made from
   uint32_t rows, columns;
   uint32_t pairs;                       // of places, padding included
   uint32_t group_columns, group_pairs;  // one group of all columns, or groups with a step a row
   uint32_t planes, segments, tables;
-  uint32_t code_tag, step_form;         // of the record it was made from
-  uint32_t step_type, palette;          // palette: distinct column steps, 0 for a float a place
-  uint32_t shift;                       // tables hold integers times 2^shift
-  uint32_t window;                      // longest code word: 5 or 6 bits
-  uint32_t coder;                       // what the record's encoder was told, for Python
+  uint32_t code_tag, step_form;  // of the record it was made from
+  uint32_t step_type, palette;   // palette: distinct column steps, 0 for a float a place
+  uint32_t shift;                // tables hold integers times 2^shift
+  uint32_t window;               // longest code word: 5 or 6 bits
+  uint32_t coder;                // what the record's encoder was told, for Python
   float scale;
   uint32_t factor_bits;  // significant bits of the column steps beyond the first
   uint32_t exact_pairs;  // the first so many pairs have steps that are powers of two
   uint32_t spare;
-  uint64_t row_at;       // uint16 [groups * 16]: row in its window of kRowWindow
-  uint64_t column_at;    // uint16 [2 * pairs]: column, or kNoColumn
-  uint64_t factor_at;    // uint8 or float [2 * pairs]: column steps
-  uint64_t palette_at;   // float [palette]
-  uint64_t step_at;      // [groups][column groups][16] of step_type
-  uint64_t segment_at;   // uint32 [segments + 1]: pairs where tables change
-  uint64_t cell_at;      // uint8 [blocks][segments]: table
-  uint64_t table_at;     // uint16 [tables][64]: bf16 value | length in the low 4 bits
-  uint64_t start_at;     // uint32 [groups + 1]: 16-bit words in the stream
+  uint64_t row_at;      // uint16 [groups * 16]: row in its window of kRowWindow
+  uint64_t column_at;   // uint16 [2 * pairs]: column, or kNoColumn
+  uint64_t factor_at;   // uint8 or float [2 * pairs]: column steps
+  uint64_t palette_at;  // float [palette]
+  uint64_t step_at;     // [groups][column groups][16] of step_type
+  uint64_t segment_at;  // uint32 [segments + 1]: pairs where tables change
+  uint64_t cell_at;     // uint8 [blocks][segments]: table
+  uint64_t table_at;    // uint16 [tables][64]: bf16 value | length in the low 4 bits
+  uint64_t start_at;    // uint32 [groups + 1]: 16-bit words in the stream
   uint64_t stream_at, stream_words;
   Plane plane[kPlanes];
   Sparse escape, outlier;
@@ -81,8 +81,16 @@ INLINE int pairs_taken(uint32_t window) { return int(16 / window); }
 
 INLINE uint32_t divide_up(uint64_t a, uint64_t b) { return uint32_t((a + b - 1) / b); }
 
-INLINE float bits_to_float(uint32_t u) { float f; std::memcpy(&f, &u, 4); return f; }
-INLINE uint32_t float_to_bits(float f) { uint32_t u; std::memcpy(&u, &f, 4); return u; }
+INLINE float bits_to_float(uint32_t u) {
+  float f;
+  std::memcpy(&f, &u, 4);
+  return f;
+}
+INLINE uint32_t float_to_bits(float f) {
+  uint32_t u;
+  std::memcpy(&u, &f, 4);
+  return u;
+}
 INLINE float bf16_to_float(uint16_t b) { return bits_to_float(uint32_t(b) << 16); }
 
 // To nearest, ties to even; a NaN stays one.
@@ -98,8 +106,10 @@ uint16_t float_to_f16(float f);
 struct View {
   const uint8_t* base;
   const Header& head;
-  INLINE explicit View(const void* bytes) : base(static_cast<const uint8_t*>(bytes)), head(*static_cast<const Header*>(bytes)) {}
-  template <class T> INLINE const T* at(uint64_t offset) const {
+  INLINE explicit View(const void* bytes)
+      : base(static_cast<const uint8_t*>(bytes)), head(*static_cast<const Header*>(bytes)) {}
+  template <class T>
+  INLINE const T* at(uint64_t offset) const {
     return offset ? reinterpret_cast<const T*>(base + offset) : nullptr;
   }
   INLINE uint32_t groups() const { return divide_up(head.rows, kRows); }

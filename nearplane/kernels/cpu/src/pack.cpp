@@ -37,8 +37,10 @@ std::vector<uint8_t> pack(const Matrix& m) {
   const bool grouped = m.step_form == kGrouped;
   const bool planes = (grouped || m.code_tag == kDense) && fits_planes(range(m));
   if (grouped && !planes) return {};
-  if (planes) pack_planes(bytes, m);
-  else pack_lanes(bytes, m);
+  if (planes)
+    pack_planes(bytes, m);
+  else
+    pack_lanes(bytes, m);
   return bytes.finish();
 }
 

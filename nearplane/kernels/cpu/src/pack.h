@@ -12,14 +12,17 @@ struct Matrix {
   uint32_t rows, columns, group_size, step_form, code_tag, step_type;
   const int32_t* code;
   const float* step;
-  const int32_t* outlier_start;   // [rows + 1], or null
+  const int32_t* outlier_start;  // [rows + 1], or null
   const int32_t* outlier_column;
   const uint16_t* outlier_value;  // float16
   uint64_t stored_bytes;          // of the record
   uint32_t coder;
 };
 
-struct Entry { uint32_t place; float value; };
+struct Entry {
+  uint32_t place;
+  float value;
+};
 using Rows = std::vector<std::vector<Entry>>;  // by row of the layout, places rising
 
 // A header and the sections written so far.
@@ -34,7 +37,10 @@ class Bytes {
     if (from) std::memcpy(data_.data() + at, from, size);
     return at;
   }
-  template <class T> uint64_t add(const std::vector<T>& from) { return add(from.data(), from.size() * sizeof(T)); }
+  template <class T>
+  uint64_t add(const std::vector<T>& from) {
+    return add(from.data(), from.size() * sizeof(T));
+  }
   uint8_t* at(uint64_t offset) { return data_.data() + offset; }
   std::vector<uint8_t> finish() {
     add(nullptr, 0);
@@ -42,6 +48,7 @@ class Bytes {
     data_.resize(head().bytes, 0);
     return std::move(data_);
   }
+
  private:
   std::vector<uint8_t> data_;
 };
@@ -54,7 +61,8 @@ struct Arrangement {
 
 Sparse pack_sparse(Bytes& bytes, const Rows& rows, bool places);
 // Pack bits `shift` and up, `bits` of them, of code - origin; each is worth low + unit * what stands there.
-Plane pack_plane(Bytes& bytes, const Matrix& matrix, const Arrangement& as, uint32_t bits, int shift, int32_t low, int32_t unit, int32_t origin);
+Plane pack_plane(Bytes& bytes, const Matrix& matrix, const Arrangement& as, uint32_t bits, int shift, int32_t low,
+                 int32_t unit, int32_t origin);
 void pack_lanes(Bytes& bytes, const Matrix& matrix);
 void pack_planes(Bytes& bytes, const Matrix& matrix);
 
@@ -62,7 +70,10 @@ void pack_planes(Bytes& bytes, const Matrix& matrix);
 std::vector<uint8_t> pack(const Matrix& matrix);
 
 // The least integer, and the bits of the largest distance from it.
-struct Range { int32_t low; int bits; };
+struct Range {
+  int32_t low;
+  int bits;
+};
 Range range(const Matrix& matrix);
 
 // One factor for all steps under which they have few bits and most are powers of two, if there is one; else 1.

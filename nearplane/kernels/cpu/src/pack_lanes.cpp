@@ -31,9 +31,13 @@ double entropy(const std::vector<uint64_t>& bins, int shift) {
   const int span = int(bins.size()) / 2;
   std::vector<uint64_t> joined((bins.size() >> shift) + 2, 0);
   uint64_t total = 0;
-  for (int k = 0; k < int(bins.size()); k++) { joined[((k - span) >> shift) + (span >> shift) + 1] += bins[k]; total += bins[k]; }
+  for (int k = 0; k < int(bins.size()); k++) {
+    joined[((k - span) >> shift) + (span >> shift) + 1] += bins[k];
+    total += bins[k];
+  }
   double bits = 0;
-  for (uint64_t n : joined) if (n) bits -= double(n) * std::log2(double(n) / double(total));
+  for (uint64_t n : joined)
+    if (n) bits -= double(n) * std::log2(double(n) / double(total));
   return bits / double(total);
 }
 
@@ -49,13 +53,13 @@ struct Plan {
   Arrangement as;
   int window;
   uint32_t pairs, segments, exact_pairs = 0;
-  uint32_t stride = 1;            // every so many-th block is counted
+  uint32_t stride = 1;  // every so many-th block is counted
   bool rows_moved, columns_moved;
-  std::vector<uint32_t> border;   // [segments + 1], in pairs
-  std::vector<uint64_t> bins;     // [blocks][segments][kBins]
+  std::vector<uint32_t> border;  // [segments + 1], in pairs
+  std::vector<uint64_t> bins;    // [blocks][segments][kBins]
   std::vector<Code> codes;
-  std::vector<uint8_t> cell;      // [blocks][segments]
-  double bits = 0;                // by the codes' own estimate, then by counting
+  std::vector<uint8_t> cell;  // [blocks][segments]
+  double bits = 0;            // by the codes' own estimate, then by counting
 };
 
 // Sums of magnitudes of rows and of columns.
@@ -92,7 +96,10 @@ void count_cells(const Matrix& m, int shift, Plan& plan) {
 
 double mean_magnitude(const uint64_t* bins) {
   double sum = 0, count = 1e-9;
-  for (int k = 0; k < kBins; k++) { sum += double(bins[k]) * std::abs(k - kReach); count += double(bins[k]); }
+  for (int k = 0; k < kBins; k++) {
+    sum += double(bins[k]) * std::abs(k - kReach);
+    count += double(bins[k]);
+  }
   return sum / count;
 }
 
@@ -112,7 +119,8 @@ void share_codes(Plan& plan, const std::vector<uint32_t>& by_spread, uint32_t ta
   plan.bits = bits;
   plan.codes = codes;
   for (uint32_t t = 0; t < tables; t++)
-    for (uint32_t k = uint64_t(cells) * t / tables; k < uint64_t(cells) * (t + 1) / tables; k++) plan.cell[by_spread[k]] = uint8_t(t);
+    for (uint32_t k = uint64_t(cells) * t / tables; k < uint64_t(cells) * (t + 1) / tables; k++)
+      plan.cell[by_spread[k]] = uint8_t(t);
 }
 
 void choose_codes(Plan& plan) {
@@ -125,7 +133,8 @@ void choose_codes(Plan& plan) {
     if (k / plan.segments % plan.stride == 0) by_spread.push_back(k);
   }
   std::stable_sort(by_spread.begin(), by_spread.end(), [&](uint32_t a, uint32_t b) { return spread[a] < spread[b]; });
-  for (uint32_t tables = 1; tables <= std::min<uint32_t>(uint32_t(by_spread.size()), 32); tables *= 2) share_codes(plan, by_spread, tables);
+  for (uint32_t tables = 1; tables <= std::min<uint32_t>(uint32_t(by_spread.size()), 32); tables *= 2)
+    share_codes(plan, by_spread, tables);
 }
 
 // How many sparse entries a row of the layout needs.
@@ -157,7 +166,8 @@ void settle(const Matrix& m, int shift, Plan& plan) {
   std::vector<uint32_t> count(m.rows), order(m.rows);
   parallel_for(divide_up(m.rows, kBlockRows), [&](uint32_t b) {
     if (b % plan.stride) return;
-    for (uint32_t i = b * kBlockRows; i < std::min(m.rows, (b + 1) * kBlockRows); i++) count[i] = count_escapes(m, shift, plan, i);
+    for (uint32_t i = b * kBlockRows; i < std::min(m.rows, (b + 1) * kBlockRows); i++)
+      count[i] = count_escapes(m, shift, plan, i);
   });
   std::iota(order.begin(), order.end(), 0);
   std::vector<uint32_t> sorted = order;
@@ -173,7 +183,8 @@ void settle(const Matrix& m, int shift, Plan& plan) {
     plan.rows_moved = true;
     entries = fewer;
   }
-  plan.bits = kFixedBits + kGroupBits * divide_up(m.rows, kRows) + kTableBits * double(plan.codes.size()) + kEntryBits * entries + 8.0 * double(plan.cell.size());
+  plan.bits = kFixedBits + kGroupBits * divide_up(m.rows, kRows) + kTableBits * double(plan.codes.size()) +
+              kEntryBits * entries + 8.0 * double(plan.cell.size());
   plan.bits += 16.0 * (plan.rows_moved ? m.rows : 0) + 16.0 * (plan.columns_moved ? m.columns : 0);
   for (const Code& code : plan.codes) plan.bits += plan.stride * code.stream;
 }
@@ -200,7 +211,8 @@ Keys keys_of(const Matrix& m, int shift) {
 // Cut pairs first .. last into about `count` segments of whole windows.
 void cut(Plan& plan, uint32_t first, uint32_t last, uint32_t count) {
   const uint32_t take = uint32_t(pairs_taken(plan.window)), windows = (last - first) / take;
-  for (uint32_t s = 1; s <= count && windows; s++) plan.border.push_back(first + uint32_t(uint64_t(windows) * s / count) * take);
+  for (uint32_t s = 1; s <= count && windows; s++)
+    plan.border.push_back(first + uint32_t(uint64_t(windows) * s / count) * take);
 }
 
 void sort_columns(const Matrix& m, const Keys& keys, Plan& plan) {
@@ -222,16 +234,19 @@ Plan arrange(const Matrix& m, int shift, int window, bool by_row, bool by_column
   plan.columns_moved = by_column;
   plan.as.row.resize(m.rows);
   std::iota(plan.as.row.begin(), plan.as.row.end(), 0);
-  if (by_row) std::stable_sort(plan.as.row.begin(), plan.as.row.end(), [&](uint32_t a, uint32_t b) {
-    return a / kRowWindow != b / kRowWindow ? a < b : keys.row[a] < keys.row[b];
-  });
+  if (by_row)
+    std::stable_sort(plan.as.row.begin(), plan.as.row.end(), [&](uint32_t a, uint32_t b) {
+      return a / kRowWindow != b / kRowWindow ? a < b : keys.row[a] < keys.row[b];
+    });
   const uint32_t take = uint32_t(pairs_taken(window)), unit = shift ? kRun * take : take;
   plan.pairs = divide_up(m.columns, 2 * unit) * unit;
   plan.as.column.assign(2 * plan.pairs, -1);
   std::iota(plan.as.column.begin(), plan.as.column.begin() + m.columns, 0);
   plan.border.push_back(0);
-  if (by_column) sort_columns(m, keys, plan);
-  else plan.border.push_back(plan.pairs);
+  if (by_column)
+    sort_columns(m, keys, plan);
+  else
+    plan.border.push_back(plan.pairs);
   plan.segments = uint32_t(plan.border.size()) - 1;
   count_cells(m, shift, plan);
   choose_codes(plan);
@@ -296,7 +311,11 @@ std::vector<uint16_t> encode_group(const Matrix& m, int shift, const Plan& plan,
         length[uint64_t(j) * kLanes + lane] = uint8_t(table.length[symbol]);
         buffer |= uint32_t(table.word[symbol]) << held;
         held += table.length[symbol];
-        if (held >= 16) { words[lane].push_back(uint16_t(buffer)); buffer >>= 16; held -= 16; }
+        if (held >= 16) {
+          words[lane].push_back(uint16_t(buffer));
+          buffer >>= 16;
+          held -= 16;
+        }
       }
     }
     words[lane].push_back(uint16_t(buffer));
@@ -311,12 +330,16 @@ std::vector<uint16_t> encode_group(const Matrix& m, int shift, const Plan& plan,
     taken[lane]++;
     if (real) needed = std::max(needed, stream.size());
   };
-  for (int k = 0; k < 2; k++) for (int lane = 0; lane < kLanes; lane++) take(lane);
+  for (int k = 0; k < 2; k++)
+    for (int lane = 0; lane < kLanes; lane++) take(lane);
   const uint32_t step = uint32_t(pairs_taken(plan.window));
   for (uint32_t j = 0; j < plan.pairs; j += step)
     for (int lane = 0; lane < kLanes; lane++) {
       for (uint32_t k = 0; k < step; k++) at[lane] += length[uint64_t(j + k) * kLanes + lane];
-      if (at[lane] >= 16) { at[lane] -= 16; take(lane); }
+      if (at[lane] >= 16) {
+        at[lane] -= 16;
+        take(lane);
+      }
     }
   // what is asked for after the last word that matters may be anything
   stream.resize(needed);
@@ -340,7 +363,8 @@ void store_stream(Bytes& bytes, const Matrix& m, int shift, const Plan& plan) {
   at = bytes.add(stream);
   bytes.head().stream_at = at;
   bytes.head().stream_words = stream.size();
-  for (auto& row : escapes) std::stable_sort(row.begin(), row.end(), [](const Entry& a, const Entry& b) { return a.place < b.place; });
+  for (auto& row : escapes)
+    std::stable_sort(row.begin(), row.end(), [](const Entry& a, const Entry& b) { return a.place < b.place; });
   const Sparse sparse = pack_sparse(bytes, escapes, true);
   bytes.head().escape = sparse;
 }

@@ -9,7 +9,8 @@ namespace nearplane {
 
 // Pack bits `shift_from` .. of (code - low): element k of a run is at bits k*w of its lane, but for 3 bits,
 // where word j holds elements 5j .. 5j+4 and bit j of element 15 on top.
-Plane pack_plane(Bytes& bytes, const Matrix& m, const Arrangement& as, uint32_t bits, int shift, int32_t low, int32_t unit, int32_t origin) {
+Plane pack_plane(Bytes& bytes, const Matrix& m, const Arrangement& as, uint32_t bits, int shift, int32_t low,
+                 int32_t unit, int32_t origin) {
   const Header head = bytes.head();
   const uint32_t groups = divide_up(m.rows, kRows), runs = head.pairs / kRun, mask = (1u << bits) - 1;
   const uint64_t group_bytes = uint64_t(runs) * bits * 64;
@@ -24,9 +25,12 @@ Plane pack_plane(Bytes& bytes, const Matrix& m, const Arrangement& as, uint32_t 
           const int64_t column = as.column[2 * (run * kRun + k) + (lane & 1)];
           if (i >= m.rows || column < 0) continue;
           const uint32_t field = uint32_t(m.code[uint64_t(as.row[i]) * m.columns + column] - origin) >> shift & mask;
-          if (bits != 3) words[k * bits / 16 * kLanes + lane] |= uint16_t(field << k * bits % 16);
-          else if (k < 15) words[k / 5 * kLanes + lane] |= uint16_t(field << 3 * (k % 5));
-          else for (int j = 0; j < 3; j++) words[j * kLanes + lane] |= uint16_t((field >> j & 1) << 15);
+          if (bits != 3)
+            words[k * bits / 16 * kLanes + lane] |= uint16_t(field << k * bits % 16);
+          else if (k < 15)
+            words[k / 5 * kLanes + lane] |= uint16_t(field << 3 * (k % 5));
+          else
+            for (int j = 0; j < 3; j++) words[j * kLanes + lane] |= uint16_t((field >> j & 1) << 15);
         }
       }
     }
@@ -66,8 +70,10 @@ void pack_planes(Bytes& bytes, const Matrix& m) {
   head.pairs = head.group_pairs * divide_up(m.columns, m.group_size);
   const Arrangement as = arrange(m, head);
   store_rows(bytes, as, m.rows);
-  if (m.step_form == 2) store_steps(bytes, m, as);
-  else store_factors(bytes, m, as);
+  if (m.step_form == 2)
+    store_steps(bytes, m, as);
+  else
+    store_factors(bytes, m, as);
   // the low bits of a wide code are a plane of their own; the last one is about as often negative as positive
   std::vector<int> widths;
   for (int left = bits; left > 0; left -= widths.back()) widths.push_back(left <= 4 ? left : left <= 6 ? 3 : 4);

@@ -7,9 +7,13 @@ namespace nearplane {
 
 namespace {
 
-struct Step { uint32_t gap; float value; };
+struct Step {
+  uint32_t gap;
+  float value;
+};
 
-// Gaps of up to `longest` from the entry before; longer ones pass through entries of value 0. An int8 holds a large integer in parts.
+// Gaps of up to `longest` from the entry before; longer ones pass through entries of value 0. An int8 holds a large
+// integer in parts.
 std::vector<Step> steps_of(const std::vector<Entry>& entries, uint32_t type, uint32_t longest) {
   std::vector<Step> steps;
   uint32_t at = 0;
@@ -45,7 +49,10 @@ uint32_t word_of(float value, uint32_t type) {
   return type == kI8 ? uint32_t(int32_t(value)) : type == kF32 ? float_to_bits(value) : float_to_f16(value);
 }
 
-struct Packed { std::vector<uint32_t> start; std::vector<uint8_t> bytes; };
+struct Packed {
+  std::vector<uint32_t> start;
+  std::vector<uint8_t> bytes;
+};
 
 Packed pack_steps(const Rows& rows, const Sparse& s) {
   const size_t groups = divide_up(rows.size(), kRows);
@@ -74,8 +81,10 @@ Sparse pack_sparse(Bytes& bytes, const Rows& rows, bool places) {
   if (best.bytes.empty()) return s;
   s.gap_bytes = 2;
   Packed wide = pack_steps(rows, s);
-  if (wide.bytes.size() <= best.bytes.size()) best = std::move(wide);
-  else s.gap_bytes = 1;
+  if (wide.bytes.size() <= best.bytes.size())
+    best = std::move(wide);
+  else
+    s.gap_bytes = 1;
   s.start_at = bytes.add(best.start);
   s.at = bytes.add(best.bytes);
   return s;

@@ -22,14 +22,20 @@ float common_scale(const Matrix& m) {
       fits = std::isfinite(q) && significant_bits(q) <= 7 && q * scale == m.step[c];
       powers += significant_bits(q) == 0;
     }
-    if (fits && powers > most) { best = scale; most = powers; }
+    if (fits && powers > most) {
+      best = scale;
+      most = powers;
+    }
   }
   return best;
 }
 
 void store_factors(Bytes& bytes, const Matrix& m, const Arrangement& as) {
   bytes.head().scale = 1;
-  if (m.step_form == 0) { bytes.head().scale = m.step[0]; return; }
+  if (m.step_form == 0) {
+    bytes.head().scale = m.step[0];
+    return;
+  }
   const float scale = common_scale(m);
   std::vector<float> factor(as.column.size(), 0), distinct;
   int bits = 0;
@@ -45,7 +51,8 @@ void store_factors(Bytes& bytes, const Matrix& m, const Arrangement& as) {
   const uint32_t palette = distinct.size() <= 256 ? uint32_t(distinct.size()) : 0;
   if (palette) {
     std::vector<uint8_t> index;
-    for (float f : factor) index.push_back(uint8_t(std::lower_bound(distinct.begin(), distinct.end(), f) - distinct.begin()));
+    for (float f : factor)
+      index.push_back(uint8_t(std::lower_bound(distinct.begin(), distinct.end(), f) - distinct.begin()));
     factor_at = bytes.add(index);
     palette_at = bytes.add(distinct);
   } else {
@@ -72,7 +79,8 @@ void store_steps(Bytes& bytes, const Matrix& m, const Arrangement& as) {
     at = bytes.add(wide);
   } else {
     std::vector<uint16_t> narrow(wide.size());
-    for (size_t k = 0; k < wide.size(); k++) narrow[k] = m.step_type == kF16 ? float_to_f16(wide[k]) : uint16_t(float_to_bits(wide[k]) >> 16);
+    for (size_t k = 0; k < wide.size(); k++)
+      narrow[k] = m.step_type == kF16 ? float_to_f16(wide[k]) : uint16_t(float_to_bits(wide[k]) >> 16);
     at = bytes.add(narrow);
   }
   bytes.head().step_at = at;

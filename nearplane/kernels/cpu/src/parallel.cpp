@@ -38,8 +38,7 @@ void run(Work& work, unsigned n) {
   try {
     others.reserve(n - 1);
     for (unsigned k = 1; k < n; k++) others.emplace_back(take, &work);
-  } catch (const std::exception&) {
-  }
+  } catch (const std::exception&) {}
   take(&work);
   for (auto& other : others) other.join();
 }

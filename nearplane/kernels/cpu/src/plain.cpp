@@ -24,14 +24,16 @@ uint16_t float_to_f16(float f) {
 
 namespace {
 
-template <uint32_t Type> float get(const void* from, size_t i) {
+template <uint32_t Type>
+float get(const void* from, size_t i) {
   if (Type == kF32) return static_cast<const float*>(from)[i];
   const uint16_t half = static_cast<const uint16_t*>(from)[i];
   return Type == kF16 ? f16_to_float(half) : bf16_to_float(half);
 }
 
 // A row of activations in the order of places.
-template <uint32_t Type> void arrange_type(const View& view, const void* x, size_t offset, float* place) {
+template <uint32_t Type>
+void arrange_type(const View& view, const void* x, size_t offset, float* place) {
   const Header& head = view.head;
   const uint32_t places = 2 * head.pairs;
   if (const uint16_t* column = view.at<uint16_t>(head.column_at)) {
@@ -50,16 +52,21 @@ template <uint32_t Type> void arrange_type(const View& view, const void* x, size
 }  // namespace
 
 void arrange_plain(const View& view, const void* x, size_t offset, uint32_t type, float* place) {
-  if (type == kF32) arrange_type<kF32>(view, x, offset, place);
-  else if (type == kF16) arrange_type<kF16>(view, x, offset, place);
-  else arrange_type<kBF16>(view, x, offset, place);
+  if (type == kF32)
+    arrange_type<kF32>(view, x, offset, place);
+  else if (type == kF16)
+    arrange_type<kF16>(view, x, offset, place);
+  else
+    arrange_type<kBF16>(view, x, offset, place);
   const Header& head = view.head;
   if (!head.factor_at) return;
   const uint32_t places = 2 * head.pairs;
   const uint8_t* index = view.at<uint8_t>(head.factor_at);
   const float* factor = view.at<float>(head.factor_at);
-  if (const float* palette = view.at<float>(head.palette_at)) for (uint32_t p = 0; p < places; p++) place[p] *= palette[index[p]];
-  else for (uint32_t p = 0; p < places; p++) place[p] *= factor[p];
+  if (const float* palette = view.at<float>(head.palette_at))
+    for (uint32_t p = 0; p < places; p++) place[p] *= palette[index[p]];
+  else
+    for (uint32_t p = 0; p < places; p++) place[p] *= factor[p];
 }
 
 // place = the sum of rows of bf16; what is not finite stays whole in the first.
@@ -104,21 +111,26 @@ void decode_plane(const uint8_t* words, const Plane& plane, int runs, Tile* out)
     for (int k = 0; k < kRun; k++)
       for (int lane = 0; lane < kLanes; lane++) {
         uint32_t field;
-        if (bits != 3) field = word[k * bits / 16 * kLanes + lane] >> k * bits % 16;
-        else if (k < 15) field = word[k / 5 * kLanes + lane] >> 3 * (k % 5);
-        else field = word[lane] >> 15 | word[kLanes + lane] >> 15 << 1 | word[2 * kLanes + lane] >> 15 << 2;
+        if (bits != 3)
+          field = word[k * bits / 16 * kLanes + lane] >> k * bits % 16;
+        else if (k < 15)
+          field = word[k / 5 * kLanes + lane] >> 3 * (k % 5);
+        else
+          field = word[lane] >> 15 | word[kLanes + lane] >> 15 << 1 | word[2 * kLanes + lane] >> 15 << 2;
         out[k][lane] = values[field & mask];
       }
   }
 }
 
-void multiply(const Tile* tile, int groups, uint32_t first, int pairs, const Activations* x, int batch, float* acc, int stride) {
+void multiply(const Tile* tile, int groups, uint32_t first, int pairs, const Activations* x, int batch, float* acc,
+              int stride) {
   for (int g = 0; g < groups; g++, tile += kChunk, acc += kRows)
     for (int b = 0; b < batch; b++) {
       float sum[kRows] = {};
       for (int j = 0; j < pairs; j++) {
         const float* pair = x[b].place + 2 * (first + j);
-        for (int i = 0; i < kRows; i++) sum[i] += bf16_to_float(tile[j][2 * i]) * pair[0] + bf16_to_float(tile[j][2 * i + 1]) * pair[1];
+        for (int i = 0; i < kRows; i++)
+          sum[i] += bf16_to_float(tile[j][2 * i]) * pair[0] + bf16_to_float(tile[j][2 * i + 1]) * pair[1];
       }
       for (int i = 0; i < kRows; i++) acc[b * stride + i] += sum[i];
     }
@@ -142,6 +154,7 @@ void transpose(const Tile* tile, int pairs, uint32_t* out, size_t stride) { tran
 
 }  // namespace
 
-constexpr Kernels plain_kernels{"plain", false, arrange_plain, split_plain, decode_lanes, decode_plane, multiply, transpose, sparse, round_leaf, nullptr, nullptr};
+constexpr Kernels plain_kernels{"plain",  false,     arrange_plain, split_plain, decode_lanes, decode_plane,
+                                multiply, transpose, sparse,        round_leaf,  nullptr,      nullptr};
 
 }  // namespace nearplane

@@ -16,14 +16,19 @@ float load(const void* from, size_t i, uint32_t type) {
 }
 
 void store(void* to, size_t i, float value, uint32_t type) {
-  if (type == kF32) static_cast<float*>(to)[i] = value;
-  else static_cast<uint16_t*>(to)[i] = type == kF16 ? float_to_f16(value) : float_to_bf16(value);
+  if (type == kF32)
+    static_cast<float*>(to)[i] = value;
+  else
+    static_cast<uint16_t*>(to)[i] = type == kF16 ? float_to_f16(value) : float_to_bf16(value);
 }
 
 void store_row(void* to, size_t first, const float* values, size_t count, uint32_t type) {
-  if (type == kF32) std::memcpy(static_cast<float*>(to) + first, values, count * 4);
-  else if (type == kF16) for (size_t i = 0; i < count; i++) static_cast<uint16_t*>(to)[first + i] = float_to_f16(values[i]);
-  else for (size_t i = 0; i < count; i++) static_cast<uint16_t*>(to)[first + i] = float_to_bf16(values[i]);
+  if (type == kF32)
+    std::memcpy(static_cast<float*>(to) + first, values, count * 4);
+  else if (type == kF16)
+    for (size_t i = 0; i < count; i++) static_cast<uint16_t*>(to)[first + i] = float_to_f16(values[i]);
+  else
+    for (size_t i = 0; i < count; i++) static_cast<uint16_t*>(to)[first + i] = float_to_bf16(values[i]);
 }
 
 namespace {
@@ -31,7 +36,8 @@ namespace {
 constexpr uint64_t kFetched = 4096;  // bytes of a block's sparse entries that are asked for ahead
 
 // Memory that a thread keeps between calls.
-template <class T> struct Scratch {
+template <class T>
+struct Scratch {
   std::vector<T> data;
   T* get(size_t size) {
     if (data.size() < size + 64 / sizeof(T)) data.resize(size + 64 / sizeof(T));
@@ -51,7 +57,8 @@ class Inputs {
     const Header& head = view.head;
     const size_t places = 2 * size_t(head.pairs);
     const int terms = k.bf16 ? terms_needed(head, type) : 0;
-    const bool as_is = terms == 1 && !head.column_at && !head.factor_at && places == head.columns && reinterpret_cast<uintptr_t>(x) % 4 == 0;
+    const bool as_is = terms == 1 && !head.column_at && !head.factor_at && places == head.columns &&
+                       reinterpret_cast<uintptr_t>(x) % 4 == 0;
     const bool floats = !as_is || head.escape.at;
     static thread_local Scratch<float> place_memory, raw_memory;
     static thread_local Scratch<uint16_t> pair_memory;
@@ -70,7 +77,10 @@ class Inputs {
       }
       rows[b].terms = terms;
       rows[b].exact_pairs = type == kBF16 ? head.exact_pairs : 0;
-      if (as_is) { rows[b].bf16[0] = reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(x) + offset); continue; }
+      if (as_is) {
+        rows[b].bf16[0] = reinterpret_cast<const uint32_t*>(static_cast<const uint16_t*>(x) + offset);
+        continue;
+      }
       if (!terms) continue;
       uint16_t* first = pairs + terms * b * places;
       k.split(rows[b].place, places, first, terms == 2 ? first + places : nullptr);
@@ -92,7 +102,8 @@ void add_lanes(const View& view, const Kernels& k, uint32_t block, const std::ve
   const Book book(view);
   for (uint32_t g = first, n; g < last; g += n) {
     n = together(last - g);
-    for (uint32_t v = 0; v < n; v++) start_lanes(state[v], view.at<uint16_t>(head.stream_at) + view.at<uint32_t>(head.start_at)[g + v]);
+    for (uint32_t v = 0; v < n; v++)
+      start_lanes(state[v], view.at<uint16_t>(head.stream_at) + view.at<uint32_t>(head.start_at)[g + v]);
     for (uint32_t s = 0; s < head.segments; s++) {
       for (uint32_t j = border[s]; j < border[s + 1]; j += book.chunk()) {
         const int pairs = int(std::min(book.chunk(), border[s + 1] - j));
@@ -113,7 +124,8 @@ void steps_of(const View& view, uint32_t group, uint32_t across, float* step) {
 }
 
 // acc[b][16 * count] += step * (codes of a plane), for one or two groups.
-void add_plane(const View& view, const Kernels& k, const Plane& plane, uint32_t group, uint32_t count, const std::vector<Activations>& x, float* acc) {
+void add_plane(const View& view, const Kernels& k, const Plane& plane, uint32_t group, uint32_t count,
+               const std::vector<Activations>& x, float* acc) {
   const Header& head = view.head;
   if (x.size() == 1 && k.plane_product) {
     for (uint32_t v = 0; v < count; v++) k.plane_product(view, plane, group + v, x[0], acc + v * kRows);
@@ -131,7 +143,8 @@ void add_plane(const View& view, const Kernels& k, const Plane& plane, uint32_t 
     for (uint32_t j = g * head.group_pairs; j < (g + 1) * head.group_pairs; j += kChunk) {
       const int pairs = int(std::min<uint32_t>(kChunk, (g + 1) * head.group_pairs - j));
       for (uint32_t v = 0; v < count; v++)
-        k.decode_plane(words + v * view.plane_group_bytes(plane) + uint64_t(j / kRun) * plane.bits * 64, plane, pairs / kRun, tile[v]);
+        k.decode_plane(words + v * view.plane_group_bytes(plane) + uint64_t(j / kRun) * plane.bits * 64, plane,
+                       pairs / kRun, tile[v]);
       k.multiply(tile[0], int(count), j, pairs, x.data(), int(x.size()), sum, stride);
     }
     if (!head.step_at) continue;
@@ -142,18 +155,21 @@ void add_plane(const View& view, const Kernels& k, const Plane& plane, uint32_t 
   }
 }
 
-void add_sparse(const View& view, const Kernels& k, const Sparse& s, float scale, uint32_t group, const std::vector<Activations>& x, float* acc) {
+void add_sparse(const View& view, const Kernels& k, const Sparse& s, float scale, uint32_t group,
+                const std::vector<Activations>& x, float* acc) {
   if (!s.at) return;
   const uint32_t* start = view.at<uint32_t>(s.start_at);
   const uint8_t* entries = view.base + s.at + uint64_t(start[group]) * s.step_bytes();
   for (size_t b = 0; b < x.size(); b++)
-    k.sparse(s, entries, start[group + 1] - start[group], scale, s.places ? x[b].place : x[b].raw, acc + b * kBlockRows);
+    k.sparse(s, entries, start[group + 1] - start[group], scale, s.places ? x[b].place : x[b].raw,
+             acc + b * kBlockRows);
 }
 
 }  // namespace
 
 // The sums of a block's rows for every row of activations: acc[b][128].
-static void block_product(const View& view, const Kernels& k, uint32_t block, const std::vector<Activations>& x, float* acc) {
+static void block_product(const View& view, const Kernels& k, uint32_t block, const std::vector<Activations>& x,
+                          float* acc) {
   const Header& head = view.head;
   const uint32_t first = block * kGroups, last = std::min(first + kGroups, view.groups());
   std::fill(acc, acc + x.size() * kBlockRows, 0.0f);
@@ -165,14 +181,18 @@ static void block_product(const View& view, const Kernels& k, uint32_t block, co
   }
   if (head.segments) add_lanes(view, k, block, x, acc);
   for (uint32_t g = first; g < last; g += 2)
-    for (uint32_t p = 0; p < head.planes; p++) add_plane(view, k, head.plane[p], g, std::min(2u, last - g), x, acc + (g - first) * kRows);
-  for (uint32_t g = first; g < last; g++) add_sparse(view, k, head.escape, float(1u << head.shift), g, x, acc + (g - first) * kRows);
-  if (head.scale != 1) for (size_t i = 0; i < x.size() * kBlockRows; i++) acc[i] *= head.scale;
+    for (uint32_t p = 0; p < head.planes; p++)
+      add_plane(view, k, head.plane[p], g, std::min(2u, last - g), x, acc + (g - first) * kRows);
+  for (uint32_t g = first; g < last; g++)
+    add_sparse(view, k, head.escape, float(1u << head.shift), g, x, acc + (g - first) * kRows);
+  if (head.scale != 1)
+    for (size_t i = 0; i < x.size() * kBlockRows; i++) acc[i] *= head.scale;
   for (uint32_t g = first; g < last; g++) add_sparse(view, k, head.outlier, 1, g, x, acc + (g - first) * kRows);
 }
 
 // Put the values of `count` rows of the layout at the matrix's rows, behind `at`.
-static void scatter_rows(const View& view, uint32_t first, uint32_t count, const float* values, uint32_t type, void* y, size_t at) {
+static void scatter_rows(const View& view, uint32_t first, uint32_t count, const float* values, uint32_t type, void* y,
+                         size_t at) {
   const uint16_t* row = view.at<uint16_t>(view.head.row_at) + first;
   at += first / kRowWindow * kRowWindow;  // a block lies in one window
   uint16_t half[kBlockRows];
@@ -196,9 +216,12 @@ void product(const View& view, const void* x, uint32_t batch, uint32_t type, con
     const uint32_t first = block * kBlockRows, count = std::min<uint32_t>(kBlockRows, head.rows - first);
     for (uint32_t b = 0; b < batch; b++, acc += kBlockRows) {
       const size_t at = size_t(b) * head.rows;
-      if (bias) for (uint32_t i = 0; i < count; i++) acc[i] += load(bias, view.row(first + i), type);
-      if (!head.row_at) store_row(y, at + first, acc, count, type);
-      else scatter_rows(view, first, count, acc, type, y, at);
+      if (bias)
+        for (uint32_t i = 0; i < count; i++) acc[i] += load(bias, view.row(first + i), type);
+      if (!head.row_at)
+        store_row(y, at + first, acc, count, type);
+      else
+        scatter_rows(view, first, count, acc, type, y, at);
     }
   };
   parallel_for(view.blocks(), one);

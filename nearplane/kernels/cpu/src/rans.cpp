@@ -86,11 +86,17 @@ bool decode_rans(const RansBands& in, int32_t* symbol) {
   std::atomic<bool> whole{true};
   parallel_for(in.bands, [&](uint32_t band) {
     const uint64_t from = uint64_t(band) * size;
-    if (from >= in.rows) { whole = false; return; }
+    if (from >= in.rows) {
+      whole = false;
+      return;
+    }
     const uint32_t count = uint32_t(std::min<uint64_t>(size, in.rows - from));
     const auto rows = members(row.data() + from, count, in.row_classes, uint32_t(from));
     Stack stack = band ? Stack(in.stream[band], in.words[band]) : first;
-    if (!stack.good()) { whole = false; return; }
+    if (!stack.good()) {
+      whole = false;
+      return;
+    }
     for (uint32_t a = 0; a < in.row_classes; a++)
       for (uint32_t b = 0; b < in.column_classes; b++) {
         const Model& model = models[in.table[a + b]];

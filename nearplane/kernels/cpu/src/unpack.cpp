@@ -17,7 +17,8 @@ std::vector<uint32_t> columns_of(const View& view) {
   return column;
 }
 
-template <class Add> void each_entry(const View& view, const Sparse& s, uint32_t group, const Add& add) {
+template <class Add>
+void each_entry(const View& view, const Sparse& s, uint32_t group, const Add& add) {
   if (!s.at) return;
   const uint32_t* start = view.at<uint32_t>(s.start_at);
   const uint8_t* step = view.base + s.at + uint64_t(start[group]) * s.step_bytes();
@@ -31,7 +32,8 @@ template <class Add> void each_entry(const View& view, const Sparse& s, uint32_t
 }
 
 // Decode a group: use(tile, first pair, pairs) for every piece of its lanes, then of each plane.
-template <class Use> void each_tile(const View& view, const Kernels& k, uint32_t group, const Use& use) {
+template <class Use>
+void each_tile(const View& view, const Kernels& k, uint32_t group, const Use& use) {
   const Header& head = view.head;
   alignas(64) static thread_local Tile tile[kChunk];
   if (head.segments) {
@@ -59,7 +61,8 @@ template <class Use> void each_tile(const View& view, const Kernels& k, uint32_t
 }
 
 // The integers of 16 rows, each of columns + 1 elements.
-void group_codes(const View& view, const Kernels& k, uint32_t group, const std::vector<uint32_t>& column, int64_t* sums) {
+void group_codes(const View& view, const Kernels& k, uint32_t group, const std::vector<uint32_t>& column,
+                 int64_t* sums) {
   const size_t stride = size_t(view.head.columns) + 1;
   std::fill(sums, sums + kRows * stride, 0);
   each_tile(view, k, group, [&](const Tile* tile, uint32_t first, int pairs) {
@@ -73,7 +76,8 @@ void group_codes(const View& view, const Kernels& k, uint32_t group, const std::
 }
 
 // Call use(row of the matrix, its integers) for all rows.
-template <class Use> void each_row(const View& view, const Use& use) {
+template <class Use>
+void each_row(const View& view, const Use& use) {
   const Kernels& k = kernels();
   const std::vector<uint32_t> column = columns_of(view);
   parallel_for(view.groups(), [&](uint32_t g) {
@@ -96,7 +100,10 @@ void unpack_codes(const View& view, int32_t* code) {
 
 void unpack_steps(const View& view, float* step) {
   const Header& head = view.head;
-  if (head.step_form == 0) { step[0] = head.scale; return; }
+  if (head.step_form == 0) {
+    step[0] = head.scale;
+    return;
+  }
   if (head.step_form == 1) {
     for (uint32_t p = 0; p < 2 * head.pairs; p++)
       if (view.column(p) < head.columns) step[view.column(p)] = head.scale * view.factor(p);
@@ -105,7 +112,8 @@ void unpack_steps(const View& view, float* step) {
   const uint32_t across = view.column_groups();
   for (uint32_t i = 0; i < head.rows; i++)
     for (uint32_t g = 0; g < across; g++)
-      step[size_t(view.row(i)) * across + g] = load(view.base + head.step_at, (size_t(i / kRows) * across + g) * kRows + i % kRows, head.step_type);
+      step[size_t(view.row(i)) * across + g] =
+          load(view.base + head.step_at, (size_t(i / kRows) * across + g) * kRows + i % kRows, head.step_type);
 }
 
 uint64_t unpack_outliers(const View& view, int32_t* start, int32_t* column, uint16_t* value) {
@@ -122,7 +130,10 @@ uint64_t unpack_outliers(const View& view, int32_t* start, int32_t* column, uint
   uint64_t at = 0;
   for (uint32_t r = 0; r < head.rows; r++) {
     start[r] = int32_t(at);
-    for (auto [c, v] : rows[r]) { column[at] = int32_t(c); value[at++] = float_to_f16(v); }
+    for (auto [c, v] : rows[r]) {
+      column[at] = int32_t(c);
+      value[at++] = float_to_f16(v);
+    }
   }
   start[head.rows] = int32_t(at);
   return total;
@@ -146,11 +157,13 @@ void group_floats(const View& view, const Kernels& k, uint32_t group, float* sum
     }
   });
   const float unit = float(1u << view.head.shift);
-  each_entry(view, view.head.escape, group, [&](int i, uint32_t place, float value) { sums[i * places + place] += value * unit; });
+  each_entry(view, view.head.escape, group,
+             [&](int i, uint32_t place, float value) { sums[i * places + place] += value * unit; });
 }
 
 // One row, sums in the order of places, as step * sum in the order of columns.
-void finish_row(const View& view, const std::vector<uint32_t>& column, const float* step, const float* sums, float* line) {
+void finish_row(const View& view, const std::vector<uint32_t>& column, const float* step, const float* sums,
+                float* line) {
   const Header& head = view.head;
   if (head.step_form == 2) {
     for (uint32_t g = 0; g < view.column_groups(); g++) {
@@ -158,12 +171,16 @@ void finish_row(const View& view, const std::vector<uint32_t>& column, const flo
       for (uint32_t c = 0; c < count; c++) line[first + c] = step[g] * sums[2 * size_t(g) * head.group_pairs + c];
     }
   } else if (!head.column_at) {
-    if (head.step_form) for (uint32_t c = 0; c < head.columns; c++) line[c] = step[c] * sums[c];
-    else for (uint32_t c = 0; c < head.columns; c++) line[c] = step[0] * sums[c];
+    if (head.step_form)
+      for (uint32_t c = 0; c < head.columns; c++) line[c] = step[c] * sums[c];
+    else
+      for (uint32_t c = 0; c < head.columns; c++) line[c] = step[0] * sums[c];
   } else {
     for (size_t p = 0; p < column.size(); p++) line[column[p]] = sums[p];
-    if (head.step_form) for (uint32_t c = 0; c < head.columns; c++) line[c] *= step[c];
-    else for (uint32_t c = 0; c < head.columns; c++) line[c] *= step[0];
+    if (head.step_form)
+      for (uint32_t c = 0; c < head.columns; c++) line[c] *= step[c];
+    else
+      for (uint32_t c = 0; c < head.columns; c++) line[c] *= step[0];
   }
 }
 
@@ -187,14 +204,19 @@ void unpack_weight(const View& view, uint32_t type, void* weight) {
       whole.resize(kRows * (size_t(head.columns) + 1));
       group_codes(view, k, g, column, whole.data());
       for (int i = 0; i < kRows; i++)
-        for (size_t p = 0; p < places; p++) sums[i * places + p] = float(whole[i * (size_t(head.columns) + 1) + column[p]]);
+        for (size_t p = 0; p < places; p++)
+          sums[i * places + p] = float(whole[i * (size_t(head.columns) + 1) + column[p]]);
     } else {
       group_floats(view, k, g, sums.data());
     }
     for (uint32_t i = 0; i < kRows && g * kRows + i < head.rows; i++) {
       const uint32_t row = view.row(g * kRows + i);
-      finish_row(view, column, step.data() + (head.step_form == 2 ? row * across : 0), sums.data() + i * places, line.data());
-      if (head.outlier.at) each_entry(view, head.outlier, g, [&](int lane, uint32_t c, float v) { if (uint32_t(lane) == i) line[c] += v; });
+      finish_row(view, column, step.data() + (head.step_form == 2 ? row * across : 0), sums.data() + i * places,
+                 line.data());
+      if (head.outlier.at)
+        each_entry(view, head.outlier, g, [&](int lane, uint32_t c, float v) {
+          if (uint32_t(lane) == i) line[c] += v;
+        });
       store_row(weight, size_t(row) * head.columns, line.data(), head.columns, type);
     }
   });

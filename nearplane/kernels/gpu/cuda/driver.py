@@ -1,4 +1,4 @@
-"""Launches on a GPU, through NVIDIA's driver."""
+"""Starting kernels on an NVIDIA GPU through the CUDA driver API."""
 
 import ctypes
 import functools
@@ -9,17 +9,18 @@ from nearplane.kernels.gpu.cuda.launches import Launch
 from nearplane.kernels.gpu.cuda.nvrtc import cubin
 from nearplane.kernels.gpu.cuda.programs import Program
 
-MOST_SHARED = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
-WITHOUT_ASKING = 48 * 1024  # bytes of shared memory that every kernel may have
+MAX_SHARED_ATTRIBUTE = 8  # CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES
+DEFAULT_SHARED = 48 * 1024  # bytes of shared memory that a kernel may use without asking
 
 
 class Gpu:
-    """Runs launches on the current stream of their device; the first of a kind compiles it."""
+    """Runs launches on the current stream of a GPU; compiles each program at its first launch."""
 
     def run(self, launch: Launch, device: torch.device) -> None:
+        """Start a launch; RuntimeError if the driver refuses it."""
         with torch.cuda.device(device):
             function = _function(launch.program, torch.cuda.current_device())
-            _allow(function.value, launch.shared)
+            _allow_shared(function.value or 0, launch.shared)
             stream = torch.cuda.current_stream().cuda_stream
             arguments = (ctypes.c_void_p * 1)(ctypes.addressof(launch.args))
             grid = launch.grid, 1, 1, launch.program.threads, 1, 1
@@ -34,7 +35,7 @@ class Gpu:
 
 @functools.cache
 def _function(program: Program, device: int) -> ctypes.c_void_p:
-    """Return the kernel of a program, loaded for the current device."""
+    """Compile a program, load it on the current GPU, and return its kernel."""
     major, minor = torch.cuda.get_device_capability(device)
     code = cubin(program, 10 * major + minor)
     module, function = ctypes.c_void_p(), ctypes.c_void_p()
@@ -47,11 +48,12 @@ def _function(program: Program, device: int) -> ctypes.c_void_p:
 _allowed: dict[int, int] = {}
 
 
-def _allow(function: int, shared: int) -> None:
-    """Let a kernel have this many bytes of shared memory."""
-    if shared > _allowed.get(function, WITHOUT_ASKING):
+def _allow_shared(function: int, shared: int) -> None:
+    """Allow a kernel to use `shared` bytes of shared memory."""
+    if shared > _allowed.get(function, DEFAULT_SHARED):
         _check(
-            _driver().cuFuncSetAttribute(ctypes.c_void_p(function), MOST_SHARED, shared), "shared"
+            _driver().cuFuncSetAttribute(ctypes.c_void_p(function), MAX_SHARED_ATTRIBUTE, shared),
+            "shared",
         )
         _allowed[function] = shared
 

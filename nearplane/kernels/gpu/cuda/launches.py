@@ -1,4 +1,4 @@
-"""How a product or a decoding is spread over a GPU: programs, arguments, blocks, shared memory."""
+"""How work is spread over a GPU: the program, arguments, grid and shared memory of a launch."""
 
 import ctypes
 from dataclasses import dataclass
@@ -10,24 +10,25 @@ from torch import Tensor
 from nearplane.kernels.gpu.cuda.programs import Program, parts, program
 from nearplane.kernels.gpu.cuda.sections import (
     BLOCK,
+    ROW_GROUP,
     ROWS,
-    SHELF,
     Shape,
     group_of,
     groups,
     row_blocks,
+    row_groups,
     sections,
     shape_of,
-    shelves,
 )
 from nearplane.kernels.gpu.header import Head
 
-WARPS = 8  # of a thread block, or fewer where they do not come out even
-STAGE_BYTES = 2**13  # of activations in shared memory at a time, or those of one tile a warp
-# what work is cut for: GPUs as they are common
+WARPS = 8  # most warps of a thread block
+STAGE_BYTES = 2**13  # activations in shared memory at a time, but at least those of one tile
+# work is split for a common GPU: multiprocessors, and bytes of shared memory of each, reserved for
+# each thread block, and most for one thread block
 MULTIPROCESSORS, SHARED, RESERVED, MOST_SHARED = 108, 100 << 10, 1 << 10, 99 << 10
-BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # rows of activations that kernels are compiled for
-MOST_COLUMNS = 32  # of a tensor core's product: rows of activations times their parts
+BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # batch sizes that kernels are compiled for
+MOST_COLUMNS = 32  # of a product on tensor cores: rows of activations times bf16 parts of each
 PLACES = (
     *("tile", "data", "table", "field", "row", "source", "step"),
     *("first", "count", "column", "value"),
@@ -36,7 +37,7 @@ _u32, _u64, _pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
 
 
 class Args(ctypes.Structure):
-    """What a kernel is told (src/args.cuh)."""
+    """The arguments of a kernel: `Args` in src/args.cuh, which explains the fields."""
 
     _fields_ = [
         *((name, _pointer) for name in ("layout", "x", "y", "bias")),
@@ -53,7 +54,7 @@ class Args(ctypes.Structure):
 
 @dataclass(frozen=True)
 class Launch:
-    """A program with its arguments, on `grid` thread blocks of `shared` bytes each."""
+    """A program, its arguments, the number of thread blocks, and shared memory bytes of each."""
 
     program: Program
     args: Args
@@ -62,19 +63,24 @@ class Launch:
 
 
 class Machine(Protocol):
-    """What runs a launch: a GPU through its driver, or a CPU that plays one."""
+    """Something that runs launches: a GPU, or in tests a CPU that emulates one."""
 
     def run(self, launch: Launch, device: torch.device) -> None: ...
 
 
 def most_rows(head: Head, dtype: torch.dtype) -> int:
-    """Return how many rows of activations a product may have; more are for a decoded weight."""
+    """Return the largest batch for these kernels; larger ones use the decoded weight."""
     return MOST_COLUMNS // parts(head, dtype)
 
 
 @dataclass(frozen=True)
-class Cut:
-    """How a product is spread over warps (src/args.cuh)."""
+class WarpSplit:
+    """How a product is split over warps (src/args.cuh).
+
+    - `splits`: warps that share the columns of a row block.
+    - `blocks`: row blocks of a thread block.
+    - `numbers`: columns of the tensor core product: bf16 parts of all activation rows.
+    """
 
     splits: int
     blocks: int
@@ -83,27 +89,29 @@ class Cut:
 
     @property
     def warps(self) -> int:
+        """Warps of a thread block."""
         return self.splits * self.blocks
 
     @property
     def passes(self) -> int:
+        """Tiles that each warp takes, one after the other."""
         return -(-self.shape.tiles // self.splits)
 
     @property
     def stage(self) -> int:
-        """Passes whose activations are in shared memory at a time."""
+        """Passes for which activations are in shared memory at a time."""
         of_pass = 2 * self.numbers * self.splits * self.shape.tile_columns
         return max(1, min(self.passes, STAGE_BYTES // of_pass))
 
     @property
     def shared(self) -> int:
-        """Bytes of shared memory: tables and tiles, activations and a constant; then sums."""
+        """Bytes of shared memory: code tables, tiles and activations; at the end, partial sums."""
         staged = self.numbers * _stride(self.stage * self.splits * self.shape.tile_columns) + 16
         codes = self.shape.fields * _table(self.shape) + self.warps * self.shape.tile_bytes
         return max(codes + staged, 4 * self.warps * self.numbers * ROWS)
 
     def at_work(self, blocks: int) -> float:
-        """Return the warps that work at a time, idle ones of a last pass left out."""
+        """Return how many warps work at a time, without those that are idle in the last pass."""
         together = MULTIPROCESSORS * (SHARED // (self.shared + RESERVED))
         share = self.shape.tiles / (self.passes * self.splits)
         return min(together, -(-blocks // self.blocks)) * self.warps * share
@@ -113,42 +121,44 @@ def product(layout: Tensor, head: Head, x: Tensor, bias: Tensor | None, y: Tenso
     """Return the launch that sets y (batch, rows) = x (batch, columns) · weightᵀ + bias."""
     batch = next(size for size in BATCHES if size >= len(x))
     args = _args(layout, head, y)
-    cut = _cut(shape_of(head), parts(head, x.dtype) * batch, args.row_blocks)
+    split = _warp_split(shape_of(head), parts(head, x.dtype) * batch, args.row_blocks)
     args.x, args.batch = x.data_ptr(), len(x)
     args.bias = None if bias is None else bias.data_ptr()
-    args.splits, args.passes, args.stage = cut.splits, cut.passes, cut.stage
-    made = program(head, "product", x.dtype, 32 * cut.warps, batch)
-    return Launch(made, args, -(-args.row_blocks // cut.blocks), cut.shared)
+    args.splits, args.passes, args.stage = split.splits, split.passes, split.stage
+    made = program(head, "product", x.dtype, 32 * split.warps, batch)
+    return Launch(made, args, -(-args.row_blocks // split.blocks), split.shared)
 
 
 def weight(layout: Tensor, head: Head, out: Tensor, as_laid: bool = False) -> Launch:
-    """Return the launch that decodes the whole weight into `out`, or its codes if that is int32.
+    """Return the launch that decodes the weight into `out`; its codes if `out` is int32.
 
-    - `as_laid`: with rows and columns in the order of the layout.
+    - `as_laid`: rows and columns stay in the order of the layout, which may be sorted.
     """
     shape = shape_of(head)
     args = _args(layout, head, out)
-    shared = _table(shape) + SHELF * shape.tile_bytes
-    made = program(head, "weight", out.dtype, 32 * SHELF, as_laid=as_laid)
-    return Launch(made, args, shelves(head.rows) * shape.tiles, shared)
+    shared = _table(shape) + ROW_GROUP * shape.tile_bytes
+    made = program(head, "weight", out.dtype, 32 * ROW_GROUP, as_laid=as_laid)
+    return Launch(made, args, row_groups(head.rows) * shape.tiles, shared)
 
 
-def _cut(shape: Shape, numbers: int, blocks: int) -> Cut:
-    """Return how many warps share a row block's columns, and row blocks a thread block."""
-    # row blocks of a thread block divide SHELF, so that they are in one
-    cuts = [
-        Cut(splits, 1 << ((WARPS // splits).bit_length() - 1), shape, numbers)
+def _warp_split(shape: Shape, numbers: int, blocks: int) -> WarpSplit:
+    """Return the split that keeps most warps busy within the limit of shared memory."""
+    # the row blocks of a thread block are a divisor of ROW_GROUP, so that all are in one row group
+    candidates = [
+        WarpSplit(splits, 1 << ((WARPS // splits).bit_length() - 1), shape, numbers)
         for splits in range(1, min(WARPS, shape.tiles) + 1)
     ]
-    allowed = [cut for cut in cuts if cut.shared <= MOST_SHARED] or cuts[:1]
-    return max(allowed, key=lambda cut: (cut.at_work(blocks), cut.splits))
+    allowed = [split for split in candidates if split.shared <= MOST_SHARED] or candidates[:1]
+    return max(allowed, key=lambda split: (split.at_work(blocks), split.splits))
 
 
 def _table(shape: Shape) -> int:
+    """Return the bytes of a code table in shared memory: a copy for each of 32 lanes."""
     return 1 << (shape.window + 7) if shape.window else 0
 
 
 def _stride(columns: int) -> int:
+    """Return the bytes of one row of activations in shared memory, with padding."""
     return 2 * (columns + 32) + 64 * (columns // BLOCK % 2)
 
 

@@ -1,4 +1,7 @@
-"""Records <-> the bytes that the CUDA kernels multiply by (docs/KERNELS.md)."""
+"""Records -> layouts: the bytes that the CUDA kernels multiply by (docs/GPU.md).
+
+A layout is made from a record when a model is loaded, and never stored in a checkpoint.
+"""
 
 from dataclasses import dataclass
 
@@ -15,8 +18,8 @@ from nearplane.kernels.gpu.cuda import contexts, lanes, planes, sparse
 from nearplane.kernels.gpu.cuda.contexts import Plan
 from nearplane.kernels.gpu.cuda.sections import (
     KIND,
+    ROW_GROUP,
     ROWS,
-    SHELF,
     TYPES,
     Shape,
     row_blocks,
@@ -26,24 +29,28 @@ from nearplane.kernels.gpu.cuda.sparse import Sparse
 from nearplane.kernels.gpu.cuda.tables import Table
 from nearplane.types import Outliers
 
-# a large layout that is much larger than its record is refused: decode at every use instead
+# a layout of more than MOST_GROWTH · record + FREE_BYTES bytes is not used: the record is then
+# decoded at every use
 MOST_GROWTH, FREE_BYTES = 1.25, 2**16
 HALF_TYPES = {1: torch.float16, 2: torch.bfloat16}
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A layout before it is put together: its shape, and the bytes of each section."""
+    """The sections of a layout by name, before they are written one after the other."""
 
     shape: Shape
     section: dict[str, Tensor]
 
 
 def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor, " layout"] | None:
-    """Return the layout of a record on `device`; None where these kernels would be no gain."""
+    """Return the layout of a record on `device`.
+
+    None if these kernels cannot serve the record, or would not pay.
+    """
     held, head = codes.unpack(record), codes.inspect(record)
     option = coders.option(record.cpu(), head)
-    if option is None or not coders.comes_back(held):
+    if option is None or not coders.is_lossless(held):
         return None
     dense = head.code_tag == codes.Dense.tag
     parts = (_planes if dense else _lanes)(held, head, device)
@@ -63,7 +70,7 @@ def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor,
 
 
 def _lanes(held: Unpacked, head: Header, device: torch.device) -> Parts | None:
-    """Return the parts of entropy-coded integers."""
+    """Return the sections for entropy-coded integers; None if these kernels cannot serve them."""
     if head.step_form == GROUP or held.outliers is not None:
         return None
     code, (tiles, tile_columns) = held.code.to(device), lanes.columns_of_tiles(head.columns)
@@ -73,14 +80,14 @@ def _lanes(held: Unpacked, head: Header, device: torch.device) -> Parts | None:
     section: dict[str, Tensor] = {}
     if plan.rows is not None and plan.columns is not None:
         code = code[plan.rows][:, plan.columns]
-        section |= {"row": _short(plan.rows), "source": _short(plan.columns)}
+        section |= {"row": _two_bytes(plan.rows), "source": _two_bytes(plan.columns)}
     whole = lanes.padded(code, tiles * tile_columns)
-    table = _of_tiles(plan, len(whole) // ROWS, tiles).to(device)
-    beyond = _beyond(whole, plan.tables, table, tile_columns)
-    if beyond is None:
+    table = _tables_of_tiles(plan, len(whole) // ROWS, tiles).to(device)
+    escapes = _escapes(whole, plan.tables, table, tile_columns)
+    if escapes is None:
         return None
     streams = lanes.encode(whole, tile_columns, plan.tables, table.flatten())
-    section |= _beside(beyond, torch.int16) | {
+    section |= _sparse_sections(escapes, torch.int16) | {
         "tile": _directory(streams),
         "table": _tables(plan.tables),
         "field": torch.from_numpy(plan.table).to(torch.int32),
@@ -99,60 +106,63 @@ def _lanes(held: Unpacked, head: Header, device: torch.device) -> Parts | None:
         tiles=tiles,
         tile_columns=tile_columns,
         wide_group=head.columns,
-        # a tile may begin and end within 16 bytes, and a stream reads two words too far
+        # a tile may begin and end between multiples of 16 bytes; streams are read 2 words ahead
         tile_bytes=whole_tile + 32,
         data_bytes=len(streams.data),
-        sparse=len(beyond.value),
+        sparse=len(escapes.value),
         scale=scale,
     )
     return Parts(shape, section)
 
 
-def _of_tiles(plan: Plan, blocks: int, tiles: int) -> Tensor:
-    """Return the table of each tile, (row blocks, tiles)."""
+def _tables_of_tiles(plan: Plan, blocks: int, tiles: int) -> Tensor:
+    """Return which code table each tile uses, (row blocks, tiles)."""
     fields = plan.table.shape[1]
-    shelf = torch.arange(blocks) // SHELF
+    row_group = torch.arange(blocks) // ROW_GROUP
     field = torch.arange(tiles) // -(-tiles // fields)
-    return torch.from_numpy(plan.table)[shelf[:, None], field]
+    return torch.from_numpy(plan.table)[row_group[:, None], field]
 
 
-def _beyond(
+def _escapes(
     code: Int32[Tensor, "rows columns"], tables: list[Table], table: Tensor, tile_columns: int
 ) -> Sparse | None:
-    """Return what integers exceed their table's alphabet by; None if that is very much."""
+    """Return by how much integers exceed the alphabet of their code table.
+
+    None if 16 bits cannot hold it, or if a row of a tile has too many of them.
+    """
     blocks, tiles = table.shape
     ends = torch.tensor([[each.low, each.high] for each in tables], dtype=torch.int32)
     low, high = ends.to(code.device)[table].unbind(2)
     cut = code.view(blocks, ROWS, tiles, tile_columns)
     inside = cut.clamp(low[:, None, :, None], high[:, None, :, None])
-    beyond = code - inside.view_as(code)
-    row, column = beyond.nonzero(as_tuple=True)
-    value = beyond[row, column]
+    escapes = code - inside.view_as(code)
+    row, column = escapes.nonzero(as_tuple=True)
+    value = escapes[row, column]
     if len(value) and int(value.abs().max()) >= 1 << 15:
         return None
     return sparse.by_tile(row, column, value.to(torch.int16), tiles, (blocks, tile_columns))
 
 
 def _tables(tables: list[Table]) -> Tensor:
-    """Return all entries, then the ends of all alphabets."""
+    """Return the entries of all code tables, then the least and largest integer of each."""
     entries = [torch.from_numpy(table.entries().view("int32")) for table in tables]
     ends = torch.tensor([[table.low, table.high] for table in tables], dtype=torch.int32)
     return torch.cat([*entries, ends.flatten()])
 
 
 def _directory(streams: lanes.Streams) -> Tensor:
-    """Return (first, least) of every tile, and the end."""
+    """Return (first, least) of every tile, and where the last tile ends (lanes.Streams)."""
     least = torch.nn.functional.pad(streams.least, (0, 1))
     return torch.stack([streams.first.to(torch.int32), least], dim=1)
 
 
-def _short(order: Tensor) -> Tensor:
-    """Return numbers below 2^16 in two bytes."""
+def _two_bytes(order: Tensor) -> Tensor:
+    """Return numbers below 2^16 as two bytes each."""
     return order.to(torch.int32).to(torch.int16)
 
 
 def _planes(held: Unpacked, head: Header, device: torch.device) -> Parts | None:
-    """Return the parts of codes of fixed width."""
+    """Return the sections for codes of fixed width; None if these kernels cannot serve them."""
     if head.step_form == COLUMN and held.outliers is not None:
         return None
     widest = max(int(held.code.max()), -int(held.code.min()) - 1, 0)
@@ -165,23 +175,25 @@ def _planes(held: Unpacked, head: Header, device: torch.device) -> Parts | None:
     tiles, tile_columns = planes.columns_of_tiles(wide_columns)
     if not grouped:
         group = wide = tiles * tile_columns
-    code = _widen(held.code.to(device), group, wide, tiles * tile_columns)
+    code = _padded_groups(held.code.to(device), group, wide, tiles * tile_columns)
     section: dict[str, Tensor] = {"data": planes.encode(code, bits, tile_columns)}
     count = 0
     if held.outliers is not None:
-        beside = _outliers(held.outliers, group, wide, (tiles, tile_columns), device)
-        if beside is None:
+        outliers = _outliers(held.outliers, group, wide, (tiles, tile_columns), device)
+        if outliers is None:
             return None
-        section |= _beside(beside, torch.uint8)
-        count = len(beside.value)
+        section |= _sparse_sections(outliers, torch.uint8)
+        count = len(outliers.value)
     section["step"] = _steps(held, head, -(-tiles * tile_columns // wide))
     data_bytes = len(section["data"])
     numbers = 0, bits, 0, 0, 0, tiles, tile_columns, wide, 0, data_bytes
     return Parts(Shape(*numbers, count, 1.0), section)
 
 
-def _widen(code: Int32[Tensor, "rows columns"], group: int, wide: int, columns: int) -> Tensor:
-    """Return the integers with zeros that bring every group, row block and row to its width."""
+def _padded_groups(
+    code: Int32[Tensor, "rows columns"], group: int, wide: int, columns: int
+) -> Tensor:
+    """Return the integers, padded with zeros: groups to `wide` columns, rows to `columns`."""
     if group != wide:
         missing = -code.shape[1] % group
         code = torch.nn.functional.pad(code, (0, missing)).unflatten(1, (-1, group))
@@ -192,6 +204,7 @@ def _widen(code: Int32[Tensor, "rows columns"], group: int, wide: int, columns: 
 def _outliers(
     some: Outliers, group: int, wide: int, cut: tuple[int, int], device: torch.device
 ) -> Sparse | None:
+    """Return outliers by tile, at the columns that they have once groups are padded."""
     tiles, tile_columns = cut
     rows = len(some.start) - 1
     row = torch.arange(rows).repeat_interleave(some.start.diff()).to(device)
@@ -202,7 +215,7 @@ def _outliers(
 
 
 def _steps(held: Unpacked, head: Header, groups: int) -> Tensor:
-    """Return steps by column; or by row block, group and row, in the record's type."""
+    """Return float32 steps of columns; or steps as (row block, group, row) in the record's type."""
     if head.step_form == COLUMN:
         return held.step.to(torch.float32)
     whole = torch.zeros(row_blocks(head.rows) * ROWS, groups)
@@ -212,7 +225,8 @@ def _steps(held: Unpacked, head: Header, groups: int) -> Tensor:
     return ordered.to(HALF_TYPES.get(TYPES.get(head.step_type, 0), torch.float32))
 
 
-def _beside(held: Sparse, column_type: torch.dtype) -> dict[str, Tensor]:
+def _sparse_sections(held: Sparse, column_type: torch.dtype) -> dict[str, Tensor]:
+    """Return the sections for sparse entries; none if there are no entries."""
     if not len(held.value):
         return {}
     column = held.column.to(column_type)

@@ -1,4 +1,4 @@
-"""The product with a layout on a GPU; and what its layout holds, decoded there."""
+"""The product x · weightᵀ + bias with a CUDA layout, and layouts -> records."""
 
 import torch
 import torch.nn.functional as F
@@ -13,7 +13,7 @@ from nearplane.kernels.gpu.header import Head, read_head, record_of
 from nearplane.kernels.operators import check_shape, operator
 from nearplane.types import Outliers
 
-# what runs launches, by the type of a device
+# what runs launches on each type of device; tests add a CPU that emulates a GPU
 MACHINES: dict[str, launches.Machine] = {"cuda": Gpu()}
 STEP_TYPES = {1: torch.float16, 2: torch.bfloat16}
 
@@ -21,8 +21,8 @@ STEP_TYPES = {1: torch.float16, 2: torch.bfloat16}
 def _linear(x: Tensor, layout: Tensor, rows: int, bias: Tensor | None) -> Tensor:
     """Return x · weightᵀ + bias, accumulated in float32, in the type of x.
 
-    More rows of activations than a tensor core takes are multiplied by a decoded weight.
-    ValueError if the layout is of another shape.
+    For more rows of activations than the kernels take, the weight is decoded and torch multiplies.
+    ValueError if the weight in the layout has another shape.
     """
     head, columns = read_head(layout), x.shape[-1]
     check_shape((head.rows, head.columns), rows, columns)
@@ -40,7 +40,7 @@ def _linear(x: Tensor, layout: Tensor, rows: int, bias: Tensor | None) -> Tensor
 
 
 def _by_decoding(x: Tensor, layout: Tensor, head: Head, bias: Tensor | None) -> Tensor:
-    """Return the product with a weight that is decoded first, in the order of its layout."""
+    """Return the product by decoding the weight first, in the order of the layout if sorted."""
     if not shape_of(head).ordered:
         return F.linear(x, weight(layout, x.dtype), bias)
     dense = torch.empty(head.rows, head.columns, dtype=x.dtype, device=x.device)
@@ -52,7 +52,7 @@ def _by_decoding(x: Tensor, layout: Tensor, head: Head, bias: Tensor | None) -> 
 
 
 def weight(layout: UInt8[Tensor, " layout"], dtype: torch.dtype) -> Shaped[Tensor, "rows columns"]:
-    """Return step · code + outliers, computed in float32, in `dtype`; the codes if it is int32."""
+    """Return step · code + outliers in `dtype`, computed in float32; the codes if it is int32."""
     head = read_head(layout)
     out = torch.empty(head.rows, head.columns, dtype=dtype, device=layout.device)
     MACHINES[layout.device.type].run(launches.weight(layout, head, out), layout.device)
@@ -60,23 +60,24 @@ def weight(layout: UInt8[Tensor, " layout"], dtype: torch.dtype) -> Shaped[Tenso
 
 
 def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:
-    """Return the record of a layout; ValueError if another encoder wrote it."""
+    """Return the record that a layout was made from; ValueError as in `header.record_of`."""
     head = read_head(layout)
     code = weight(layout, torch.int32)
     return record_of(head, code, _steps(layout, head), _outliers(layout, head)).to(layout.device)
 
 
 def _part(layout: Tensor, head: Head, name: str, dtype: torch.dtype, count: int) -> Tensor:
+    """Return the first `count` numbers of a section."""
     places = sections(head.rows, head.columns, head.step_form, head.step_type, shape_of(head))
     size = torch.empty(0, dtype=dtype).element_size() * count
-    # a copy, since what is there may not begin where its type must
+    # a copy, since the section may not be aligned as `dtype` needs it
     return layout[places[name] : places[name] + size].clone().view(dtype)
 
 
 def _order(layout: Tensor, head: Head, name: str) -> Int64[Tensor, " places"]:
-    """Return where the layout's rows or columns are in the weight."""
+    """Return the row or column of the weight that each row or column of the layout is."""
     count = head.rows if name == "row" else head.columns
-    # two bytes without a sign
+    # int16 holds an unsigned number here
     return _part(layout, head, name, torch.int16, count).long() & 0xFFFF
 
 
@@ -116,5 +117,5 @@ def _outliers(layout: Tensor, head: Head) -> Outliers | None:
     return Outliers(start, column[order].to(torch.int32), value[order])
 
 
-# whatever the device: MACHINES says what runs there
+# registered for every device, since MACHINES decides what runs there
 linear = operator("gpu", "CompositeExplicitAutograd", _linear, weight)

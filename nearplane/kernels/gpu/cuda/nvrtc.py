@@ -1,4 +1,4 @@
-"""NVIDIA's compiler at run time, as CUDA builds of torch bring it: no nvcc is needed."""
+"""Compiling CUDA C++ at run time with NVRTC, which comes with CUDA builds of torch."""
 
 import ctypes
 import functools
@@ -15,12 +15,12 @@ OPTIONS = ("--std=c++17", "--device-as-default-execution-space")
 
 
 class CompileError(RuntimeError):
-    """NVRTC refused a program; the message is its log."""
+    """NVRTC failed or is missing; the message has its log, if there is one."""
 
 
 @functools.cache
 def capabilities() -> list[int]:
-    """Return the compute capabilities that the NVRTC of this installation knows; [] without one."""
+    """Return the compute capabilities that NVRTC can compile for; [] if it is not installed."""
     lib, count = _library(), ctypes.c_int()
     if lib is None:
         return []
@@ -34,7 +34,7 @@ def capabilities() -> list[int]:
 def cubin(program: Program, capability: int) -> bytes:
     """Return machine code for GPUs of a compute capability such as 80 or 90.
 
-    CompileError if this NVRTC cannot make it.
+    CompileError if NVRTC is missing or refuses the program.
     """
     lib, headers = _library(), sources()
     if lib is None:
@@ -58,15 +58,15 @@ def cubin(program: Program, capability: int) -> bytes:
 
 @functools.cache
 def _library() -> ctypes.CDLL | None:
-    """Return NVRTC: of torch's own CUDA, of a package of its own, or of the system."""
+    """Open NVRTC from an nvidia package beside torch, or from the system; None if there is none."""
     folders = [Path(entry) / "nvidia" for entry in sys.path if entry]
     found = [p for folder in folders for p in sorted(folder.glob("*/lib/libnvrtc.so.*"))]
-    # a driver that serves this torch loads what a compiler of the same version makes
+    # prefer the CUDA version of torch: the driver runs torch, so it can load what that NVRTC makes
     version = (torch.version.cuda or "").split(".")[0]
     found.sort(key=lambda path: path.suffix != f".{version}")
     for path in (*found, *SYSTEM):
         try:
-            # it looks for its builtins by name, which finds them once they are loaded
+            # NVRTC opens its builtins by name, and finds them if they are already loaded
             for builtins in path.parent.glob("libnvrtc-builtins.so.*"):
                 ctypes.CDLL(str(builtins), mode=ctypes.RTLD_GLOBAL)
             return ctypes.CDLL(str(path))

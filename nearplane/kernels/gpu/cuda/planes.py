@@ -1,4 +1,8 @@
-"""Codes of fixed width -> words of 16 pairs, as tensor cores take them (src/planes.cuh)."""
+"""Packing of codes of fixed width for tensor cores (src/planes.cuh).
+
+A 32-bit word has pairs of codes, one of each pair in its lower half and one in its upper half, in
+the order in which a thread passes them to the tensor core instruction.
+"""
 
 import torch
 from jaxtyping import Int32, UInt8
@@ -6,11 +10,11 @@ from torch import Tensor
 
 from nearplane.kernels.gpu.cuda.sections import BLOCK, CHUNK, ROWS
 
-MOST_CHUNKS = 4  # of a tile, whose columns a byte then counts
+MOST_CHUNKS = 4  # of a tile, so that one byte can store a column of the tile
 
 
 def columns_of_tiles(columns: int) -> tuple[int, int]:
-    """Return how many tiles a row block has, and their columns."""
+    """Return (tiles of a row block, columns of a tile)."""
     chunks = -(-columns // CHUNK)
     tiles = -(-chunks // MOST_CHUNKS)
     return tiles, -(-chunks // tiles) * CHUNK
@@ -19,10 +23,11 @@ def columns_of_tiles(columns: int) -> tuple[int, int]:
 def encode(
     code: Int32[Tensor, "rows columns"], bits: int, tile_columns: int
 ) -> UInt8[Tensor, " bytes"]:
-    """Return the words of integers that fill whole tiles and fit `bits` bits with their sign."""
+    """Return the bytes of integers that fill whole tiles and fit in `bits` bits, signed."""
     rows, columns = code.shape
     raised = code + (1 << (bits - 1))
-    # 8 h + g | tile, chunk, block, 8 q + 2 w + e -> lane 4 g + q, pair 8 block + 2 w + h
+    # row = 8 h + g; column = tile, chunk, block, 8 q + 2 w + e; these go to lane 4 g + q, pair
+    # 8 block + 2 w + h, half e
     parts = raised.view(rows // ROWS, 2, 8, columns // tile_columns, -1, CHUNK // BLOCK, 4, 4, 2)
     pairs = parts.permute(0, 3, 2, 6, 4, 5, 7, 1, 8).reshape(-1, 32, tile_columns // CHUNK, 16, 2)
     halves = [pairs] if bits <= 4 else [pairs & 15, pairs >> 4]
@@ -37,11 +42,12 @@ def encode(
 def _words(
     pairs: Int32[Tensor, "t 32 chunks 16 2"], bits: int
 ) -> Int32[Tensor, "t 32 chunks bits"]:
+    """Return 16 pairs of codes as `bits` words of 32 bits."""
     per_word = 16 // bits
     halves = pairs[..., 0] | pairs[..., 1] << 16
     whole = halves[..., : bits * per_word].unflatten(3, (bits, per_word))
     shift = torch.arange(per_word, dtype=torch.int32, device=pairs.device) * bits
-    # bits do not overlap, so that adding is joining, also into the sign
+    # the bits do not overlap, so adding is the same as OR, also into the sign bit
     words = (whole << shift).sum(4, dtype=torch.int32)
     if bits == 3:
         last = halves[..., 15, None] >> torch.arange(3, dtype=torch.int32, device=pairs.device)

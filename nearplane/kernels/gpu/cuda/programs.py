@@ -1,4 +1,4 @@
-"""A kernel's source with everything that is known when it is compiled."""
+"""The source of a kernel, with the constants that are compiled into it."""
 
 from dataclasses import dataclass
 from importlib import resources
@@ -17,22 +17,22 @@ NUMBERS = {
     torch.bfloat16: BFLOAT16,
     torch.int32: INT32,
 }
-# numbers in bf16 that add up to an activation
+# how many bf16 numbers add up to an activation of each type
 PARTS = {torch.float32: 3, torch.float16: 2, torch.bfloat16: 1}
-LADDER = 16  # step types from here on have at most 5 bits: times a bf16 activation, two parts
-GROUP_BLOCKS = (1, 2, 4, 8)  # of 32 columns: the kernel unrolls these
+LADDER = 16  # step types from here on: a bf16 activation times the step is two bf16 numbers
+GROUP_BLOCKS = (1, 2, 4, 8)  # groups of so many times 32 columns have an unrolled loop
 
 
 @dataclass(frozen=True)
 class Program:
-    """One kernel, `name`.cu, and its definitions; equal programs are compiled once."""
+    """The kernel in src/`name`.cu and its constants; equal programs are compiled once."""
 
     name: str
     threads: int
     definitions: tuple[tuple[str, int], ...]
 
     def text(self) -> str:
-        """Return what a compiler takes, with the folder of sources as its include path."""
+        """Return the text to compile; it includes files of `sources`."""
         lines = [f"constexpr int {name} = {value};" for name, value in self.definitions]
         if "WINDOW" in dict(self.definitions):
             lines.append("#define ENTROPY_CODED")
@@ -40,12 +40,12 @@ class Program:
 
 
 def sources() -> dict[str, str]:
-    """Return the files that a program may include."""
+    """Return the text of every source file by name."""
     return {file.name: file.read_text() for file in SOURCES.iterdir() if "." in file.name}
 
 
 def parts(head: Head, dtype: torch.dtype) -> int:
-    """Return how many numbers in bf16 one activation becomes, times its column's step if any."""
+    """Return how many bf16 numbers hold one activation, times the step of its column if any."""
     if head.step_form != COLUMN:
         return PARTS[dtype]
     return 2 if dtype == torch.bfloat16 and head.step_type >= LADDER else 3
@@ -59,10 +59,11 @@ def program(
     batch: int = 1,
     as_laid: bool = False,
 ) -> Program:
-    """Return a kernel for layouts like this one.
+    """Return the program for layouts with a header like this one.
 
-    - `name`: "product", for up to `batch` rows of activations of `dtype`; or "weight", which
-      writes `dtype`, with `as_laid` in the order of the layout.
+    - `name`: "product", for up to `batch` rows of activations of type `dtype`; or "weight", which
+      writes the weight in `dtype`.
+    - `as_laid`: see `launches.weight`.
     """
     shape = shape_of(head)
     if shape.window:
@@ -80,7 +81,7 @@ def program(
         "THREADS": threads,
     }
     if name == "weight":
-        # whole columns of 8 that lie side by side in the result
+        # whether every 8 columns of the layout are 8 neighbours in the result, aligned to 16 bytes
         narrow = dtype in (torch.float16, torch.bfloat16)
         together = (as_laid or not shape.ordered) and group_of(head) == shape.wide_group
         aligned = narrow and together and head.columns % 8 == 0

@@ -1,29 +1,39 @@
-"""Where the parts of a layout lie: what the head says is enough to know."""
+"""Where the sections of a CUDA layout lie, computed from its header.
+
+The rows of a weight are cut into row blocks of 16, a row block into tiles of equal width. Integers
+are either entropy-coded ("lanes", one bit stream for each of a warp's 32 threads) or codes of fixed
+width ("planes").
+"""
 
 import struct
 from dataclasses import dataclass
+from typing import Any
 
 from nearplane.codes.header import COLUMN, GROUP
 from nearplane.kernels.gpu.header import BYTES, Head
 
-KIND = 1
-ROWS = 16  # rows of a tile
-SHELF = 8  # row blocks that share tables
-BLOCK, CHUNK = 32, 64  # columns that lanes take at a time: entropy-coded, and in planes
-TYPES = {1: 1, 2: 2}  # steps in float16 and bfloat16 stay so; all others are float32
+KIND = 1  # of these layouts, in the header
+ROWS = 16  # rows of a tile and of a row block
+ROW_GROUP = 8  # row blocks that share code tables: together a row group
+BLOCK, CHUNK = 32, 64  # columns that a warp decodes at a time: of lanes, and of planes
+TYPES = {1: 1, 2: 2}  # float16 and bfloat16 steps are kept as such; all others become float32
 TILE_BYTES = 8  # of a tile's entry in the directory
 
 
 @dataclass(frozen=True)
 class Shape:
-    """How a weight is cut into tiles, beyond what its record says.
+    """How a weight is cut into tiles and coded: the `own` numbers of its header.
 
-    - `window`: longest code word, 0 for planes; `bits`: of planes, else 0.
-    - `tables`, `fields`: codes of all lanes, and of those of a shelf; 1 if `ordered`: rows and
-      columns are sorted.
-    - `wide_group`: columns of a group with padding; `tile_bytes`: of the largest tile.
-    - `scale`: the weight's one step, or 1.
-    - `data_bytes`: codes of all tiles; `sparse`: entries beside them.
+    - `window`: longest code word of lanes in bits, 0 for planes.
+    - `bits`: bits of a code in planes, 0 for lanes.
+    - `tables`: number of code tables.
+    - `fields`: ranges of columns that have a table of their own in each row group.
+    - `ordered`: 1 if rows and columns are sorted by size.
+    - `tiles`, `tile_columns`: tiles of a row block, and columns of a tile.
+    - `wide_group`: columns of a group that shares a step, with padding.
+    - `tile_bytes`: the most bytes that a tile takes in shared memory.
+    - `data_bytes`: bytes of all codes; `sparse`: number of sparse entries.
+    - `scale`: the step, if the weight has only one; else 1.
     """
 
     window: int
@@ -47,30 +57,33 @@ class Shape:
 
 
 def shape_of(head: Head) -> Shape:
-    """Return what a head says of the tiles."""
+    """Return the shape that a header describes."""
     *numbers, scale = head.own[:12]
-    return Shape(*numbers, struct.unpack("<f", struct.pack("<I", scale))[0])
+    fields: tuple[Any, ...] = (*numbers, struct.unpack("<f", struct.pack("<I", scale))[0])
+    return Shape(*fields)
 
 
 def group_of(head: Head) -> int:
-    """Return the columns of a group, where the layout has more of them; else as many as it has."""
+    """Return the columns of a group without padding; with padding if a row has one group."""
     shape = shape_of(head)
     grouped = head.step_form == GROUP and shape.wide_group < shape.tiles * shape.tile_columns
     return head.group_size if grouped else shape.wide_group
 
 
 def row_blocks(rows: int) -> int:
+    """Return the number of row blocks."""
     return -(-rows // ROWS)
 
 
-def shelves(rows: int) -> int:
-    return -(-rows // (ROWS * SHELF))
+def row_groups(rows: int) -> int:
+    """Return the number of row groups."""
+    return -(-rows // (ROWS * ROW_GROUP))
 
 
 def sections(rows: int, columns: int, form: int, kind: int, shape: Shape) -> dict[str, int]:
-    """Return where each part begins, and under "end" how many bytes the layout has.
+    """Return the byte at which each section begins; "end" is the size of the layout.
 
-    - `form`, `kind`: a record's step form and type.
+    - `form`, `kind`: step_form and step_type of the record.
     """
     blocks = row_blocks(rows)
     tiles = blocks * shape.tiles
@@ -79,7 +92,7 @@ def sections(rows: int, columns: int, form: int, kind: int, shape: Shape) -> dic
         "tile": (tiles + 1) * TILE_BYTES if shape.window else 0,
         # entries of the tables, then the ends of their alphabets
         "table": 4 * shape.tables * ((1 << shape.window) + 2) if shape.window else 0,
-        "field": 4 * shelves(rows) * shape.fields,
+        "field": 4 * row_groups(rows) * shape.fields,
         "row": 2 * rows * shape.ordered,
         "source": 2 * columns * shape.ordered,
         "step": step_bytes(rows, columns, form, kind, shape),
@@ -97,6 +110,7 @@ def sections(rows: int, columns: int, form: int, kind: int, shape: Shape) -> dic
 
 
 def step_bytes(rows: int, columns: int, form: int, kind: int, shape: Shape) -> int:
+    """Return the bytes of the section of steps."""
     if form == COLUMN:
         return 4 * columns
     if shape.window:

@@ -1,4 +1,7 @@
-"""What tiles hold beside their codes, row by row (src/sparse.cuh)."""
+"""Sparse entries of tiles, added to the product of their codes (src/sparse.cuh).
+
+Entries are outliers, or by how much integers exceed the alphabet of their code table.
+"""
 
 from dataclasses import dataclass
 
@@ -11,7 +14,12 @@ from nearplane.kernels.gpu.cuda.sections import ROWS
 
 @dataclass(frozen=True)
 class Sparse:
-    """Entries by tile, row and column; `first` of each tile and the end, `count` of its rows."""
+    """Entries sorted by tile, row and column.
+
+    - `first`: the first entry of each tile, and the number of entries.
+    - `count`: entries of each row of a tile.
+    - `column`: counted from the first column of the tile.
+    """
 
     first: Int32[Tensor, " tiles_plus_one"]
     count: UInt8[Tensor, "tiles 16"]
@@ -26,9 +34,9 @@ def by_tile(
     tiles: int,
     shape: tuple[int, int],
 ) -> Sparse | None:
-    """Return entries in the order of tiles; None if a row of a tile has more than a byte counts.
+    """Sort entries by tile; None if a row of a tile has more than 255.
 
-    - `tiles`, `shape`: of a row block; row blocks, and columns of a tile.
+    - `tiles`: tiles of a row block; `shape`: (row blocks, columns of a tile).
     """
     blocks, tile_columns = shape
     place = (row // ROWS * tiles + column // tile_columns) * ROWS + row % ROWS

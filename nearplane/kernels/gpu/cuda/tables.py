@@ -1,4 +1,4 @@
-"""Prefix codes for the lanes: an alphabet, its word lengths, and the table that decodes them."""
+"""Prefix codes for the CUDA kernels: alphabet, code words, and the table that decodes them."""
 
 from dataclasses import dataclass
 
@@ -8,15 +8,16 @@ from jaxtyping import Int64, UInt8, UInt32
 from nearplane.codes.canonical import code_words
 from nearplane.codes.lengths import code_lengths
 
-ESCAPE_BITS = 32  # what an integer beyond the alphabet costs beside its code
+ESCAPE_BITS = 32  # about what an integer beyond the alphabet costs in addition to its code word
 
 
 @dataclass(frozen=True)
 class Table:
-    """A code for low .. high; integers beyond are coded as the nearer end.
+    """A prefix code for the integers low .. high; those beyond are clipped.
 
-    - `length`, `word`: of each symbol, the word's first bit in bit 0.
-    - `bits`: what the counts it was made for take, escapes included.
+    - `window`: the longest code word in bits.
+    - `length`, `word`: the code word of each integer, its first bit in bit 0.
+    - `bits`: size of the integers that the code was made for, escapes included.
     """
 
     window: int
@@ -27,7 +28,7 @@ class Table:
     bits: int
 
     def entries(self) -> UInt32[np.ndarray, " patterns"]:
-        """Return, for each pattern of `window` bits, value (bf16) << 16 | length."""
+        """Return the decoding table, indexed by `window` bits: value as bf16 << 16 | length."""
         value = np.arange(self.low, self.high + 1, dtype=np.float32)
         entry = value.view(np.uint32) & 0xFFFF0000 | self.length.astype(np.uint32)
         table = np.zeros(1 << self.window, np.uint32)
@@ -41,8 +42,8 @@ class Table:
 def best_table(low: int, counts: Int64[np.ndarray, " values"], window: int) -> Table | None:
     """Return the cheapest code for integers low, low + 1, ... that occur `counts` times.
 
-    The alphabet, within what occurs and `window` bits, is found by search. None if there is
-    no such alphabet.
+    About a dozen alphabets low .. high are tried. None if none of them fits code words of `window`
+    bits.
     """
     present = np.flatnonzero(counts)
     if not len(present):
@@ -57,7 +58,7 @@ def best_table(low: int, counts: Int64[np.ndarray, " values"], window: int) -> T
 
 
 def _alphabets(low: int, counts: Int64[np.ndarray, " values"]) -> set[tuple[int, int]]:
-    """Return what may be left of the integers when rare ones on both sides are cut off."""
+    """Return ranges of integers that leave out rare ones at both ends."""
     before, total = np.cumsum(counts), int(counts.sum())
     after = np.cumsum(counts[::-1])[::-1]
     found = set()
@@ -70,7 +71,7 @@ def _alphabets(low: int, counts: Int64[np.ndarray, " values"]) -> set[tuple[int,
 
 
 def _middle(first: int, last: int, window: int) -> tuple[int, int]:
-    """Return the integers around 0 that a window has words for."""
+    """Return the range around 0 that code words of `window` bits can tell apart."""
     return max(first, -(1 << (window - 1))), min(last, (1 << (window - 1)) - 1)
 
 
@@ -82,7 +83,7 @@ def _table(first: int, counts: np.ndarray, low: int, high: int, window: int) -> 
     if len(inside) == 1:
         lengths = np.zeros(1, np.uint8)
     else:
-        # a lone symbol has a partner, so that the code is complete; every symbol has a word
+        # every integer gets a code word, even one that does not occur
         lengths = code_lengths(np.maximum(inside, 1), window)
     words = code_words(lengths) if len(inside) > 1 else np.zeros(1, np.uint32)
     bits = int((inside * lengths).sum()) + ESCAPE_BITS * (below + above)

@@ -1,1 +1,4 @@
-"""Products with codes of fixed width in Triton: for any GPU it knows, and without NVRTC."""
+"""Triton kernels for codes of fixed width, for every GPU that Triton supports.
+
+Read geometry.py first.
+"""

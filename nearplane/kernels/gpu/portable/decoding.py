@@ -1,4 +1,4 @@
-"""Triton kernels: the weight itself, element by element, and sums of shares."""
+"""Triton kernels that decode a weight, and one that adds partial results."""
 
 from typing import no_type_check
 
@@ -23,7 +23,7 @@ def integers(
     JOINTS: tl.constexpr,
     STACK: tl.constexpr,
 ):
-    """Return the integers at rows and columns that broadcast to one shape, as float32."""
+    """Return the integers at (row, column), tensors that broadcast to one shape, as float32."""
     FIELDS: tl.constexpr = 32 // (BITS & -BITS)
     WORDS: tl.constexpr = BITS // (BITS & -BITS)
     inside = column % group_size
@@ -42,7 +42,7 @@ def integers(
         above = tl.load(words + (across + (word + 1) % WORDS * (STACK * 128)))
     # a funnel shift by 0 to 31
     bits = (bits >> (bit % 32)) | ((above << 1) << (31 - bit % 32))
-    # 2^23 + code: no conversion of an integer
+    # put the code into the mantissa of 2^23: the float 2^23 + code, without a conversion
     raised = ((bits & ((1 << BITS) - 1)) | 0x4B000000).to(tl.float32, bitcast=True)
     return raised - (8388608 - LOW)
 
@@ -60,7 +60,7 @@ def steps_of(
     STEP: tl.constexpr,
     FORM: tl.constexpr,
 ):
-    """Return the steps at rows and columns that broadcast to one shape."""
+    """Return the steps at (row, column), tensors that broadcast to one shape."""
     steps = steps_section(layout, steps_at, STEP)
     if FORM == 0:
         at = row * 0 + column * 0
@@ -77,7 +77,7 @@ def steps_of(
 @triton.jit
 @no_type_check
 def combine(partial, bias, y, rows, batch, splits, BIAS: tl.constexpr, WIDTH: tl.constexpr):
-    """Add the splits' shares of one row of results, always in the same order."""
+    """Add the partial results of all splits for one activation row, always in the same order."""
     row = tl.program_id(0) * WIDTH + tl.arange(0, WIDTH)
     there, b = row < rows, tl.program_id(1)
     total = tl.zeros((WIDTH,), tl.float32)
@@ -144,10 +144,10 @@ def decode_outliers(
     STRIPES: tl.constexpr,
     SLOTS: tl.constexpr,
 ):
-    """Write step · code + outlier where there are outliers: a program has a tile and a stripe."""
+    """Write step · code + outlier where there are outliers; a program has one tile and stripe."""
     tile, stripe = tl.program_id(0), tl.program_id(1)
     place = tl.arange(0, 32)
-    # place_of turned round: 5 · 13 is 65
+    # the inverse of geometry.place_of, since 5 · 13 = 65 is 1 modulo 32
     row = (tile * 32 + place * 13 % 32)[None, :]
     count = tl.load(section(layout, counts_at, tl.int32) + (stripe * tiles + tile) * 32 + place)
     start = tl.load(section(layout, starts_at, tl.int32) + tile * STRIPES + stripe)

@@ -1,4 +1,4 @@
-"""Triton kernels: products with codes of 1 to 8 bits as they are stored (geometry.py)."""
+"""Triton kernels: products of a few rows of activations with codes of 1 to 8 bits (geometry.py)."""
 
 from typing import no_type_check
 
@@ -9,10 +9,14 @@ import triton.language as tl
 @triton.jit
 @no_type_check
 def raised(held, one, FIELD: tl.constexpr, BITS: tl.constexpr):
-    """Return a code of a unit on top of a power of two, as a float32, bit by bit.
+    """Return code number FIELD of a unit plus a power of two, as a float32.
 
-    One funnel shift serves a window, one AND-OR a code: `one` has the bits of 1.0 where the
-    compiler cannot see them, or it would split the AND from the OR.
+    The code is put into the mantissa of the power of two, so that no integer is converted. One
+    funnel shift serves 9 // BITS codes; then each code takes one AND-OR instruction.
+
+    - `held`: the words of the unit.
+    - `one`: the bits of 1.0. It is an argument, since for a constant the compiler would use two
+      instructions.
     """
     WINDOW: tl.constexpr = 9 // BITS
     WORDS: tl.constexpr = BITS // (BITS & -BITS)
@@ -28,7 +32,7 @@ def raised(held, one, FIELD: tl.constexpr, BITS: tl.constexpr):
 @triton.jit
 @no_type_check
 def zero_of(FIELD: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr):
-    """Return what `raised` gives where the integer is 0."""
+    """Return the value of `raised` for the integer 0, which is to be subtracted."""
     WINDOW: tl.constexpr = 9 // BITS
     return (1 << ((WINDOW - FIELD % WINDOW) * BITS)) - LOW
 
@@ -36,7 +40,7 @@ def zero_of(FIELD: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr):
 @triton.jit
 @no_type_check
 def zeros_of(column, BITS: tl.constexpr, LOW: tl.constexpr):
-    """Return the same for columns of a run of whole chunks, as float32."""
+    """Return `zero_of` for the columns of a run of whole chunks, as float32."""
     WINDOW: tl.constexpr = 9 // BITS
     field = column // 4 % (32 // (BITS & -BITS))
     power = 127 + (WINDOW - field % WINDOW) * BITS
@@ -46,14 +50,14 @@ def zeros_of(column, BITS: tl.constexpr, LOW: tl.constexpr):
 @triton.jit
 @no_type_check
 def section(layout, at, KIND: tl.constexpr):
-    """Return a pointer to a part of a layout."""
+    """Return a pointer to the section of a layout at byte `at`."""
     return (layout + at).to(tl.pointer_type(KIND))
 
 
 @triton.jit
 @no_type_check
 def steps_section(layout, at, STEP: tl.constexpr):
-    """Return a pointer to steps: float32, float16 or bfloat16, as in layout.STEP_TYPES."""
+    """Return a pointer to the steps, whose type is layout.STEP_TYPES[STEP]."""
     if STEP == 0:
         steps = section(layout, at, tl.float32)
     elif STEP == 1:
@@ -100,9 +104,10 @@ def product_few(
     R: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Multiply few rows of activations on the vector units: a row of the weight a lane.
+    """Multiply a few rows of activations without tensor cores; a lane has a row of the weight.
 
-    A program owns R tiles of rows and a share of the runs; its K warps take turns at them.
+    A program has R tiles of rows and a part of the runs of columns; its K warps take turns at the
+    runs. Names in capitals are those of plan.py and geometry.py.
     """
     FIELDS: tl.constexpr = 32 // (BITS & -BITS)
     WORDS: tl.constexpr = BITS // (BITS & -BITS)
@@ -119,7 +124,7 @@ def product_few(
     steps = steps_section(layout, steps_at, STEP)
     total = tl.zeros((B, R, K, 32), tl.float32)
     for run in range(tl.program_id(1) * runs_per_split, end, K):
-        # a warp without a run repeats the last one for nothing
+        # a warp without a run of its own repeats the last one, and its result is dropped
         mine = tl.minimum(run + k, end - 1)
         part = tl.zeros((B, R, K, 32, 4), tl.float32)
         zero = tl.zeros((B, 1, K, 1, 4), tl.float32)
@@ -133,7 +138,7 @@ def product_few(
             column = joint % JOINTS * (FIELDS * JOIN)
             left = tl.minimum(group_size, columns - first) - column
             if MASKS == 2:
-                # else all columns of a vector are there, or none
+                # otherwise all columns of a vector are there, or none of them
                 left -= unit % JOIN
             column += first + unit % JOIN
             for i in tl.static_range(FIELDS):
@@ -205,7 +210,7 @@ def outliers_few(
     R: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Return what outliers add, a lane a row: programs and warps take turns at the slots."""
+    """Return the product with the outliers; programs and warps take turns at the slots."""
     b = tl.minimum(tl.arange(0, B), batch - 1)[:, None, None, None]
     tile = tl.minimum(tl.program_id(0) * R + tl.arange(0, R), tiles - 1)[None, :, None, None]
     k = tl.arange(0, K)[None, None, :, None]
@@ -241,7 +246,7 @@ def zero_sum(
     B: tl.constexpr,
     K: tl.constexpr,
 ):
-    """Return what the zeros of a run add up to, the same for every row: lanes share the work."""
+    """Return Σ x · `zero_of` over a run, which is to be subtracted from every row's sum."""
     COLUMNS: tl.constexpr = RUN * 128 // (BITS & -BITS)
     b = tl.minimum(tl.arange(0, B), batch - 1)[:, None, None]
     joint = tl.reshape(mine, (1, K, 1)) * RUN

@@ -1,4 +1,7 @@
-"""Dense records <-> the bytes that the Triton kernels multiply by (geometry.py)."""
+"""Dense records <-> layouts: the bytes that the Triton kernels multiply by (geometry.py).
+
+A layout is made from a record when a model is loaded, and never stored in a checkpoint.
+"""
 
 import torch
 import torch.nn.functional as F
@@ -15,16 +18,17 @@ from nearplane.kernels.gpu.portable import geometry as shapes
 from nearplane.kernels.gpu.portable.geometry import LANES, SPAN, VECTOR, WORD, Geometry, Sections
 from nearplane.types import Outliers
 
-KIND = 2
+KIND = 2  # of these layouts, in the header
 STEP_TYPES = (torch.float32, torch.float16, torch.bfloat16)
-# a large layout that is much larger than its record is refused: decode at every use instead
+# a layout of more than MOST_GROWTH · record + FREE_BYTES bytes is not used: the record is then
+# decoded at every use
 MOST_GROWTH, FREE_BYTES = 1.25, 2**16
-LARGEST = 256  # integers up to it are exact in bfloat16
-BIAS = 2**31  # of what a head keeps unsigned
+LARGEST = 256  # bfloat16 holds every integer up to this exactly
+BIAS = 2**31  # added to a signed number, since a header holds unsigned ones
 
 
 def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor, " layout"] | None:
-    """Return the layout of a record; None where these kernels would be no gain."""
+    """Return the layout of a record; None if these kernels cannot serve it or would not pay."""
     stored = codes.inspect(record)
     option = coders.option(record, stored)
     if stored.code_tag != codes.Dense.tag or option is None:
@@ -33,7 +37,7 @@ def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor,
     if bits > shapes.WIDEST or low < -LARGEST or low + 2**bits - 1 > LARGEST:
         return None
     made = shapes.geometry(bits, stored.rows, stored.columns, stored.group_size)
-    # before anything is unpacked: padding alone may be too much
+    # checked before anything is unpacked, since padding alone may be too much
     most = MOST_GROWTH * len(record) + FREE_BYTES
     if 4 * made.word_count > most or made.word_count >= BIAS:
         return None
@@ -57,7 +61,7 @@ def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor,
 
 
 def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:
-    """Return the record of a layout; ValueError if another encoder wrote it."""
+    """Return the record that a layout was made from; ValueError as in `header.record_of`."""
     head = header.read_head(layout)
     made, places = geometry_of(head), sections_of(head)
     words = part_of(layout, places.words, made.word_count, torch.int32)
@@ -68,10 +72,12 @@ def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:
 
 
 def geometry_of(head: header.Head) -> Geometry:
+    """Return the arrangement of the codes of a layout."""
     return shapes.geometry(head.own[0], head.rows, head.columns, head.group_size)
 
 
 def sections_of(head: header.Head) -> Sections:
+    """Return where the sections of a layout begin."""
     made = geometry_of(head)
     count = step_count(head.step_form, made)
     size = STEP_TYPES[head.own[2]].itemsize
@@ -79,21 +85,22 @@ def sections_of(head: header.Head) -> Sections:
 
 
 def low_of(head: header.Head) -> int:
-    """Return the integer whose code is 0."""
+    """Return the integer that is stored as 0: the least one that the codes can hold."""
     return head.own[1] - BIAS
 
 
 def step_count(form: int, made: Geometry) -> int:
+    """Return how many steps a layout stores, padding included."""
     return {COLUMN: made.columns, GROUP: made.groups * made.tiles * LANES}.get(form, 1)
 
 
 def part_of(layout: Tensor, at: int, count: int, dtype: torch.dtype) -> Tensor:
-    """Return a section of a layout as numbers."""
+    """Return `count` numbers of a layout from byte `at` on."""
     return layout[at : at + count * dtype.itemsize].view(dtype)
 
 
 def words_of(code: Int32[Tensor, "rows columns"], made: Geometry) -> Int32[Tensor, " words"]:
-    """Return the words of codes from 0 up, in the order in which lanes load them."""
+    """Return the words of non-negative codes, in the order in which lanes load them."""
     rows, columns = made.tiles * LANES, made.groups * made.group_size
     code = F.pad(code, (0, columns - made.columns, 0, rows - made.rows))
     joined = made.joints * made.join * made.fields
@@ -114,14 +121,14 @@ def words_of(code: Int32[Tensor, "rows columns"], made: Geometry) -> Int32[Tenso
 
 
 def integers(words: Int32[Tensor, " words"], made: Geometry) -> Int32[Tensor, "rows columns"]:
-    """Return the codes of words, those of padding rows and columns too."""
+    """Return the codes in words, padding included: the inverse of `words_of`."""
     rows = made.tiles * LANES
     shape = made.blocks, made.chunks, made.words, made.stack, LANES, VECTOR
     words = words.view(shape).permute(0, 3, 4, 1, 2, 5).reshape(rows, made.chunks, -1, VECTOR)
     code = words.new_empty(rows, made.chunks, made.fields, VECTOR)
     mask = 2**made.bits - 1
     for field, (word, shift, above) in enumerate(_places(made)):
-        # a shift of a negative number to the right brings ones
+        # a right shift of a negative number brings in ones, which the mask removes
         some = (words[:, :, word] >> shift) & (2 ** (WORD - shift) - 1)
         if shift + made.bits > WORD:
             some = some | (words[:, :, above] << (WORD - shift))
@@ -134,7 +141,7 @@ def integers(words: Int32[Tensor, " words"], made: Geometry) -> Int32[Tensor, "r
 
 
 def _places(made: Geometry) -> list[tuple[int, int, int]]:
-    """Return each field's word, its first bit there, and the word that has the rest of it."""
+    """Return, for each code of a unit, its word, its first bit there, and the next word."""
     bits = [shapes.first_bit(made.bits) + field * made.bits for field in range(made.fields)]
     return [(bit // WORD % made.words, bit % WORD, (bit // WORD + 1) % made.words) for bit in bits]
 
@@ -142,7 +149,7 @@ def _places(made: Geometry) -> list[tuple[int, int, int]]:
 def _parts(
     held: Unpacked, form: int, low: int, made: Geometry, device: torch.device
 ) -> dict[str, Tensor]:
-    """Return the sections of a layout."""
+    """Return the sections of a layout by the names of `Sections`."""
     step = _sixteen_bits(held.step.to(device))
     if form == GROUP:
         step = F.pad(step, (0, 0, 0, made.tiles * LANES - made.rows))
@@ -154,7 +161,7 @@ def _parts(
 
 
 def _sixteen_bits(step: Float[Tensor, "rows groups"]) -> Tensor:
-    """Return steps in the shortest type that has every bit of them."""
+    """Return steps in float16 or bfloat16 if one of them holds all exactly, else in float32."""
     for dtype in (torch.float16, torch.bfloat16):
         if torch.equal(step.to(dtype).float().view(torch.int32), step.view(torch.int32)):
             return step.to(dtype)
@@ -162,6 +169,7 @@ def _sixteen_bits(step: Float[Tensor, "rows groups"]) -> Tensor:
 
 
 def _steps(layout: Tensor, head: header.Head, made: Geometry, places: Sections) -> Tensor:
+    """Return the steps of a layout as float32, in the shape that a record has."""
     dtype = STEP_TYPES[head.own[2]]
     step = part_of(layout, places.steps, step_count(head.step_form, made), dtype).float()
     if head.step_form != GROUP:
@@ -171,13 +179,16 @@ def _steps(layout: Tensor, head: header.Head, made: Geometry, places: Sections) 
 
 
 def _slots(outliers: Outliers, made: Geometry, device: torch.device) -> dict[str, Tensor]:
-    """Return outliers as slots: one of each lane's, as many as the tile's fullest row has."""
+    """Return the sections for outliers (`Sections`).
+
+    A tile has as many slots in a stripe as its row with most outliers there has outliers.
+    """
     count = outliers.start.diff().to(device).long()
     row = torch.arange(made.rows, device=device).repeat_interleave(count)
     column = outliers.column.to(device).long()
     stripe, tile = column // SPAN, row // LANES
     place = (row % LANES) * 5 % LANES
-    # rows of a tile and stripe: how many each has, and which of them an outlier is
+    # a cell is one row in one stripe; an outlier's rank is its number among those of its cell
     cell = (stripe * made.tiles + tile) * LANES + place
     counts = torch.bincount(cell, minlength=made.stripes * made.tiles * LANES)
     order = cell.argsort(stable=True)
@@ -194,6 +205,7 @@ def _slots(outliers: Outliers, made: Geometry, device: torch.device) -> dict[str
 
 
 def _outliers(layout: Tensor, head: header.Head, made: Geometry, places: Sections) -> Outliers:
+    """Return the outliers of a layout as sparse rows: the inverse of `_slots`."""
     cells, slots = made.stripes * made.tiles * LANES, head.own[3]
     counts = part_of(layout, places.counts, cells, torch.int32).long()
     starts = part_of(layout, places.starts, made.tiles * made.stripes + 1, torch.int32).long()

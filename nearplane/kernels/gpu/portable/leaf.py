@@ -1,4 +1,4 @@
-"""Triton kernel: nearest plane on few columns, one row of the weight a lane."""
+"""Triton kernel: nearest-plane rounding of at most 32 columns, one row of the weight a thread."""
 
 from typing import no_type_check
 
@@ -9,7 +9,7 @@ import triton.language as tl
 @triton.jit
 @no_type_check
 def nearest_integer(x):
-    """Return x rounded half to even: there is no place for a fraction beside 2^23 (or 2^52)."""
+    """Round x half to even: adding 2^23 (2^52 in float64) leaves no bits for a fraction."""
     if x.dtype == tl.float64:
         limit = 4503599627370496.0
     else:
@@ -23,7 +23,7 @@ def nearest_integer(x):
 @triton.jit
 @no_type_check
 def quotient(a, b):
-    """Return a / b, rounded correctly."""
+    """Return a / b, correctly rounded as IEEE 754 demands."""
     if a.dtype == tl.float64:
         result = a / b
     else:
@@ -56,10 +56,13 @@ def leaf(
     COUNT: tl.constexpr,
     ROWS: tl.constexpr,
 ):
-    """Round columns first .. end - 1, at most COUNT, last to first: lattice.nearest_plane's leaf.
+    """Round columns first .. end - 1, at most COUNT, the last one first.
 
-    - `step`: of every element, if STEP; else the lattice has step 1.
-    - `threshold`, `at_row`, `at_column`: of lattice.rate_aware_plane, if SPAN is one.
+    It does what `leaf` in nearplane/lattice/nearest_plane.py does, or if SPAN >= 0, that of
+    rate_aware.py.
+
+    - `step`: the step of every element if STEP; else all steps are 1.
+    - `threshold`, `at_row`, `at_column`: see Rounding in nearplane/kernels/gpu/nearest_plane.py.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = row < rows
@@ -68,7 +71,7 @@ def leaf(
     for done in range(end - first):
         column = end - 1 - done
         at = column.to(tl.int64) * rows + row
-        # zero where no error was made yet
+        # errors of columns that are not rounded yet are zero
         pull = tl.load(unit + column.to(tl.int64) * n + first + k, mask=k < end - first, other=0)
         value = tl.load(best + at, mask=there, other=0) + tl.sum(pull[:, None] * errors, 0)
         if STEP:
@@ -76,7 +79,7 @@ def leaf(
             value = quotient(value, size)
         if SPAN >= 0:
             below = tl.floor(value)
-            # clipped as a float: an integer may not hold it
+            # clipped before the conversion, since an int32 may not hold it
             place = tl.minimum(tl.maximum(below, -SPAN - 1), SPAN).to(tl.int32)
             place += tl.load(at_row + row, mask=there, other=0) + tl.load(at_column + column)
             above = value - below > tl.load(threshold + place, mask=there, other=0)

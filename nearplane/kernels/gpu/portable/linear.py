@@ -1,4 +1,4 @@
-"""The product with a layout, by Triton kernels on the device of its tensors."""
+"""The product x · weightᵀ + bias with a layout, by Triton kernels."""
 
 import functools
 
@@ -15,7 +15,7 @@ from nearplane.kernels.operators import check_shape, operator
 
 
 def weight(layout: UInt8[Tensor, " layout"], dtype: torch.dtype) -> Float[Tensor, "rows columns"]:
-    """Return step · code + outliers, computed in float32, in `dtype`."""
+    """Return the weight step · code + outliers, computed in float32 and rounded to `dtype`."""
     head = read_head(layout)
     out = torch.empty(head.rows, head.columns, dtype=dtype, device=layout.device)
     start(plan.decode(head), layout=layout, out=out)
@@ -26,7 +26,7 @@ def weight(layout: UInt8[Tensor, " layout"], dtype: torch.dtype) -> Float[Tensor
 
 @functools.cache
 def processors(device: torch.device) -> int:
-    """Return the multiprocessors of a GPU; 1 for an interpreter."""
+    """Return the number of multiprocessors of a GPU; 1 for Triton's interpreter on a CPU."""
     if device.type != "cuda":
         return 1
     return torch.cuda.get_device_properties(device).multi_processor_count
@@ -35,7 +35,7 @@ def processors(device: torch.device) -> int:
 def _linear(x: Tensor, layout: Tensor, rows: int, bias: Tensor | None) -> Tensor:
     """Return x · weightᵀ + bias, accumulated in float32, in the type of x.
 
-    ValueError if the layout is of another shape.
+    ValueError if the weight in the layout has another shape.
     """
     head, columns = read_head(layout), x.shape[-1]
     check_shape((head.rows, head.columns), rows, columns)
@@ -51,6 +51,7 @@ def _linear(x: Tensor, layout: Tensor, rows: int, bias: Tensor | None) -> Tensor
 def _product(
     x: Tensor, head: Head, layout: Tensor, bias: Tensor | None, y: Tensor, batch: int
 ) -> None:
+    """Write the product to `y`: one kernel, or two if the columns are split over programs."""
     planned = plan.few if batch <= plan.MOST_FEW else plan.many
     launch = planned(head, x.dtype, batch, bias is not None, processors(x.device))
     added = y if bias is None else bias.contiguous()
@@ -62,5 +63,5 @@ def _product(
     start(last, partial=shares, bias=added, y=y)
 
 
-# on a CPU too: Triton's interpreter runs these kernels there
+# registered for CPUs too, where Triton's interpreter runs these kernels in tests
 linear = operator("triton", "CompositeExplicitAutograd", _linear, weight)

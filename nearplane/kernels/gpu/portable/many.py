@@ -1,4 +1,4 @@
-"""Triton kernels: many rows of activations at once, on the matrix units."""
+"""Triton kernels: products of many rows of activations with codes, on tensor cores."""
 
 from typing import no_type_check
 
@@ -46,9 +46,9 @@ def product_many(
 ):
     """Multiply many rows of activations, where the chunks of a run share a step.
 
-    A program owns M rows of the weight and N of the activations and takes a share of the runs.
-    Activations are one 16-bit number, or PARTS = 3 of them that add up to a float32. MERGE fields
-    of a run's units make the 16 columns of a product.
+    A program has M rows of the weight, N rows of activations and a part of the runs of columns.
+    An activation is one 16-bit number, or the sum of PARTS = 3 of them for float32. If a run has
+    fewer than 16 units, MERGE codes of each unit make up the 16 columns of a tensor core product.
     """
     FIELDS: tl.constexpr = 32 // (BITS & -BITS)
     WORDS: tl.constexpr = BITS // (BITS & -BITS)
@@ -105,7 +105,7 @@ def product_many(
 def fields(
     held, one, FIELD: tl.constexpr, BITS: tl.constexpr, LOW: tl.constexpr, MERGE: tl.constexpr
 ):
-    """Return the integers of MERGE fields, those of one unit side by side, as float32."""
+    """Return MERGE integers of every unit, those of one unit side by side, as float32."""
     code = raised(held, one, FIELD, BITS) - zero_of(FIELD, BITS, LOW)
     if MERGE == 2:
         second = raised(held, one, FIELD + 1, BITS) - zero_of(FIELD + 1, BITS, LOW)
@@ -157,11 +157,11 @@ def product_any(
     N: tl.constexpr,
     WIDTH: tl.constexpr,
 ):
-    """Multiply many rows of activations, whatever shares a step.
+    """Multiply many rows of activations, for any group size.
 
-    A program owns M rows of the weight and N of the activations and takes a share of the pieces,
-    WIDTH columns of one group each. Activations are one 16-bit number, or PARTS = 3 of them that
-    add up to a float32.
+    A program has M rows of the weight, N rows of activations and a part of the pieces; a piece is
+    WIDTH columns of one group. An activation is one 16-bit number, or the sum of PARTS = 3 of them
+    for float32.
     """
     row = tl.program_id(0) * M + tl.arange(0, M)
     inside = tl.minimum(row, tiles * 32 - 1)[:, None]
@@ -214,7 +214,7 @@ def outliers_many(
     total,
     STRIPES: tl.constexpr,
 ):
-    """Add outliers to products with rows of activations that begin at `at`, a slot at a time."""
+    """Add the product with the outliers to `total`; `at` is where rows of activations begin."""
     for stripe in tl.static_range(STRIPES):
         tile, place = inside // 32, inside % 32 * 5 % 32
         counts = section(layout, counts_at, tl.int32) + stripe * tiles * 32
@@ -233,7 +233,7 @@ def outliers_many(
 @triton.jit
 @no_type_check
 def finish(bias, y, total, row, n, rows, batch, BIAS: tl.constexpr, SPLIT: tl.constexpr):
-    """Write results, or a program's share of them."""
+    """Write the results, or if SPLIT the partial results of this program."""
     there = (row < rows)[:, None] & (n < batch)[None, :]
     if BIAS:
         total += tl.load(bias + row, mask=row < rows, other=0).to(tl.float32)[:, None]
@@ -245,7 +245,7 @@ def finish(bias, y, total, row, n, rows, batch, BIAS: tl.constexpr, SPLIT: tl.co
 @triton.jit
 @no_type_check
 def product_in_parts(code, xs):
-    """Return code @ xs for float32 xs: three products with 16-bit numbers, each of them exact."""
+    """Return code @ xs for float32 xs, as three products with bf16 numbers that add up to xs."""
     high = xs.to(tl.bfloat16)
     rest = xs - high.to(tl.float32)
     middle = rest.to(tl.bfloat16)

@@ -1,4 +1,4 @@
-"""What a kernel is started with: the same for a launch and for a compiler without a GPU."""
+"""The launch parameters of every Triton kernel, for a launch or for compiling without a GPU."""
 
 import functools
 
@@ -10,19 +10,21 @@ from nearplane.kernels.gpu.portable import layout as layouts
 from nearplane.kernels.gpu.portable.geometry import LANES, VECTOR, Geometry
 from nearplane.kernels.gpu.portable.start import Launch
 
-MOST_FEW = 4  # rows of activations on the vector units
-MOST_ROWS = 64  # more are multiplied by a decoded weight: the platform's own product
+MOST_FEW = 4  # largest batch for `product_few`, which does not use tensor cores
+MOST_ROWS = (
+    64  # largest batch for these kernels; for more the weight is decoded, and torch multiplies
+)
 WARPS = 4
-PROGRAMS = 4  # on each multiprocessor, before runs are split no further
-ONE = 0x3F800000  # the bits of 1.0
+PROGRAMS = 4  # columns are split until each multiprocessor has so many programs
+ONE = 0x3F800000  # the bits of 1.0 in float32
 
 
 @functools.lru_cache(4096)
 def few(head: Head, dtype: torch.dtype, batch: int, has_bias: bool, processors: int) -> Launch:
-    """Return the start of `product_few`."""
+    """Return the launch of `product_few`."""
     made = layouts.geometry_of(head)
     wide = _power_of_two(batch)
-    # what registers hold the sums of
+    # as many tiles as registers can hold the sums of
     tiles = min(4 if wide <= 2 else 2, made.stack)
     across, turns = -(-made.tiles // tiles), -(-made.runs // WARPS)
     splits = _splits(turns, across, processors)
@@ -48,7 +50,7 @@ def few(head: Head, dtype: torch.dtype, batch: int, has_bias: bool, processors: 
 
 @functools.lru_cache(4096)
 def many(head: Head, dtype: torch.dtype, batch: int, has_bias: bool, processors: int) -> Launch:
-    """Return the start of `product_many`; of `product_any` where units have steps of their own."""
+    """Return the launch of `product_many`; of `product_any` if units have steps of their own."""
     made = layouts.geometry_of(head)
     by_runs = made.join == VECTOR
     high, wide = 64, min(32, max(16, _power_of_two(batch)))
@@ -78,7 +80,7 @@ def many(head: Head, dtype: torch.dtype, batch: int, has_bias: bool, processors:
 
 @functools.lru_cache(4096)
 def combine(head: Head, batch: int, splits: int, has_bias: bool) -> Launch:
-    """Return the start of the kernel that adds shares."""
+    """Return the launch of `combine`, which adds the partial results of the splits."""
     numbers = {"rows": head.rows, "batch": batch, "splits": splits}
     constants = {"BIAS": has_bias, "WIDTH": 128}
     return Launch("combine", (-(-head.rows // 128), batch), numbers, constants)
@@ -86,7 +88,7 @@ def combine(head: Head, batch: int, splits: int, has_bias: bool) -> Launch:
 
 @functools.lru_cache(4096)
 def decode(head: Head) -> Launch:
-    """Return the start of the kernel that writes step · code."""
+    """Return the launch of `decode`, which writes step · code."""
     made = layouts.geometry_of(head)
     numbers = {name: n for name, n in _numbers(head, made).items() if name in DECODED}
     grid = -(-head.rows // LANES), -(-head.columns // 64)
@@ -96,17 +98,19 @@ def decode(head: Head) -> Launch:
 
 @functools.lru_cache(4096)
 def decode_outliers(head: Head) -> Launch:
-    """Return the start of the kernel that writes step · code + outlier where there are any."""
+    """Return the launch of `decode_outliers`, which overwrites the elements with outliers."""
     made = layouts.geometry_of(head)
     constants = _constants(head, made) | {"STRIPES": made.stripes, "SLOTS": 4}
     grid = -(-head.rows // LANES), made.stripes
     return Launch("decode_outliers", grid, _numbers(head, made), constants, fuses=False)
 
 
+# the arguments that `decode` takes
 DECODED = ("steps_at", "rows", "columns", "group_size", "runs")
 
 
 def _numbers(head: Head, made: Geometry) -> dict[str, int]:
+    """Return the arguments that describe a layout."""
     at = layouts.sections_of(head)
     return {
         "steps_at": at.steps,
@@ -122,6 +126,7 @@ def _numbers(head: Head, made: Geometry) -> dict[str, int]:
 
 
 def _constants(head: Head, made: Geometry) -> dict[str, int | bool]:
+    """Return the arguments that describe a layout and are known at compile time."""
     return {
         "BITS": made.bits,
         "LOW": layouts.low_of(head),
@@ -135,16 +140,21 @@ def _constants(head: Head, made: Geometry) -> dict[str, int | bool]:
 
 
 def _masks(made: Geometry) -> int:
-    """Whether columns may be padding: no, as many as are joined, each."""
+    """Return how loads of activations are masked against padding.
+
+    0: there is no padding; 1: the `join` columns that are loaded together are all there, or none;
+    2: any column may be padding.
+    """
     if made.is_whole:
         return 0
     return 1 if made.columns % made.join == made.group_size % made.join == 0 else 2
 
 
 def _splits(turns: int, across: int, processors: int) -> int:
-    """Return in how many shares the columns are given out, so that no multiprocessor idles."""
+    """Return into how many parts to split the columns, so that no multiprocessor is idle."""
     return max(1, min(turns, -(-PROGRAMS * processors // across)))
 
 
 def _power_of_two(n: int) -> int:
+    """Return the least power of two that is not below n."""
     return 1 << (n - 1).bit_length()

@@ -1,4 +1,4 @@
-"""Starting Triton kernels; or compiling what a start would, where there is no GPU."""
+"""Starting Triton kernels, and compiling them without a GPU."""
 
 import functools
 from dataclasses import dataclass
@@ -28,12 +28,12 @@ POINTERS = {
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel's start, but for its tensors.
+    """The parameters of a kernel launch, without its tensors.
 
-    - `numbers`, `constants`: arguments by name; the latter are known at compile time.
-    - `splits`: shares of the columns whose results are to be added.
-    - `fuses`: whether a product and a sum may become one operation.
-    - `registers`: of a thread, at most, on an NVIDIA GPU.
+    - `numbers`, `constants`: arguments by name; constants are known at compile time.
+    - `splits`: parts of the columns, whose partial results must then be added.
+    - `fuses`: whether the compiler may fuse a multiplication and an addition.
+    - `registers`: most registers of a thread, on NVIDIA GPUs; None: the compiler decides.
     """
 
     kernel: str
@@ -46,15 +46,15 @@ class Launch:
     registers: int | None = None
 
     def options(self, is_nvidia: bool) -> dict[str, Any]:
-        """Return the compiler's options; there is nothing to gain by pipelining loads."""
+        """Return the options for Triton's compiler; pipelining loads (num_stages) gains nothing."""
         chosen = {"num_warps": self.warps, "num_stages": 1, "enable_fp_fusion": self.fuses}
         return chosen | ({"maxnreg": self.registers} if is_nvidia and self.registers else {})
 
 
 def start(launch: Launch, **tensors: Tensor | None) -> None:
-    """Start a kernel on the stream of its tensors."""
+    """Start a kernel on the GPU of its tensors, in the current stream."""
     options = launch.options(torch.version.hip is None)
-    # Triton starts on the current GPU, which need not be theirs
+    # Triton launches on the current GPU, which may be another one
     with torch.cuda.device_of(next(iter(tensors.values()))):
         kernels()[launch.kernel][launch.grid](
             **tensors, **launch.numbers, **launch.constants, **options
@@ -63,7 +63,7 @@ def start(launch: Launch, **tensors: Tensor | None) -> None:
 
 @functools.cache
 def kernels() -> dict[str, Any]:
-    """Return the kernels by name; Triton is imported here, at the first use."""
+    """Return the kernels by name. Triton is imported here, at the first use."""
     from nearplane.kernels.gpu.portable import decoding, few, leaf, many
 
     found = vars(decoding) | vars(few) | vars(leaf) | vars(many)
@@ -71,9 +71,10 @@ def kernels() -> dict[str, Any]:
 
 
 def compiled(launch: Launch, gpu: Any, **types: torch.dtype | None) -> Any:
-    """Return a kernel compiled for a GPUTarget of Triton, specialised as a start would be.
+    """Compile a kernel for a GPUTarget of Triton, with the specialisations of a real launch.
 
-    - `types`: of the kernel's tensors, which begin at multiples of 16 bytes; None for no tensor.
+    - `types`: the type of each tensor, None for an absent one. Tensors are taken to be aligned to
+      16 bytes.
     """
     import triton
     from triton.compiler import ASTSource

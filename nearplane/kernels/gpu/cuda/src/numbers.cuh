@@ -6,17 +6,21 @@ enum Type { FLOAT32 = 0, FLOAT16 = 1, BFLOAT16 = 2, INT32 = 3 };
 
 DEVICE float from_bf16(u32 bits) { return as_float(bits << 16); }
 
-template <int TYPE> DEVICE float read_number(const void *from, u64 at) {
-    if (TYPE == FLOAT32) return static_cast<const float *>(from)[at];
-    const u16 bits = static_cast<const u16 *>(from)[at];
+template <int TYPE>
+DEVICE float read_number(const void* from, u64 at) {
+    if (TYPE == FLOAT32) return static_cast<const float*>(from)[at];
+    const u16 bits = static_cast<const u16*>(from)[at];
     return TYPE == FLOAT16 ? from_half(bits) : from_bf16(bits);
 }
 
-template <int TYPE> DEVICE void write_number(void *to, u64 at, float value) {
-    if (TYPE == FLOAT32) static_cast<float *>(to)[at] = value;
-    else if (TYPE == INT32) static_cast<int *>(to)[at] = static_cast<int>(value);
-    else static_cast<u16 *>(to)[at] =
-        TYPE == FLOAT16 ? to_half(value) : static_cast<u16>(to_bf16_pair(value, 0.0f));
+template <int TYPE>
+DEVICE void write_number(void* to, u64 at, float value) {
+    if (TYPE == FLOAT32)
+        static_cast<float*>(to)[at] = value;
+    else if (TYPE == INT32)
+        static_cast<int*>(to)[at] = static_cast<int>(value);
+    else
+        static_cast<u16*>(to)[at] = TYPE == FLOAT16 ? to_half(value) : static_cast<u16>(to_bf16_pair(value, 0.0f));
 }
 
 // A tensor core takes 16 rows x 16 columns, 8 numbers a lane in 4 words. Two of them make a block of

@@ -23,9 +23,9 @@ using SparseColumn = u8;
 
 // Where a lane finds what it gives to a tensor core of the activations: 16 bytes for 32 columns.
 struct Lookout {
-    const u8 *at[N_TILES];
+    const u8* at[N_TILES];
 
-    DEVICE Lookout(const u8 *x, u32 stride, u32 lane) {
+    DEVICE Lookout(const u8* x, u32 stride, u32 lane) {
         UNROLL
         for (u32 t = 0; t < N_TILES; ++t) {
             // a lane that has no row of its own gives the first one's to sums that no one reads
@@ -35,7 +35,7 @@ struct Lookout {
     }
 
     DEVICE uint4 next(u32 t) {
-        const uint4 x = *reinterpret_cast<const uint4 *>(at[t]);
+        const uint4 x = *reinterpret_cast<const uint4*>(at[t]);
         at[t] += 2 * BLOCK_COLUMNS;
         return x;
     }
@@ -51,7 +51,7 @@ struct Warp {
         for (u32 t = 0; t < N_TILES; ++t) sums[t][0] = sums[t][1] = sums[t][2] = sums[t][3] = 0.0f;
     }
 
-    static DEVICE void add_block(float (&sums)[N_TILES][4], const u32 *pairs, Lookout &x) {
+    static DEVICE void add_block(float (&sums)[N_TILES][4], const u32* pairs, Lookout& x) {
         UNROLL
         for (u32 t = 0; t < N_TILES; ++t) {
             const uint4 b = x.next(t);
@@ -60,7 +60,7 @@ struct Warp {
         }
     }
 
-    DEVICE void add_beside(const Args &args, u32 tile, const u8 *x, u32 stride) {
+    DEVICE void add_beside(const Args& args, u32 tile, const u8* x, u32 stride) {
         const SparseRow<SparseColumn> row(args, tile, lane);
         ROLLED
         for (u32 i = row.begin; i < row.end; i += 2) {
@@ -69,16 +69,16 @@ struct Warp {
 #else
             const float value = from_half(row.value[i]);
 #endif
-            const u8 *at = x + 2 * row.column[i];
+            const u8* at = x + 2 * row.column[i];
             UNROLL
             for (u32 n = 0; n < N; ++n, at += stride) {
-                beside[n] += value * from_bf16(*reinterpret_cast<const u16 *>(at));
+                beside[n] += value * from_bf16(*reinterpret_cast<const u16*>(at));
             }
         }
     }
 
 #ifdef ENTROPY_CODED
-    DEVICE void add_tile(const Args &args, u32 column_tile, const u8 *bytes, Lookout x) {
+    DEVICE void add_tile(const Args& args, u32 column_tile, const u8* bytes, Lookout x) {
         Lanes<WINDOW> codes(args, row_block * args.tiles + column_tile, column_tile / args.field_tiles, bytes, lane);
         for (u32 left = args.tile_columns / BLOCK_COLUMNS; left; --left) {
             u32 pairs[BLOCK_WORDS];
@@ -91,7 +91,7 @@ struct Warp {
     // whether groups begin and end with tiles
     static constexpr bool EVEN = GROUP_BLOCKS && BLOCKS % (GROUP_BLOCKS ? GROUP_BLOCKS : 1) == 0;
 
-    DEVICE void add_tile(const Args &args, u32 column_tile, u32 raise, Lookout x) {
+    DEVICE void add_tile(const Args& args, u32 column_tile, u32 raise, Lookout x) {
         Planes<BITS, CHUNKS> codes;
         codes.load(args, row_block * args.tiles + column_tile, lane);
         const u32 blocks = EVEN ? GROUP_BLOCKS : args.wide_group / BLOCK_COLUMNS;
@@ -115,7 +115,7 @@ struct Warp {
     }
 
     // the sums of a group, times its steps
-    DEVICE void add_group(const Args &args, float (&group)[N_TILES][4], u64 step) {
+    DEVICE void add_group(const Args& args, float (&group)[N_TILES][4], u64 step) {
         float low = 1.0f, high = 1.0f;
         if (!COLUMN_STEPS) {
             low = read_number<STEP_TYPE>(args.layout + args.at_step, step);
@@ -131,7 +131,7 @@ struct Warp {
 #endif
 
     // the warp's sums as (N, 16)
-    DEVICE void write(float *to) {
+    DEVICE void write(float* to) {
         UNROLL
         for (u32 i = 0; i < 4 * N_TILES; ++i) {
             const u32 n = i / 4 * 8 + lane % LANES_OF_ROW * 2 + i % 2;
@@ -149,14 +149,14 @@ struct Warp {
 };
 
 // y of a row block: its warps' sums, then the parts of x
-DEVICE void write_results(const Args &args, const float *sums, u32 blocks) {
+DEVICE void write_results(const Args& args, const float* sums, u32 blocks) {
     for (u32 i = threadIdx.x; i < blocks * ROWS * args.batch; i += THREADS) {
         const u32 b = i / (blocks * ROWS), block = i / ROWS % blocks, row = i % ROWS;
         const u32 place = source_row(args, (blockIdx.x * blocks + block) * ROWS + row);
         if (place >= args.rows) continue;
         float total = 0.0f;
         for (u32 split = 0; split < args.splits; ++split) {
-            const float *of_warp = sums + (block * args.splits + split) * (N * ROWS);
+            const float* of_warp = sums + (block * args.splits + split) * (N * ROWS);
             for (u32 part = 0; part < PARTS; ++part) total += of_warp[(b * PARTS + part) * ROWS + row];
         }
         total *= args.scale;
@@ -176,31 +176,31 @@ KERNEL(product, THREADS, AT_LEAST)(const Args args) {
     UNROLL
     for (u32 n = 0; n < N; ++n) mine.beside[n] = 0.0f;
 
-    u8 *staged = shared_memory();
+    u8* staged = shared_memory();
 #ifdef ENTROPY_CODED
-    const u32 shelf = blockIdx.x * blocks / SHELF;
-    Lanes<WINDOW>::spread_tables(args, shelf, 0, args.fields, thread, THREADS);
+    const u32 row_group = blockIdx.x * blocks / ROW_GROUP;
+    Lanes<WINDOW>::spread_tables(args, row_group, 0, args.fields, thread, THREADS);
     staged += args.fields << (WINDOW + BELOW);
-    u8 *room = staged + warp * args.tile_bytes;
+    u8* room = staged + warp * args.tile_bytes;
     staged += THREADS / 32 * args.tile_bytes;
 #endif
     const u32 columns = args.stage * args.splits * args.tile_columns, stride = stage_stride(columns);
     // from memory: a compiler that knows it takes two LOP3 for a mask and this
-    u32 *raise = reinterpret_cast<u32 *>(staged + N * stride);
+    u32* raise = reinterpret_cast<u32*>(staged + N * stride);
     if (thread == 0) *raise = RAISE;
 
     for (u32 first = 0; first < args.passes; first += args.stage) {
         block_barrier();  // the last stage was read
         X::stage<BATCH>(args, first * args.splits * args.tile_columns, columns, staged, thread, THREADS);
         block_barrier();
-        const u8 *x = staged + 2 * split * args.tile_columns;
+        const u8* x = staged + 2 * split * args.tile_columns;
         u32 column_tile = first * args.splits + split;
         for (u32 pass = 0; pass < args.stage; ++pass) {
             if (mine.row_block >= args.row_blocks || column_tile >= args.tiles) break;
             const Lookout lookout(x, stride, mine.lane);
             const u32 tile = mine.row_block * args.tiles + column_tile;
 #ifdef ENTROPY_CODED
-            const u8 *bytes = Lanes<WINDOW>::fetch(args, tile, room, mine.lane);
+            const u8* bytes = Lanes<WINDOW>::fetch(args, tile, room, mine.lane);
             await_copies();
             warp_barrier();
             mine.add_tile(args, column_tile, bytes, lookout);
@@ -213,7 +213,7 @@ KERNEL(product, THREADS, AT_LEAST)(const Args args) {
         }
     }
     block_barrier();
-    float *sums = reinterpret_cast<float *>(shared_memory());
+    float* sums = reinterpret_cast<float*>(shared_memory());
     mine.write(sums + warp * (N * ROWS));
     block_barrier();
     write_results(args, sums, blocks);

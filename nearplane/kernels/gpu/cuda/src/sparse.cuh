@@ -6,14 +6,15 @@
 #include "args.cuh"
 #include "numbers.cuh"
 
-template <class COLUMN> struct SparseRow {
-    const COLUMN *column;
-    const u16 *value;
+template <class COLUMN>
+struct SparseRow {
+    const COLUMN* column;
+    const u16* value;
     u32 begin, end;
 
-    DEVICE SparseRow(const Args &args, u32 tile, u32 lane) {
-        column = reinterpret_cast<const COLUMN *>(args.layout + args.at_column);
-        value = reinterpret_cast<const u16 *>(args.layout + args.at_value);
+    DEVICE SparseRow(const Args& args, u32 tile, u32 lane) {
+        column = reinterpret_cast<const COLUMN*>(args.layout + args.at_column);
+        value = reinterpret_cast<const u16*>(args.layout + args.at_value);
         const u32 count = (args.layout + args.at_count)[tile * ROWS + lane / 2];
         end = count;
         UNROLL
@@ -21,7 +22,7 @@ template <class COLUMN> struct SparseRow {
             const u32 before = shuffle_up(end, by);
             if (lane >= by) end += before;
         }
-        end += reinterpret_cast<const u32 *>(args.layout + args.at_first)[tile];
+        end += reinterpret_cast<const u32*>(args.layout + args.at_first)[tile];
         begin = end - count + lane % 2;
     }
 };

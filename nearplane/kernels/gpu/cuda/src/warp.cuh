@@ -17,9 +17,9 @@ typedef unsigned long long u64;
 #define UNROLL _Pragma("unroll")
 #define ROLLED _Pragma("unroll 1")
 
-DEVICE u8 *shared_memory() {
+DEVICE u8* shared_memory() {
     SHARED;
-    return reinterpret_cast<u8 *>(shared_);
+    return reinterpret_cast<u8*>(shared_);
 }
 
 // the low 32 bits of high:low, shifted right by the low 5 bits of `by`
@@ -39,7 +39,7 @@ DEVICE u32 shuffle_up(u32 value, u32 by) {
 DEVICE float shuffle_xor(float value, u32 mask) { return __shfl_xor_sync(~0u, value, mask); }
 
 // d += a · b on 16 x 8 x 16 numbers in bf16, sums in float32
-DEVICE void multiply_add(float (&d)[4], const u32 *a, u32 b0, u32 b1) {
+DEVICE void multiply_add(float (&d)[4], const u32* a, u32 b0, u32 b1) {
     asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
         "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
         : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
@@ -78,7 +78,7 @@ DEVICE float times(float a, float b) { return __fmul_rn(a, b); }
 DEVICE float as_float(u32 bits) { return __uint_as_float(bits); }
 
 // 16 bytes from global to shared memory, there after `await_copies`
-DEVICE void copy_16(u8 *to, const u8 *from) {
+DEVICE void copy_16(u8* to, const u8* from) {
     const u32 address = static_cast<u32>(__cvta_generic_to_shared(to));
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(address), "l"(from) : "memory");
 }

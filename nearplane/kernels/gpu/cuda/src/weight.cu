@@ -11,10 +11,10 @@
 struct Place {
     u32 row_block, first;  // row block, and the layout's first column of a tile
 
-    DEVICE float step(const Args &args, u32 row, u32 column) const {
+    DEVICE float step(const Args& args, u32 row, u32 column) const {
         if (TYPE == INT32) return 1.0f;
-        const u8 *steps = args.layout + args.at_step;
-        if (COLUMN_STEPS) return reinterpret_cast<const float *>(steps)[source_column(args, first + column)];
+        const u8* steps = args.layout + args.at_step;
+        if (COLUMN_STEPS) return reinterpret_cast<const float*>(steps)[source_column(args, first + column)];
 #ifdef ENTROPY_CODED
         return args.scale;
 #else
@@ -24,7 +24,7 @@ struct Place {
     }
 
     // where an element is in the result; false if it is padding
-    DEVICE bool find(const Args &args, u32 row, u32 column, u64 &at) const {
+    DEVICE bool find(const Args& args, u32 row, u32 column, u64& at) const {
         const u32 across = first + column, along = row_block * ROWS + row;
         const u32 source = AS_LAID ? across : source_column(args, across);
         const u32 down = AS_LAID ? along : source_row(args, along);
@@ -32,14 +32,14 @@ struct Place {
         return down < args.rows && source < args.columns;
     }
 
-    DEVICE void put(const Args &args, u32 row, u32 column, float code, float beside) const {
+    DEVICE void put(const Args& args, u32 row, u32 column, float code, float beside) const {
         u64 at;
         if (!find(args, row, column, at)) return;
         write_number<TYPE>(args.y, at, times(code, step(args, row, column)) + beside);
     }
 
     // 8 neighbours, in one store
-    DEVICE void put_8(const Args &args, u32 row, u32 column, const float (&codes)[8]) const {
+    DEVICE void put_8(const Args& args, u32 row, u32 column, const float (&codes)[8]) const {
         u64 at;
         if (!find(args, row, column, at)) return;
         u32 words[4];
@@ -50,11 +50,11 @@ struct Place {
             words[i] = TYPE == FLOAT16 ? to_half(low) | u32(to_half(high)) << 16 : to_bf16_pair(low, high);
         }
         const uint4 all = {words[0], words[1], words[2], words[3]};
-        *reinterpret_cast<uint4 *>(static_cast<u16 *>(args.y) + at) = all;
+        *reinterpret_cast<uint4*>(static_cast<u16*>(args.y) + at) = all;
     }
 
     // 32 columns of all rows
-    DEVICE void put_block(const Args &args, const u32 *pairs, u32 column, u32 lane) const {
+    DEVICE void put_block(const Args& args, const u32* pairs, u32 column, u32 lane) const {
         UNROLL
         for (u32 half = 0; half < 2; ++half) {
             const u32 row = row_of(lane, half), from = column + column_of(lane, 0);
@@ -75,9 +75,9 @@ struct Place {
 };
 
 #ifdef ENTROPY_CODED
-DEVICE void decode(const Args &args, const Place &place, u32 tile, u32 lane, u32 warp) {
-    u8 *room = shared_memory() + (1u << (WINDOW + BELOW)) + warp * args.tile_bytes;
-    const u8 *bytes = Lanes<WINDOW>::fetch(args, tile, room, lane);
+DEVICE void decode(const Args& args, const Place& place, u32 tile, u32 lane, u32 warp) {
+    u8* room = shared_memory() + (1u << (WINDOW + BELOW)) + warp * args.tile_bytes;
+    const u8* bytes = Lanes<WINDOW>::fetch(args, tile, room, lane);
     await_copies();
     warp_barrier();
     Lanes<WINDOW> codes(args, tile, 0, bytes, lane);
@@ -89,18 +89,18 @@ DEVICE void decode(const Args &args, const Place &place, u32 tile, u32 lane, u32
 }
 
 // an integer that its table clips
-DEVICE void put_beside(const Args &args, const Place &place, u32 tile, u32 lane) {
+DEVICE void put_beside(const Args& args, const Place& place, u32 tile, u32 lane) {
     const SparseRow<u16> row(args, tile, lane);
-    const u32 field = place.row_block / SHELF * args.fields + tile % args.tiles / args.field_tiles;
-    const u32 table = reinterpret_cast<const u32 *>(args.layout + args.at_field)[field];
-    const int *ends = reinterpret_cast<const int *>(args.layout + args.at_table) + (args.tables << WINDOW);
+    const u32 field = place.row_block / ROW_GROUP * args.fields + tile % args.tiles / args.field_tiles;
+    const u32 table = reinterpret_cast<const u32*>(args.layout + args.at_field)[field];
+    const int* ends = reinterpret_cast<const int*>(args.layout + args.at_table) + (args.tables << WINDOW);
     for (u32 i = row.begin; i < row.end; i += 2) {
         const int more = static_cast<short>(row.value[i]);
         place.put(args, lane / 2, row.column[i], ends[2 * table + (more > 0)] + more, 0.0f);
     }
 }
 #else
-DEVICE void decode(const Args &args, const Place &place, u32 tile, u32 lane, u32 warp) {
+DEVICE void decode(const Args& args, const Place& place, u32 tile, u32 lane, u32 warp) {
     Planes<BITS, CHUNKS> codes;
     codes.load(args, tile, lane);
     UNROLL
@@ -113,7 +113,7 @@ DEVICE void decode(const Args &args, const Place &place, u32 tile, u32 lane, u32
 }
 
 // an outlier, added before it is rounded
-DEVICE void put_beside(const Args &args, const Place &place, u32 tile, u32 lane) {
+DEVICE void put_beside(const Args& args, const Place& place, u32 tile, u32 lane) {
     if (TYPE == INT32) return;
     const SparseRow<u8> row(args, tile, lane);
     for (u32 i = row.begin; i < row.end; i += 2) {
@@ -124,15 +124,15 @@ DEVICE void put_beside(const Args &args, const Place &place, u32 tile, u32 lane)
 }
 #endif
 
-// A thread block has one tile of each row block of a shelf: their codes are the same.
+// A thread block has one tile of each row block of a row group: they share their code tables.
 KERNEL(weight, THREADS, 1)(const Args args) {
     const u32 thread = threadIdx.x, warp = of_warp(thread / 32), lane = thread % 32;
-    const u32 shelf = blockIdx.x / args.tiles, column_tile = blockIdx.x % args.tiles;
+    const u32 row_group = blockIdx.x / args.tiles, column_tile = blockIdx.x % args.tiles;
 #ifdef ENTROPY_CODED
-    Lanes<WINDOW>::spread_tables(args, shelf, column_tile / args.field_tiles, 1, thread, THREADS);
+    Lanes<WINDOW>::spread_tables(args, row_group, column_tile / args.field_tiles, 1, thread, THREADS);
     block_barrier();
 #endif
-    const u32 row_block = shelf * (THREADS / 32) + warp;
+    const u32 row_block = row_group * (THREADS / 32) + warp;
     if (row_block >= args.row_blocks) return;
     const Place place = {row_block, column_tile * args.tile_columns};
     const u32 tile = row_block * args.tiles + column_tile;
