@@ -1,5 +1,6 @@
 """Work on rows that are independent of each other, so that it can be shared out."""
 
+from collections import OrderedDict
 from collections.abc import Callable
 from itertools import pairwise
 from typing import Any
@@ -60,14 +61,21 @@ def starts_of_parts(count: int, grain: int, parts: int) -> list[int]:
     return [grains * part // parts * grain for part in range(parts)] + [count]
 
 
-def kept(of: Callable[[slice], Any]) -> Callable[[slice], Any]:
-    """Return the same function, which makes the rows of each slice once."""
-    made: dict[tuple[int, int, int], Any] = {}
+def cached_rows(of: Callable[[slice], Any], count: int) -> Callable[[slice], Any]:
+    """Return the same function, which remembers the rows of the slices it was asked for last.
+
+    - `count`: the rows of the matrix. So many rows are remembered at most, the latest slices; the
+      slices of one sweep over a matrix are remembered for the next one.
+    """
+    made: OrderedDict[tuple[int, int, int], Any] = OrderedDict()
 
     def rows_of(rows: slice) -> Any:
-        key = rows.start, rows.stop, rows.step or 1
+        key = rows.start or 0, count if rows.stop is None else rows.stop, rows.step or 1
         if key not in made:
             made[key] = of(rows)
+        made.move_to_end(key)
+        while len(made) > 1 and sum(map(len, made.values())) > count:
+            made.popitem(last=False)
         return made[key]
 
     return rows_of

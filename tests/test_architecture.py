@@ -99,6 +99,32 @@ def test_the_rooms_below_import_nothing_from_above():
         assert all(order.index(there) < order.index(here) for there in ALLOWED[here])
 
 
+def modules_imported() -> dict[str, set[str]]:
+    """Return module -> the modules of nearplane that it imports anywhere, for type checks too."""
+    names = {".".join(p.relative_to(ROOT).with_suffix("").parts): p for p in FILES}
+    names = {name.removesuffix(".__init__"): path for name, path in names.items()}
+    found: dict[str, set[str]] = {name: set() for name in names}
+    for here, path in names.items():
+        for there in imported(ast.parse(path.read_text())):
+            while there and there not in names:
+                there = there.rpartition(".")[0]
+            if there and there != here:
+                found[here].add(there)
+    return found
+
+
+def test_no_files_import_each_other():
+    """Not even in a circle of several, nor inside functions."""
+    left = modules_imported()
+    # whoever imports nothing that is left cannot be in a circle
+    while free := {name for name, others in left.items() if not others & left.keys()}:
+        left = {name: others for name, others in left.items() if name not in free}
+    # what is left imports a circle or is in one; drop what nobody left imports
+    while free := left.keys() - set().union(*left.values()):
+        left = {name: others for name, others in left.items() if name not in free}
+    assert not left, sorted(left)
+
+
 @pytest.mark.parametrize("here", PURE)
 def test_mathematics_is_pure(here):
     """No file, clock, terminal or model; only what `reduce` and `methods` are allowed by name."""

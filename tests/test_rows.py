@@ -1,5 +1,6 @@
 """What is done in parts comes to the same bits, however it is cut."""
 
+import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from nearplane import codes
 from nearplane.codes import alphabet, contexts, fitting, huffman
-from nearplane.rows import TILE, by_rows, in_parts, kept, some_rows
+from nearplane.rows import TILE, by_rows, cached_rows, in_parts, some_rows
 
 PIECE = 96  # integers: matrices of this file are many pieces
 
@@ -101,10 +102,29 @@ def test_rows_are_joined_in_their_order(count, grain, parts):
 def test_rows_are_made_once():
     asked = []
     matrix = torch.arange(12).reshape(6, 2)
-    rows = kept(lambda some: asked.append(some) or matrix[some])
+    rows = cached_rows(lambda some: asked.append(some) or matrix[some], 6)
     for some in (slice(0, 3), slice(0, 3), slice(0, 3, 1), slice(0, 3, 2), slice(3, 6)):
         assert torch.equal(rows(some), matrix[some])
     assert asked == [slice(0, 3), slice(0, 3, 2), slice(3, 6)]
+
+
+def test_no_more_rows_are_remembered_than_a_matrix_has():
+    """However a search cuts them, sweep after sweep."""
+    made = []
+
+    def part(some: slice) -> torch.Tensor:
+        made.append(weakref.ref(whole := torch.arange(12).reshape(6, 2)[some].clone()))
+        return whole
+
+    rows = cached_rows(part, 6)
+    for first in range(4):
+        for last in range(first + 1, 7):
+            rows(slice(first, last))
+            assert sum(len(held) for each in made if (held := each()) is not None) <= 6
+    rows(slice(0, 6))
+    asked = len(made)
+    rows(slice(None))
+    assert len(made) == asked
 
 
 def test_one_row_stands_for_all():

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float64, Int32, Int64, UInt8
 
 from nearplane.codes.dense import width_of
-from nearplane.rows import by_rows, in_parts, kept
+from nearplane.rows import by_rows, cached_rows, in_parts
 
 CLASSES = 32  # most classes of rows, and of columns
 FINEST = 4  # classes to a factor of two in the root mean square; coarser classes merge 2, 4 or all
@@ -93,7 +93,7 @@ def spreads(
     def squares(rows: slice) -> Float64[np.ndarray, "some columns"]:
         return _squares(_clipped(code[rows], span))
 
-    squares_of = kept(squares) if code.size <= MOST_KEPT else squares
+    squares_of = cached_rows(squares, len(code)) if code.size <= MOST_KEPT else squares
     for _ in range(PASSES):
         row, totals = _rows_spreads(squares_of, pieces, column)
         total = np.zeros(code.shape[1])

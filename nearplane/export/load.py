@@ -48,7 +48,9 @@ def load(
         settings["lay_out"] = not dequantize
         settings["stored_dtype"] = name_of(stored) if dtype is None and compute != stored else None
     tensors = None if checkpoint is None else len(checkpoint.file_of)
-    model = _complete(source, tensors, config, compute, trust_remote_code)
+    # layers are laid out once, where they will be; decoding needs no other device than the CPU
+    place = None if device is None or dequantize else {"": torch.device(device)}
+    model = _complete(source, tensors, config, compute, trust_remote_code, place)
     if getattr(model, "hf_quantizer", None) is None:
         raise NearplaneError(f"{path} is not a nearplane checkpoint")
     if dequantize:
@@ -108,11 +110,17 @@ def _stored_dtype(checkpoint: checkpoint_reader.Checkpoint | None, config: Any) 
 
 
 def _complete(
-    source: str, tensors: int | None, config: Any, dtype: torch.dtype | str, trusted: bool
+    source: str,
+    tensors: int | None,
+    config: Any,
+    dtype: torch.dtype | str,
+    trusted: bool,
+    place: dict[str, torch.device] | None,
 ) -> "PreTrainedModel":
     """Return the model of `source`; NearplaneError if a tensor is missing or of another shape.
 
     - `tensors`: how many its files hold; None where that is not known before they are fetched.
+    - `place`: transformers' device_map; on the CPU if None.
     """
     from transformers import AutoModelForCausalLM
 
@@ -124,6 +132,7 @@ def _complete(
             config=config,
             dtype=dtype,
             trust_remote_code=trusted,
+            device_map=place,
             use_safetensors=True,
             output_loading_info=True,
         )

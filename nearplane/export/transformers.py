@@ -105,13 +105,12 @@ class NearplaneQuantizer(HfQuantizer):
         device_map: Any = None,
         **kwargs: Any,
     ) -> None:
-        # accelerate offloads tensors by their names in the checkpoint, so records must remain
-        one_device = not isinstance(device_map, dict) or len(set(device_map.values())) <= 1
-        self.lays_out = one_device and self.quantization_config.lay_out
+        devices = device_map if isinstance(device_map, dict) else {}
         tied = _tied_layers(model)
         layers = self.quantization_config.layers
         split_named_experts_(model, layers, lambda name: _aliases(model, name))
         self.entries: dict[str, dict[str, Any]] = {}
+        self.offloaded: set[str] = set()
         for stored_name, entry in layers.items():
             name = _name_in(model, stored_name)
             if name in tied:
@@ -121,6 +120,8 @@ class NearplaneQuantizer(HfQuantizer):
                 )
             model.set_submodule(name, _replacement(model.get_submodule(name), entry, name))
             self.entries[name] = entry
+            if is_offloaded(name, devices):
+                self.offloaded.add(name)
         if checkpoint_files:
             _check_present(model, self.entries, checkpoint_files)
 
@@ -140,7 +141,9 @@ class NearplaneQuantizer(HfQuantizer):
             if record.is_meta:
                 continue
             check_record(record, entry, name)
-            if self.lays_out:
+            # on the device where transformers has put it; accelerate moves what it offloads by the
+            # names of the checkpoint's tensors, so that these layers keep their records
+            if self.quantization_config.lay_out and name not in self.offloaded:
                 _lay_out(model.get_submodule(name), name)
         return model
 
@@ -157,6 +160,17 @@ class NearplaneQuantizer(HfQuantizer):
             model.__dict__.pop("_weight_conversions", None)
         # even a cast to the same dtype would change modules that the model keeps in float32
         return model if model.dtype == dtype else model.to(dtype)  # pyright: ignore[reportArgumentType]
+
+
+def is_offloaded(name: str, devices: dict[str, Any]) -> bool:
+    """Whether accelerate moves a module in and out while the model runs, under a device map.
+
+    It does so with modules on disk, and with those on the CPU where others are on an accelerator.
+    """
+    prefixes = [name, *reversed(parent_names(name)), ""]
+    own = next((str(devices[prefix]) for prefix in prefixes if prefix in devices), "")
+    elsewhere = {str(device) for device in devices.values()} - {"cpu", "disk"}
+    return own == "disk" or (own == "cpu" and bool(elsewhere))
 
 
 def split_named_experts_(

@@ -20,7 +20,7 @@ from nearplane.methods.scale_search import (
     run_searches,
     search_scale,
 )
-from nearplane.rows import RowsOf, by_rows, kept
+from nearplane.rows import RowsOf, by_rows, cached_rows
 from nearplane.types import QuantizedWeight
 
 
@@ -33,7 +33,9 @@ class TargetRows:
 
     @classmethod
     def of(cls, weight: Float[Tensor, "rows columns"], basis: Basis) -> "TargetRows":
-        return cls(len(weight), kept(lambda rows: weight[rows][:, basis.columns]))
+        return cls(
+            len(weight), cached_rows(lambda rows: weight[rows][:, basis.columns], len(weight))
+        )
 
 
 @dataclass(frozen=True)

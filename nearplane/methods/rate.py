@@ -9,7 +9,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.rows import RowsOf, kept
+from nearplane.rows import RowsOf, cached_rows
 from nearplane.types import NearplaneError
 
 SAMPLE_WEIGHTS = 60_000  # integers that are enough to estimate a rate to 0.01 bit
@@ -114,7 +114,7 @@ def drawn_pull_by_rows(factor: Float[Tensor, "n n"], rows: int) -> RowsOf:
         errors = errors_from_residuals(factor, part)
         return (part - errors).T.clamp_(-LARGEST_CODE, LARGEST_CODE)
 
-    return kept(pull)
+    return cached_rows(pull, rows)
 
 
 def drawn_errors(

@@ -1,36 +1,26 @@
-"""The only room that knows transformers exist: calibration, capture, the order of blocks.
+"""The walk: calibration text -> activations -> Hessians -> rounded layers, block by block.
 
-| file | idea |
+In come an open model, a method, token sequences, a selection of layers and a `Placement`; out go,
+one after the other, layers with their quantized weights and reports. What a run will take is not
+known here (`plan/`), nor what becomes of the layers (`export/`).
+
+Read `walk.py` first: it follows the blocks. `capture.py` runs one block, `streams.py` both
+streams through it, `rounding.py` hands a stage of layers to the method.
+
+| file | what is in it |
 |---|---|
-| source | opening a model: a directory, a hub name, a GGUF file |
-| documents | reading text in the formats people have |
-| calibration | text to packed sequences, with an account of every token |
-| blocks | a model's blocks and linear layers, found by walking it |
-| observe | which layers share their inputs, seen in one short run |
-| capture | running one block at a time, with pauses |
-| loader | blocks that lie on disk until the walk comes to them |
-| states | hidden states between two blocks, in memory or in a file |
-| room | what may stay in memory from one stage to the next |
-| means | how a run keeps within its memory |
+| calibration, documents | text in many formats -> token sequences, every token accounted for |
+| trace | one short run: which layers share an input, in which order they run |
+| capture | running one block at a time, with pauses in front of chosen layers |
+| hidden_states | the hidden states between two blocks, in memory or in a file |
+| placement | where a walk's tensors live: the one owner of device, memory, file and type |
 | streams | the quantized and the original hidden states through one block |
-| hessian | the second moment of a layer's inputs |
-| routed | what enters the experts of a layer, kept so that no expert needs another run |
-| borrow | experts that few tokens reach: their Hessians borrow from their layer |
-| drift | how the two streams hang together, summed over tokens |
-| norm | what a change behind a norm asks of the layer in front of it |
-| probe | what each layer is worth to the model's predictions, by forward passes |
+| hessian, input_statistics | sums over a stage's inputs |
+| expert_inputs, expert_hessians | the tokens that enter experts, and Hessians of experts with few |
+| rms_norm | what a change of a norm's output means for the layer before it |
+| sensitivity | how much the predictions change when one layer is rounded |
+| rounding | the layers that share an input: basis, targets, method, report |
 | walk | block after block, stage after stage |
-| ranks | the processes that quantize one model together |
-| parcel | tensors to bytes that are sent to other processes |
-| head | the output head, when asked |
-| memory | giving memory back to the system |
-| report | the account of a whole run |
-| flow | a run without numbers: what shares inputs, and what share of tokens |
-| survey | what a model has to quantize, from its configuration alone |
-| work | the parts of a run: how much work each is, and how processes divide it |
-| footprint | the bytes of a run, in memory and on the disk |
-| rates | what this machine does in a second, measured |
-| devices | the devices that a plan can speak of, by stated rates |
-| amount | how much calibration a run takes: as asked for, by default, or as fits a time |
-| plan | what a run would take: hours and gigabytes, with all that they rest on |
+| report | what is reported of a run |
+| ranks, messages | the processes that quantize one model together |
 """

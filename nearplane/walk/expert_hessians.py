@@ -26,14 +26,14 @@ class ExpertTokens:
     - `ranks`: the processes that have the other batches; all call the same functions in one order.
     """
 
-    among: Experts
+    mixture: Experts
     batches: HiddenStates
     ranks: Ranks = ALONE
 
     @cached_property
     def shared(self) -> InputStatistics:
         """The Hessian that all of them make."""
-        columns = next(iter(self.among)).first[0].weight.shape[1]
+        columns = next(iter(self.mixture)).first[0].weight.shape[1]
         return self.summed(columns, each(self.batches))
 
     @cached_property
@@ -43,7 +43,7 @@ class ExpertTokens:
 
     def summed(self, columns: int, batches: Iterable[Tensor]) -> InputStatistics:
         """Return what inputs come to, summed where the experts are."""
-        device = next(iter(self.among)).first[0].weight.device
+        device = next(iter(self.mixture)).first[0].weight.device
         return sum_inputs(columns, map(StageInputs, batches), self.ranks, device)
 
     def lent(self, stage: Stage) -> InputStatistics:
@@ -56,7 +56,7 @@ class ExpertTokens:
             return self.shared
         columns = stage.layers[0].shape[1]
         with torch.no_grad():
-            inner = (self.among.inner(stage.expert, x) for x in self.picked(ENOUGH * columns))
+            inner = (self.mixture.inner(stage.expert, x) for x in self.picked(ENOUGH * columns))
             return self.summed(columns, inner)
 
     def picked(self, count: int) -> Iterable[Tensor]:
@@ -98,12 +98,12 @@ class BlockExperts:
 
         Call it before the inputs of the stage are asked for.
         """
-        among = stage.among
-        if among is not None and among not in self.known:
+        mixture = stage.mixture
+        if mixture is not None and mixture not in self.known:
             states = list if self.placement is None else self.placement.hidden_states
-            entered = self.streams.entered(among, states)
-            self.known[among] = ExpertTokens(among, entered, self.ranks)
-        return None if among is None else self.known[among]
+            entered = self.streams.entered(mixture, states)
+            self.known[mixture] = ExpertTokens(mixture, entered, self.ranks)
+        return None if mixture is None else self.known[mixture]
 
 
 def borrowed(tokens: int, columns: int) -> int:

@@ -22,7 +22,7 @@ class RoutedTokens:
     - `k`: how many experts each token is routed to.
     """
 
-    among: Experts
+    mixture: Experts
     tokens: HiddenStates | None
     at: list[int | None] = field(default_factory=list)
     places: list[list[Tensor]] = field(default_factory=list)
@@ -36,7 +36,7 @@ class RoutedTokens:
             return
         tokens, index = given
         self.at.append(None if self.tokens is None else len(self.tokens))
-        self.places.append(routes(index, len(self.among)))
+        self.places.append(routes(index, len(self.mixture)))
         self.k = index.shape[1]
         if self.tokens is not None:
             self.tokens.append(tokens)
@@ -55,7 +55,7 @@ class RoutedTokens:
             return None
         tokens = self.tokens[at][self._places(batch, expert) // self.k]
         with torch.no_grad():
-            return self.among.inner(expert, tokens) if down else tokens
+            return self.mixture.inner(expert, tokens) if down else tokens
 
     def _places(self, batch: int, expert: Expert) -> Tensor:
-        return self.places[batch][self.among.number(expert)]
+        return self.places[batch][self.mixture.number(expert)]

@@ -57,7 +57,7 @@ class Probe:
     def units(self) -> dict[str, str]:
         """Layer to quantize -> what it shares a rate with: itself, or its kind in all experts."""
         return {
-            layer.name: layer.name if stage.among is None else kind_of(layer)
+            layer.name: layer.name if stage.mixture is None else kind_of(layer)
             for stages in self.trace.stages
             for stage in stages
             for layer in stage.layers

@@ -71,7 +71,7 @@ class Streams:
         """
         block = trace.blocks[index]
         stops = [stage.layers[0].module for stage in stages]
-        stops += {stage.among.entry for stage in stages if stage.among is not None}
+        stops += {stage.mixture.entry for stage in stages if stage.mixture is not None}
         # the residual is followed only where it will be asked for
         names = trace.added if original else {}
         layers = [layer for stage in trace.stages[index] for layer in stage.layers]
@@ -95,30 +95,30 @@ class Streams:
         originals = [run(number, call, before) for number, call in enumerate(original)]
         return cls(block, runs, originals, names, before)
 
-    def entered(self, among: Experts, states: Callable[[], HiddenStates] = list) -> HiddenStates:
+    def entered(self, mixture: Experts, states: Callable[[], HiddenStates] = list) -> HiddenStates:
         """Return the tokens that enter a mixture of experts, batch by batch.
 
         Call it once, before the inputs of any of its experts are asked for.
 
         - `states`: makes an empty list for them.
         """
-        routed = RoutedTokens(among, states())
-        original = RoutedTokens(among, None)
+        routed = RoutedTokens(mixture, states())
+        original = RoutedTokens(mixture, None)
         for runs, found in ((self.originals, original), (self.runs, routed)):
             for run in runs:
-                reached = run.to(among.entry) is not None
+                reached = run.to(mixture.entry) is not None
                 found.add(run.args if reached else None)
                 run.rest()
-        self.routed[among] = routed, original
+        self.routed[mixture] = routed, original
         assert routed.tokens is not None
         return routed.tokens
 
     def to_expert(self, stage: Stage, index: int) -> Tensor | None:
         """Return the input of an expert's stage in a repeated run, from the tokens kept."""
-        among, expert = stage.among, stage.expert
-        if among is None or expert is None:
+        mixture, expert = stage.mixture, stage.expert
+        if mixture is None or expert is None:
             return None
-        routed, original = self.routed[among]
+        routed, original = self.routed[mixture]
         for found, runs in ((original, self.originals), (routed, self.runs)):
             if runs and found.reaches(index, expert):
                 runs[index].pass_by()
@@ -128,7 +128,7 @@ class Streams:
         """Yield the inputs of a stage, batch by batch; then let the original runs pass it."""
         module = stage.layers[0].module
         for index, run in enumerate(self.runs):
-            if stage.among is not None and isinstance(run, RepeatedRun):
+            if stage.mixture is not None and isinstance(run, RepeatedRun):
                 inputs = self.to_expert(stage, index)
                 yield from [] if inputs is None else [StageInputs(inputs)]
                 continue

@@ -27,13 +27,13 @@ class Stage:
 
     - `times`: how often one forward pass of the block calls them.
     - `late`: those that run after a layer of another stage has run.
-    - `among`, `expert`: for layers of an expert, the mixture and the expert; else None.
+    - `mixture`, `expert`: for layers of an expert, the mixture and the expert; else None.
     """
 
     layers: list[Layer]
     times: int
     late: list[Layer] = field(default_factory=list)
-    among: Experts | None = None
+    mixture: Experts | None = None
     expert: Expert | None = None
 
 
@@ -204,13 +204,13 @@ class BlockRecorder:
         return [layer for layer in self.layers if layer.name not in reached]
 
 
-def stages_of_experts(among: Experts, name: str) -> Iterator[Stage]:
+def stages_of_experts(mixture: Experts, name: str) -> Iterator[Stage]:
     """Yield two stages for every expert: the layers that its tokens enter, then its down_proj."""
-    names = {module: f"{name}.{inner}" for inner, module in among.named_modules()}
-    for expert in among:
+    names = {module: f"{name}.{inner}" for inner, module in mixture.named_modules()}
+    for expert in mixture:
         for modules in (expert.first, [expert.down_proj]):
             layers = [Layer(names[m], m) for m in modules]
-            yield Stage(layers, 1, among=among, expert=expert)
+            yield Stage(layers, 1, mixture=mixture, expert=expert)
 
 
 def identity(tensor: Tensor) -> tuple:

@@ -288,6 +288,6 @@ def statistics_of(
     """
     rows, columns = shape
     given = streams.given(stage)
-    if streams.originals and stage.times == 1 and stage.among is None:
+    if streams.originals and stage.times == 1 and stage.mixture is None:
         return sum_both_streams(columns, rows, given, len(streams.runs), ranks, device)
     return sum_inputs(columns, given, ranks, device)

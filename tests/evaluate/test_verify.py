@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -9,6 +10,8 @@ from safetensors.torch import load_file, save_file
 
 from nearplane.evaluate.verify import contradictions, verify, verify_against
 from nearplane.export import checksums
+from nearplane.model.block_loading import OnDisk
+from nearplane.walk.hidden_states import StatesInFile
 from tests.cli import tiny
 
 
@@ -99,3 +102,22 @@ def test_what_cannot_be_true_is_doubted(change, said):
 def test_a_broken_bound_is_found_in_the_file(altered):
     name = edit_certificate(altered, bound=1e-9)
     assert any(p.startswith(name) and "bound" in p for p in verify(str(altered)).problems)
+
+
+def test_against_the_model_one_block_is_in_memory_at_a_time(checkpoint, model_dir, monkeypatch):
+    """What was quantized within some memory can be verified within it."""
+    most, kept, loaded = [], [], OnDisk.loaded
+    append = StatesInFile.append
+
+    @contextmanager
+    def counted(self, index):
+        with loaded(self, index):
+            most.append(sum(not any(p.is_meta for p in b.parameters()) for b in self.blocks))
+            yield
+
+    monkeypatch.setattr(OnDisk, "loaded", counted)
+    monkeypatch.setattr(StatesInFile, "append", lambda s, t: kept.append(t.shape) or append(s, t))
+    found = verify_against(str(checkpoint), str(model_dir))
+    assert not found.problems and any("losses recomputed" in said for said in found.checked)
+    assert most and set(most) == {1}
+    assert kept

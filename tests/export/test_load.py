@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from torch import nn
 from transformers import AutoModel, AutoModelForCausalLM
 
 import nearplane as npl
@@ -14,7 +15,7 @@ from nearplane.codes import resident
 from nearplane.export import checkpoint_reader
 from nearplane.export.compressed_linear import CompressedLinear
 from nearplane.export.load import load_tokenizer
-from nearplane.export.transformers import NearplaneConfig
+from nearplane.export.transformers import NearplaneConfig, is_offloaded
 from tests.export import tiny
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
@@ -221,6 +222,39 @@ def test_device_map(device_map, written):
     case = written("qwen2")
     model = AutoModelForCausalLM.from_pretrained(case.path, device_map=device_map)
     assert_same_logits(model, case.dense)
+
+
+@pytest.mark.parametrize("device", ["cpu", torch.device("cpu"), None])
+def test_layers_are_laid_out_once(device, written, monkeypatch):
+    """And not on the CPU first, to be moved and laid out anew."""
+    laid: list[nn.Module] = []
+    lay_out = CompressedLinear.lay_out
+    monkeypatch.setattr(CompressedLinear, "lay_out", lambda s: laid.append(s) or lay_out(s))
+    model = npl.load(written("qwen2").path, device=device)
+    compressed = [m for m in model.modules() if isinstance(m, CompressedLinear)]
+    assert compressed and sorted(map(id, laid)) == sorted(map(id, compressed))
+
+
+def test_layers_are_loaded_on_the_device_that_is_asked_for(written, monkeypatch):
+    class Asked(Exception):
+        pass
+
+    def asked(*_, device_map, **__):
+        raise Asked(str(device_map))
+
+    monkeypatch.setattr(AutoModelForCausalLM, "from_pretrained", asked)
+    with pytest.raises(NearplaneError, match=r"Asked|cuda") as refusal:
+        npl.load(written("qwen2").path, device="cuda:1")
+    assert "cuda" in str(refusal.value) and "index=1" in str(refusal.value)
+
+
+def test_what_accelerate_moves_is_known():
+    one, both = {"": "cpu"}, {"model": 0, "model.layers.1": "cpu", "lm_head": "disk"}
+    assert not is_offloaded("model.layers.0.mlp.up_proj", one)
+    assert not is_offloaded("model.layers.0.mlp.up_proj", both)
+    assert is_offloaded("model.layers.1.mlp.up_proj", both) and is_offloaded("lm_head", both)
+    # with nothing but a disk beside it, the CPU is where the model runs
+    assert not is_offloaded("model.layers.1", {"model": "cpu", "lm_head": "disk"})
 
 
 def test_unquantized_model_is_not_compressed_on_the_fly(tmp_path):

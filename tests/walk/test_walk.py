@@ -13,6 +13,7 @@ from nearplane.walk import walk as walk_file
 from nearplane.walk.capture import Call, PausedRun
 from nearplane.walk.rounding import Rounder
 from nearplane.walk.walk import Walk
+from tests.walk import moe
 from tests.walk.tiny import TOKENS, Blocks, Residual, linear
 
 METHOD = GPTQ(bits=3, group_size=16)
@@ -438,3 +439,42 @@ def test_blocks_that_do_not_run_in_order_are_refused():
     block = Residual(a=linear())
     with pytest.raises(NearplaneError, match="1 of its 2 blocks"):
         walked(Blocks(block, block))
+
+
+# --- what a walk does, and when
+
+
+class Counting(Blocks):
+    """Blocks that count their forward passes."""
+
+    passes = 0
+
+    def forward(self, input_ids, use_cache=False):
+        self.passes += 1
+        return super().forward(input_ids, use_cache)
+
+
+def test_constructing_a_walk_does_nothing():
+    model = moe.FAMILIES["mixtral"].model(tie_word_embeddings=True)
+    before = {name: (type(m), id(m)) for name, m in model.named_modules()}
+    counting = Counting(Residual(a=linear()))
+    for each in (model, counting):
+        Walk(each, METHOD, TOKENS, Rules(lm_head=True))
+    assert before == {name: (type(m), id(m)) for name, m in model.named_modules()}
+    assert model.lm_head.weight is model.get_input_embeddings().weight
+    assert model.config.tie_word_embeddings and counting.passes == 0
+    walk = Walk(counting, METHOD, TOKENS).prepare()
+    assert counting.passes == 1 and [layer.name for layer in walk.layers] == ["layers.0.a"]
+    with pytest.raises(ValueError, match="not prepared"):
+        _ = Walk(counting, METHOD, TOKENS).layers
+
+
+def test_a_forward_that_a_block_has_of_its_own_stays():
+    """As accelerate's hooks give it; and it is what runs."""
+    model = Blocks(Residual(a=linear()), Residual(b=linear()))
+    block, calls = model.layers[0], []
+    own = block.forward
+    block.forward = hooked = lambda *args, **kwargs: calls.append(1) or own(*args, **kwargs)
+    list(Walk(model, METHOD, TOKENS))
+    assert block.__dict__["forward"] is hooked and calls
+    assert "forward" not in model.layers[1].__dict__
