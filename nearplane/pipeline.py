@@ -223,19 +223,18 @@ def dependencies(source: OpenModel, recipe: dict[str, Any], walk: Walk) -> dict[
 
 
 @cache
-def code_digest() -> str:
+def code_digest(package: Path = Path(__file__).parent) -> str:
     """Return the SHA-256 of the files that decide what a layer becomes.
 
     The rooms from the opened model to the rounded integers; of the kernels what rounds. Neither the
     planner nor exporters nor the command line are among them.
     """
     whole = hashlib.sha256()
-    package = Path(__file__).parent
     rooms = ("codes", "lattice", "methods", "model", "walk")
     files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))]
     kernels = package / "kernels"
     files += [*sorted(kernels.rglob("nearest_plane.py")), *sorted(kernels.rglob("*.so"))]
-    for path in [*files, package / "rows.py", package / "types.py"]:
+    for path in [*files, *(package / f"{name}.py" for name in ("op", "rows", "types"))]:
         whole.update(path.name.encode() + path.read_bytes())
     return whole.hexdigest()
 

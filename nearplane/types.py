@@ -38,7 +38,8 @@ class Outliers:
 
     def add_to_(self, dense: Float[Tensor, "rows columns"]) -> None:
         """Add every outlier to its place in `dense`."""
-        rows = torch.arange(len(self.start) - 1).repeat_interleave(self.start.diff())
+        count = len(self.start) - 1
+        rows = torch.arange(count, device=dense.device).repeat_interleave(self.start.diff())
         dense.index_put_((rows, self.column.long()), self.value.to(dense.dtype), accumulate=True)
 
 

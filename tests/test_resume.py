@@ -5,6 +5,7 @@ import os
 os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
 
 import json
+import shutil
 import subprocess
 from contextlib import suppress
 from pathlib import Path
@@ -16,7 +17,7 @@ import nearplane as npl
 from nearplane.export.ledger import Ledger, differences
 from nearplane.methods import METHODS
 from nearplane.model.selection import Rules
-from nearplane.pipeline import Watcher
+from nearplane.pipeline import Watcher, code_digest
 from nearplane.plan.calibration_size import CalibrationSize
 from nearplane.types import NearplaneError
 from tests.cli import tiny
@@ -294,3 +295,28 @@ def test_a_disk_that_really_fills_up_loses_nothing(source, tmp_path, small_disk)
     other.unlink()
     npl.quantize(source, out, METHOD, TOKENS, resume=True)
     assert content(out) == content(tmp_path / "whole")
+
+
+DECIDES = (
+    "model/blocks.py",
+    "walk/walk.py",
+    "methods/eclq.py",
+    "lattice/basis.py",
+    "codes/rans.py",
+)
+DECIDES += ("rows.py", "op.py", "kernels/cpu/nearest_plane.py")
+DOES_NOT = ("plan/estimate.py", "cli/quantize.py", "export/ledger.py", "evaluate/verify.py")
+DOES_NOT += ("pipeline.py", "version.py", "kernels/cpu/linear.py")
+
+
+@pytest.mark.parametrize("file", DECIDES + DOES_NOT)
+def test_the_digest_covers_what_decides_a_layer(file, tmp_path):
+    """An edit of a sentence of the planner does not end a resume; one of the walk does."""
+    copy = shutil.copytree(Path(npl.__file__).parent, tmp_path / "nearplane")
+    before = code_digest(copy)
+    assert before == code_digest()
+    code_digest.cache_clear()
+    with (copy / file).open("a") as edited:
+        edited.write("# another sentence\n")
+    assert (code_digest(copy) == before) == (file in DOES_NOT)
+    code_digest.cache_clear()

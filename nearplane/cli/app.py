@@ -2,7 +2,7 @@
 
 import typer
 
-from nearplane.cli import demo, evaluate, quantize, verify
+from nearplane.cli import demo, evaluate, export, quantize, verify
 from nearplane.cli.failure import explained
 
 app = typer.Typer(
@@ -23,6 +23,8 @@ COMMANDS = (
     ("inspect", verify.inspect, "nearplane inspect out"),
     ("eval", evaluate.evaluate, "nearplane eval out --text test.txt --context 1024"),
     ("run", evaluate.run, 'nearplane run out "The nearest plane is" --tokens 32'),
+    ("export", export.export, "nearplane export out plain --to transformers"),
+    ("formats", export.list_formats, "nearplane formats"),
     ("demo", demo.demo, "nearplane demo"),
 )
 

@@ -73,7 +73,7 @@ def _sizes(flat: Int32[np.ndarray, " count"]) -> tuple[torch.Tensor, torch.Tenso
         counts += np.bincount(clipped - low, minlength=len(counts))
     sizes = np.zeros(max(-low, high) + 1, np.int64)
     np.add.at(sizes, np.abs(np.arange(low, high + 1)), counts)
-    return torch.from_numpy(sizes), torch.tensor(ends)
+    return torch.from_numpy(sizes), torch.tensor(ends, device="cpu")
 
 
 def spreads(

@@ -66,7 +66,7 @@ def _cut_step(
         return step, len(columns)
     group_size = shared_group(columns, header.group_size)
     # the group that the first column of each new group lies in
-    group = torch.arange(columns.start, columns.stop, group_size) // header.group_size
+    group = torch.arange(columns.start, columns.stop, group_size, device="cpu") // header.group_size
     return step[rows.start : rows.stop][:, group], group_size
 
 

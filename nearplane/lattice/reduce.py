@@ -68,7 +68,8 @@ def lll(
     transform = integer_matrix.identity(len(factor))
     reduction(rows, transform, delta=delta)
     try:
-        return torch.tensor([list(row) for row in transform]).T.contiguous()
+        rows_of = [list(row) for row in transform]
+        return torch.tensor(rows_of, device=factor.device).T.contiguous()
     except (OverflowError, RuntimeError) as error:
         raise NearplaneError("the reduced basis has coefficients beyond 64 bits") from error
 

@@ -36,7 +36,7 @@ def k_best(
     """
     rows, n = target.shape
     if n == 0 or rows == 0:
-        return torch.zeros(rows, n, dtype=torch.int32)
+        return torch.zeros_like(target, dtype=torch.int32)
     scaled = factor.double() * step.double()
     unit = (scaled / scaled.diagonal()[:, None]).triu_(1).to(target.dtype)
     squared_pivot = scaled.diagonal().square()
@@ -76,8 +76,8 @@ class Beam:
         n, rows = self.target.shape
         self.best = self.target[:, :, None].repeat(1, 1, self.paths)
         self.error = torch.zeros_like(self.best)
-        self.code = torch.zeros(n, rows, self.paths, dtype=torch.int32)
-        self.cost = torch.full((rows, self.paths), torch.inf, dtype=torch.float64)
+        self.code = torch.zeros_like(self.best, dtype=torch.int32)
+        self.cost = self.best.new_full((rows, self.paths), torch.inf, dtype=torch.float64)
         self.cost[:, 0] = 0
         self.history: list[tuple[int, int, Int64[Tensor, "rows paths"]]] = []
 
@@ -98,7 +98,7 @@ class Beam:
 
     def leaf(self, first: int, end: int) -> Int64[Tensor, "rows paths"]:
         """Round at most LEAF columns, one after the other."""
-        parent = torch.arange(self.paths).expand_as(self.cost)
+        parent = torch.arange(self.paths, device=self.cost.device).expand_as(self.cost)
         errors = torch.zeros_like(self.best[first:end])
         codes = torch.zeros_like(errors)
         for j in reversed(range(first, end)):
@@ -136,7 +136,7 @@ class Beam:
         """Return the codes of each row's cheapest path, following it back through `history`."""
         path = self.cost.argmin(1, keepdim=True)
         rows = self.target.shape[1]
-        code = torch.empty(rows, len(self.target), dtype=torch.int32)
+        code = self.code.new_empty(rows, len(self.target))
         for first, end, parent in reversed(self.history):
             code[:, first:end] = (
                 self.code[first:end].gather(2, path.expand(end - first, rows, 1))[:, :, 0].T

@@ -81,8 +81,10 @@ def check_box(
 ) -> tuple[Bool[Tensor, " rows"], Float64[Tensor, " rows"]]:
     """Return which rows' residuals lie in their box, and ¼ Σ sides² of every row."""
     if sides is None:
-        no_row = torch.zeros(len(residual), dtype=torch.bool)
-        return no_row, torch.full((len(residual),), torch.inf, dtype=torch.float64)
+        no_row = torch.zeros(len(residual), dtype=torch.bool, device=residual.device)
+        return no_row, torch.full_like(
+            residual[:, 0] if residual.numel() else no_row, torch.inf, dtype=torch.float64
+        )
     bound = (sides.square().sum(1) / 4).expand(len(residual))
     return inside_box(residual, sides), bound.clone()
 

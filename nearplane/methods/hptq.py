@@ -113,7 +113,8 @@ def sweep_together(
     """
     requested = {i: range(targets[i].count)[request.rows] for i, request in requests.items()}
     steps = {
-        i: torch.full((1, 1), request.scale, dtype=torch.float32) for i, request in requests.items()
+        i: torch.full((1, 1), request.scale, dtype=torch.float32, device=factor.device)
+        for i, request in requests.items()
     }
 
     def rounded(rows: slice) -> tuple[Tensor]:

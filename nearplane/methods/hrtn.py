@@ -46,7 +46,7 @@ class HRTN(Method):
         rows, columns = weight.shape
 
         def rounded(requests: dict[int, ScaleRequest]) -> dict[int, CodedMatrix]:
-            step = torch.full((1, 1), requests[0].scale, dtype=torch.float32)
+            step = weight.new_full((1, 1), requests[0].scale, dtype=torch.float32)
             return {
                 0: CodedMatrix(
                     nearest_integer(weight[requests[0].rows] / step, None, None).int(), step
@@ -56,7 +56,7 @@ class HRTN(Method):
         budget = Budget(self.bpw, rows, columns, 1)
         start = first_scale(budget, weight[sample_rows(rows, columns)], None)
         ((coded, stored),) = run_searches(
-            [search_scale(budget, start, torch.arange(columns))], rounded
+            [search_scale(budget, start, torch.arange(columns, device=weight.device))], rounded
         )
         losses = measure(weight, coded.value_in(weight.dtype), basis)
         return quantized_weight(coded, stored, losses, (None, NO_LATTICE), basis)

@@ -130,7 +130,12 @@ def drawn_errors(
 
 def uniform_residuals(factor: Tensor, rows: int, draws: torch.Generator) -> Float[Tensor, "n rows"]:
     """Return one random point of the box (−½, ½)ⁿ for each row."""
-    return torch.rand(len(factor), rows, generator=draws, dtype=factor.dtype) - 0.5
+    return (
+        torch.rand(len(factor), rows, generator=draws, dtype=factor.dtype, device=draws.device).to(
+            factor.device
+        )
+        - 0.5
+    )
 
 
 def errors_from_residuals(

@@ -126,7 +126,7 @@ class SSQR(Method):
         κ, so the smallest feasible κ seen is kept. If none was seen, κ = 2^WIDENINGS is used, which
         clips nothing unless a group is nearly zero.
         """
-        low = torch.full((len(weight), 1), -2.0)
+        low = torch.full((len(weight), 1), -2.0, device=weight.device)
         high, best = -low, torch.full_like(low, torch.nan)
         for _ in range(BISECTIONS + WIDENINGS):
             middle = torch.where(best.isnan() & (low > -2), high * 2, (low + high) / 2)
@@ -187,6 +187,6 @@ def round_with_outliers(
 def sparse_outliers(rounded: Rounded, invperm: Tensor) -> Outliers:
     """Return the outliers as sparse rows in the original order of columns."""
     is_outlier, values = rounded.is_outlier[:, invperm], rounded.outlier[:, invperm]
-    start = torch.zeros(len(is_outlier) + 1, dtype=torch.int32)
+    start = torch.zeros(len(is_outlier) + 1, dtype=torch.int32, device=is_outlier.device)
     start[1:] = is_outlier.sum(1).cumsum(0)
     return Outliers(start, is_outlier.nonzero()[:, 1].int(), values[is_outlier])

@@ -95,7 +95,7 @@ def round_columns(
     decision_step = decision_step.to(stored_dtype).to(target.dtype)
     # weights are divided by the decision steps, and then rounded with step 1
     columns = (target / decision_step).T.contiguous()
-    gains = torch.ones(len(columns), dtype=target.dtype)
+    gains = columns.new_ones(len(columns))
     code = torch.empty_like(columns)
     codes_of, gain_of, decision_of = code.unbind(), gains.unbind(), decision_step[0].unbind()
 

@@ -167,7 +167,7 @@ def join(
         count += 1
         if len(stream) >= enough:
             break
-    return torch.tensor(stream, dtype=torch.long), count
+    return torch.tensor(stream, dtype=torch.long, device="cpu"), count
 
 
 def pack(stream: Int64[Tensor, " tokens"], body: int, sequences: int, bos: int | None) -> Tensor:
@@ -177,10 +177,12 @@ def pack(stream: Int64[Tensor, " tokens"], body: int, sequences: int, bos: int |
     """
     count = len(stream) // body
     n = min(sequences, count)
-    packed = stream[: count * body].view(count, body)[torch.arange(n) * count // max(n, 1)]
+    packed = stream[: count * body].view(count, body)[
+        torch.arange(n, device="cpu") * count // max(n, 1)
+    ]
     if bos is None:
         return packed
-    return torch.cat([torch.full((n, 1), bos), packed], dim=1)
+    return torch.cat([torch.full((n, 1), bos, device="cpu"), packed], dim=1)
 
 
 def account_of(

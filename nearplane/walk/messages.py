@@ -33,9 +33,13 @@ def to_message(tensors: tuple[Tensor, ...]) -> UInt8[Tensor, " bytes"]:
         for tensor, small in zip(tensors, sent, strict=True)
     ]
     head = json.dumps(forms).encode()
-    parts = [torch.tensor([len(head)]), torch.frombuffer(bytearray(head), dtype=torch.uint8), *sent]
+    parts = [
+        torch.tensor([len(head)], device="cpu"),
+        torch.frombuffer(bytearray(head), dtype=torch.uint8),
+        *sent,
+    ]
     sizes = [padded(part.nbytes) for part in parts]
-    whole = torch.zeros(sum(sizes), dtype=torch.uint8)
+    whole = torch.zeros(sum(sizes), dtype=torch.uint8, device="cpu")
     for part, place in zip(parts, whole.split(sizes), strict=True):
         place[: part.nbytes].view(part.dtype).copy_(part.view(-1))
     return whole

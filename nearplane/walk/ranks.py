@@ -23,6 +23,7 @@ from nearplane.types import NearplaneError, first_line
 from nearplane.walk.messages import from_message, to_message
 
 FAILED = -1  # in place of a size
+CPU = torch.device("cpu")  # where messages and counts are
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Ranks:
 
     def total(self, count: int) -> int:
         """Return a number added up over all processes."""
-        whole = torch.tensor([count])
+        whole = torch.tensor([count], device=CPU)
         self.sum_(whole)
         return int(whole)
 
@@ -83,11 +84,11 @@ class Ranks:
         """Return what the first process has."""
         if self.size == 1:
             return content
-        size = torch.tensor([-1 if content is None else len(content)])
+        size = torch.tensor([-1 if content is None else len(content)], device=CPU)
         self.from_first_(size)
         if int(size) < 0:
             return None
-        whole = torch.empty(int(size), dtype=torch.uint8)
+        whole = torch.empty(int(size), dtype=torch.uint8, device=CPU)
         if self.first and content:
             whole = torch.frombuffer(bytearray(content), dtype=torch.uint8)
         self.from_first_(whole)
@@ -123,7 +124,7 @@ class Ranks:
 
     def _gathered(self, own: tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
         """Return the results of all processes in their order, without those that had no part."""
-        message = torch.zeros(0, dtype=torch.uint8) if own is None else to_message(own)
+        message = torch.zeros(0, dtype=torch.uint8, device=CPU) if own is None else to_message(own)
         sizes, parts = self._sizes(len(message)), []
         if FAILED in sizes:
             failed = sizes.index(FAILED)
@@ -131,15 +132,17 @@ class Ranks:
         for rank, size in enumerate(sizes):
             if not size:
                 continue
-            part = message if rank == self.rank else torch.empty(size, dtype=torch.uint8)
+            part = (
+                message if rank == self.rank else torch.empty(size, dtype=torch.uint8, device=CPU)
+            )
             self._together(lambda part=part, rank=rank: dist.broadcast(part, rank))
             parts.append(own if rank == self.rank else from_message(part))
         return parts
 
     def _sizes(self, own: int) -> list[int]:
         """Return the sizes of all processes' messages."""
-        sizes = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
-        self._together(lambda: dist.all_gather(sizes, torch.tensor([own])))
+        sizes = [torch.zeros(1, dtype=torch.int64, device=CPU) for _ in range(self.size)]
+        self._together(lambda: dist.all_gather(sizes, torch.tensor([own], device=CPU)))
         return [int(size) for size in sizes]
 
     def _together(self, work: Callable[[], Any]) -> None:
