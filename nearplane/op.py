@@ -1,4 +1,4 @@
-"""Functions with faster versions: the first version that accepts a call serves it."""
+"""`Op`: a function that may have faster versions; a call goes to the first that accepts it."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -41,7 +41,7 @@ class Op:
         """Let a version serve the calls that are made inside a `with` block, before all others.
 
         Other threads and tasks do not see it. When the version itself calls this function, the call
-        goes to what would have served it outside of the block.
+        goes to the version that would have served it without this block.
         """
         token = self.scoped.set(((accepts, version), *self.scoped.get()))
         try:

@@ -1,19 +1,22 @@
-"""How threads wait for each other; importing this decides it, before torch is imported.
+"""Let OpenMP threads sleep soon while they wait; to be imported before torch.
 
-OpenMP's threads spin for milliseconds before they sleep. On cores that other programs want, too,
-that takes the time of those who have work; this file lets them sleep after some microseconds.
+By default they spin for milliseconds before they sleep, which takes CPU time from other threads
+and programs on the same cores. With SETTINGS they sleep after microseconds.
 """
 
 import os
 import sys
 
-# libgomp: turns of a loop; and libomp of LLVM and Intel: milliseconds. Both are read when the
-# library is loaded, and what somebody has set stays
+# GOMP_SPINCOUNT (libgomp) counts turns of a loop, KMP_BLOCKTIME (libomp of LLVM and Intel)
+# milliseconds. The libraries read them when they are loaded; values that the user has set are kept
 SETTINGS = {"GOMP_SPINCOUNT": "1000", "KMP_BLOCKTIME": "0"}
 
 
 def wait_passively() -> None:
-    """Let threads of torch sleep soon when they wait; without effect once torch is imported."""
+    """Import torch with SETTINGS in the environment.
+
+    Does nothing if torch is imported already, or if the user has set OMP_WAIT_POLICY.
+    """
     if "torch" in sys.modules or "OMP_WAIT_POLICY" in os.environ:
         return
     added = [name for name in SETTINGS if name not in os.environ]
@@ -21,7 +24,7 @@ def wait_passively() -> None:
     try:
         import torch  # noqa: F401
     finally:
-        # of this process alone
+        # processes that this one starts must not inherit them
         for name in added:
             del os.environ[name]
 

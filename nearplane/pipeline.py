@@ -1,4 +1,4 @@
-"""From a model to a checkpoint: walks the model and hands every finished layer to the writer."""
+"""`quantize`: from a model to a checkpoint, with every finished layer handed to the writer."""
 
 import hashlib
 import json
@@ -36,15 +36,15 @@ from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import count_bits, run_report
 from nearplane.walk.walk import Walk
 
-MANY_BYTES = 1 << 24  # of a mapped tensor, after which its pages are let go
+MANY_BYTES = 1 << 24  # after writing a larger tensor, the pages of its mapped file are freed
 
 
 @dataclass(frozen=True)
 class Watcher:
-    """Functions that a run calls as it goes on.
+    """Functions that a run calls to report what it does.
 
-    - `says` gets sentences; `done` every layer as it is done, and how many there are.
-    - `progress` gets the name of what is done before, and the share of it that has been.
+    - `says`: gets a sentence. `done`: gets a finished layer's report, and the number of layers.
+    - `progress`: gets the name of a step before the first layer, and the share that is done.
     """
 
     says: Callable[[str], None] = lambda sentence: None
@@ -71,44 +71,44 @@ def quantize(
 ) -> dict[str, Any]:
     """Quantize every linear layer of a causal language model and store it in `out`.
 
-    Blocks are done one after the other, each on what the quantized ones before it give; `out`
-    appears when all is done, or not at all. Returns the report that is stored as report.json.
+    Blocks are quantized in order, each on the inputs that the quantized blocks before it give.
+    `out` appears when all is done, or not at all. Returns the report, stored as report.json.
 
     - `model`: a directory, a hub name or a .gguf file; or its survey by `plan.survey`.
     - `calibration`: a .txt, .jsonl or .parquet file, strings, token tensors or a data set's name.
-    - `sequences`, `length`: at most so many, of so many tokens; see `walk.calibration` if None.
-    - `seconds`: in place of `sequences`, about how long the run may take; picks as many as fit.
-    - `rules`: what to skip and what to put up with.
-    - `resume`: go on with what an earlier run to `out` finished before it was ended, if anything.
-    - `memory`: bytes that a process keeps within, at the price of time; what there is if None.
+    - `sequences`, `length`: at most so many, of so many tokens; None: see `walk.calibration`.
+    - `seconds`: instead of `sequences`, about how long the run may take; uses as many as fit.
+    - `rules`: which layers to skip, and how many may fall back to round-to-nearest.
+    - `resume`: use the layers that an interrupted run to `out` has finished, if any.
+    - `memory`: bytes that each process may use, where less takes longer; None is all available.
     - `arithmetic`: the type of products, by name; "auto": see `nearplane.model.compute_dtype`.
 
-    Processes of torchrun share calibration and rows. Raises NearplaneError for what a better input
-    would mend; finished layers are then kept on disk for a run that resumes.
+    Processes of torchrun share the calibration and the rows of every layer. Raises NearplaneError
+    for input that cannot be used; finished layers are then kept on disk for `resume`.
     """
     ranks = Ranks.joined()
     watcher = watcher if watcher and ranks.first else Watcher()
     check_arithmetic(arithmetic)
-    asked, started = CalibrationSize(calibration, sequences, length, seconds), time.perf_counter()
+    wanted, started = CalibrationSize(calibration, sequences, length, seconds), time.perf_counter()
     ledger = Ledger(out, ranks.first, ranks.bytes_of_first)
     writing = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
     with writing as writer, keeping(ledger, watcher, resume):
         earlier = earlier_recipe(ledger) if resume else {}
-        found = surveyed(model, method, rules, trust_remote_code)
-        found = in_one_dtype(found, earlier, arithmetic, ranks)
-        size = asked.size(found, ranks, memory, earlier.get("calibration"), watcher.says)
-        offload = offload_for(found, size, ranks, memory)
-        check_space(out, found.model_bytes)
-        tokenizer = open_tokenizer(found.empty.where)
+        survey = surveyed(model, method, rules, trust_remote_code)
+        survey = in_one_dtype(survey, earlier, arithmetic, ranks)
+        size = wanted.size(survey, ranks, memory, earlier.get("calibration"), watcher.says)
+        offload = offload_for(survey, size, ranks, memory)
+        check_space(out, survey.model_bytes)
+        tokenizer = open_tokenizer(survey.empty.where)
         request = CalibrationRequest(*size, chat_template)
-        tokens, account = calibrated(found, tokenizer, calibration, request, watcher)
-        source = open_model(found.empty, by_blocks=offload.by_blocks, tokenizer=tokenizer)
-        place = Placement(source.model, source.loader, found.compute, offload.limits(out))
-        parts = {"selection": found.selection, "store": ledger, "ranks": ranks, "placement": place}
-        walk = Walk(source.model, method, tokens, found.selection.rules, **parts).prepare()
-        recipe = method.recipe() | recipe_of_run(account, found)
+        tokens, account = calibrated(survey, tokenizer, calibration, request, watcher)
+        source = open_model(survey.empty, by_blocks=offload.by_blocks, tokenizer=tokenizer)
+        place = Placement(source.model, source.loader, survey.compute, offload.limits(out))
+        parts = {"selection": survey.selection, "store": ledger, "ranks": ranks, "placement": place}
+        walk = Walk(source.model, method, tokens, survey.selection.rules, **parts).prepare()
+        recipe = method.recipe() | recipe_of_run(account, survey)
         differing = ledger.begin(dependencies(source, recipe, walk), resume)
-        say_first([arithmetic_sentence(found), *walk.left_out], differing, watcher)
+        say_first([arithmetic_sentence(survey), *walk.left_out], differing, watcher)
         recipe |= allocated(walk, ledger, watcher)
         finish = Finish(source, walk, written(walk, writer, watcher), recipe)
         return finish.store(writer, time.perf_counter() - started)
@@ -116,7 +116,7 @@ def quantize(
 
 @contextmanager
 def keeping(ledger: Ledger, watcher: Watcher, resume: bool) -> Iterator[None]:
-    """Say what is kept when a run ends before its time; keep nothing of one that is finished."""
+    """Remove the ledger after a finished run; after an interrupted one, say what it holds."""
     ledger.refuse_without_resume(resume)
     try:
         yield
@@ -133,7 +133,7 @@ def keeping(ledger: Ledger, watcher: Watcher, resume: bool) -> Iterator[None]:
 
 
 def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
-    """Hand every layer to the writer as it is done; returns what is to be said of them."""
+    """Quantize every layer and hand its record to the writer; returns the layers' reports."""
     reports = []
     for layer, quantized, report in walk:
         writer.add(f"{layer.name}.record", quantized.record)
@@ -143,26 +143,29 @@ def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
 
 
 def earlier_recipe(ledger: Ledger) -> dict[str, Any]:
-    """Return the recipe of the run that is gone on with; nothing if there is none."""
+    """Return the recipe of the run that is resumed; {} if there is none."""
     run = ledger.recall("run")
-    found = run.get("recipe") if isinstance(run, dict) else None
-    return found if isinstance(found, dict) and found.get("arithmetic") in TYPES else {}
+    recipe = run.get("recipe") if isinstance(run, dict) else None
+    return recipe if isinstance(recipe, dict) and recipe.get("arithmetic") in TYPES else {}
 
 
-def recipe_of_run(account: TokenAccount, found: Survey) -> dict[str, Any]:
-    """Return what a recipe says beside the method: the calibration, and the type computed in."""
-    return {"calibration": account.for_json(), "arithmetic": name_of(found.compute)}
+def recipe_of_run(account: TokenAccount, survey: Survey) -> dict[str, Any]:
+    """Return the recipe's entries beside the method: the calibration and the type of products."""
+    return {"calibration": account.for_json(), "arithmetic": name_of(survey.compute)}
 
 
-def arithmetic_sentence(found: Survey) -> str:
+def arithmetic_sentence(survey: Survey) -> str:
     """Say which type products run in, and which one the model is stored in."""
-    return f"stored in {name_of(found.dtype)}, computed in {name_of(found.compute)}"
+    return f"stored in {name_of(survey.dtype)}, computed in {name_of(survey.compute)}"
 
 
 def surveyed(
     model: str | Path | Survey, method: Method, rules: Rules | None, trust_remote_code: bool
 ) -> Survey:
-    """Return the survey that was made already, or make it."""
+    """Return `model` if it is a survey, else survey it.
+
+    Raises NearplaneError if the survey was made for another method or under other rules.
+    """
     if not isinstance(model, Survey):
         return survey(model, method, rules, trust_remote_code)
     if model.method != method or rules not in (None, model.selection.rules):
@@ -170,19 +173,21 @@ def surveyed(
     return model
 
 
-def in_one_dtype(found: Survey, earlier: dict[str, Any], arithmetic: str, ranks: Ranks) -> Survey:
-    """Return the survey with the type that all processes, and the earlier run, compute in.
+def in_one_dtype(survey: Survey, earlier: dict[str, Any], arithmetic: str, ranks: Ranks) -> Survey:
+    """Return the survey with one type of products for all processes.
 
-    - `arithmetic`: "auto" takes what the earlier run did, or what the first process found.
+    - `earlier`: the recipe of the run that is resumed, or {}.
+    - `arithmetic`: a type's name; "auto" is the type of the resumed run, or else the one that is
+      fast in the first process.
     """
     name = earlier.get("arithmetic", AUTO) if arithmetic == AUTO else arithmetic
-    own = found.compute if name == AUTO else TYPES[name]
-    first = ranks.bytes_of_first(name_of(own).encode()) or b""
-    return replace(found, compute=TYPES.get(first.decode(), own))
+    dtype = survey.compute if name == AUTO else TYPES[name]
+    first = ranks.bytes_of_first(name_of(dtype).encode()) or b""
+    return replace(survey, compute=TYPES.get(first.decode(), dtype))
 
 
 def say_first(facts: list[str], differing: list[str], watcher: Watcher) -> None:
-    """Say what there is to know of a run, and how it differs from the one that it goes on with."""
+    """Say facts of a run, and how it differs from the run that it resumes."""
     for sentence in facts:
         watcher.says(sentence)
     for sentence in differing:
@@ -190,9 +195,9 @@ def say_first(facts: list[str], differing: list[str], watcher: Watcher) -> None:
 
 
 def allocated(walk: Walk, ledger: Ledger, watcher: Watcher) -> dict[str, Any]:
-    """Return what the recipe says of the layers' own rates; nothing of a method that gives none.
+    """Return the recipe's entry of every layer's rate; {} if the method gives all the same rate.
 
-    They are found out now, or were by the run that is gone on with.
+    The rates are those of the run that is resumed, or measured now.
     """
     if not walk.method.allocates:
         return {}
@@ -206,13 +211,13 @@ def allocated(walk: Walk, ledger: Ledger, watcher: Watcher) -> dict[str, Any]:
 
 
 def dependencies(source: OpenModel, recipe: dict[str, Any], walk: Walk) -> dict[str, Any]:
-    """Return all that the quantized layers depend on, but for the weights themselves."""
+    """Return all that quantized layers depend on except the weights, for `Ledger.begin`."""
     config: Any = source.model.config
     model = json.loads(config.to_json_string(use_diff=False))
     return {
         "nearplane": {"version": __version__, "code": code_digest()},
         "torch": torch.__version__,
-        # the same model may have moved
+        # the same model may lie in another directory now
         "model": {name: value for name, value in model.items() if name != "_name_or_path"},
         "recipe": recipe,
         "tokens": digest(walk.tokens),
@@ -224,23 +229,23 @@ def dependencies(source: OpenModel, recipe: dict[str, Any], walk: Walk) -> dict[
 
 @cache
 def code_digest(package: Path = Path(__file__).parent) -> str:
-    """Return the SHA-256 of the files that decide what a layer becomes.
+    """Return the SHA-256 of the source files that a quantized layer depends on.
 
-    The rooms from the opened model to the rounded integers; of the kernels what rounds. Neither the
-    planner nor exporters nor the command line are among them.
+    These are the folders from the opened model to the rounded integers, and the kernels that
+    round; plan/, export/, evaluate/ and cli/ are not among them.
     """
-    whole = hashlib.sha256()
-    rooms = ("codes", "lattice", "methods", "model", "walk")
-    files = [path for room in rooms for path in sorted((package / room).rglob("*.py"))]
+    sha256 = hashlib.sha256()
+    folders = ("codes", "lattice", "methods", "model", "walk")
+    files = [path for folder in folders for path in sorted((package / folder).rglob("*.py"))]
     kernels = package / "kernels"
     files += [*sorted(kernels.rglob("nearest_plane.py")), *sorted(kernels.rglob("*.so"))]
     for path in [*files, *(package / f"{name}.py" for name in ("op", "rows", "types"))]:
-        whole.update(path.name.encode() + path.read_bytes())
-    return whole.hexdigest()
+        sha256.update(path.name.encode() + path.read_bytes())
+    return sha256.hexdigest()
 
 
 class Unwritten:
-    """Stands for the checkpoint in processes that leave it to the first one."""
+    """Takes the place of `CheckpointWriter` in all processes but the first, and writes nothing."""
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         pass
@@ -251,7 +256,7 @@ class Unwritten:
 
 @dataclass(frozen=True)
 class Finish:
-    """A finished walk, on its way to the disk."""
+    """A finished walk, whose records are written, and what the rest of the checkpoint needs."""
 
     source: OpenModel
     walk: Walk
@@ -259,7 +264,7 @@ class Finish:
     recipe: dict[str, Any] = field(default_factory=dict)
 
     def store(self, writer: CheckpointWriter | Unwritten, seconds: float) -> dict[str, Any]:
-        """Write what is not a record, let the checkpoint appear and return the report."""
+        """Write the uncompressed tensors and other files, complete `out` and return the report."""
         layers = {report.name for report in self.reports}
         other_bytes = other_numbers = 0
         for name, tensor in uncompressed_tensors(self.source.model, layers, self.source.loader):
@@ -268,16 +273,16 @@ class Finish:
             if tensor.nbytes > MANY_BYTES:
                 forget_file_pages()
         bits = count_bits(self.reports, other_bytes, other_numbers)
-        said = {
+        facts = {
             "model": self.source.name,
             "seconds": seconds,
             "left_out": self.walk.left_out,
             "fallbacks": self.walk.fallbacks,
             "experts": self.walk.arrivals,
         }
-        report = run_report(self.reports, bits, self.recipe, said)
-        with tempfile.TemporaryDirectory() as made:
-            files = {**stored_companions(self.source, Path(made)), "report.json": rounded(report)}
+        report = run_report(self.reports, bits, self.recipe, facts)
+        with tempfile.TemporaryDirectory() as path:
+            files = {**stored_companions(self.source, Path(path)), "report.json": rounded(report)}
             writer.finish(self.config(), files)
         return report
 
@@ -291,19 +296,25 @@ class Finish:
         return config
 
 
-def offload_for(found: Survey, sizes: tuple[int, int], ranks: Ranks, memory: int | None) -> Offload:
-    """Return how a process keeps within its memory; NearplaneError if it cannot keep a promise."""
+def offload_for(
+    survey: Survey, sizes: tuple[int, int], ranks: Ranks, memory: int | None
+) -> Offload:
+    """Return what a process keeps on disk or computes again to stay within its memory.
+
+    - `sizes`: how many sequences, and their length.
+    - `memory`: bytes a process, NearplaneError if they are too few; None is all available.
+    """
     sequences, length = sizes
     run = RunSize(max(sequences, ranks.size), length, ranks.size)
     if memory is None:
-        return choose_offload(found, run, available_bytes() / ranks.size)
-    return choose_offload(found, run, memory, promised=True)
+        return choose_offload(survey, run, available_bytes() / ranks.size)
+    return choose_offload(survey, run, memory, promised=True)
 
 
 def calibrated(
-    found: Survey, tokenizer: Any, text: Text, wanted: CalibrationRequest, watcher: Watcher
+    survey: Survey, tokenizer: Any, text: Text, wanted: CalibrationRequest, watcher: Watcher
 ) -> tuple[torch.Tensor, TokenAccount]:
-    """Return a text as tokens and their account; say what became of it and what is odd about it."""
+    """Return a text's tokens and their account; says the account, and warns of a short text."""
     tokens, account = calibrate(text, tokenizer, wanted)
     watcher.says(f"calibration: {account.sentence()}")
     if account.sequences < wanted.sequences:
@@ -311,7 +322,7 @@ def calibrated(
             f"warning: the text fills {account.sequences} of the {wanted.sequences} sequences "
             "to be used"
         )
-    config: Any = found.model.config
+    config: Any = survey.model.config
     bos = getattr(config, "bos_token_id", None)
     if bos is not None and account.opened_by is None and account.source != "token tensors":
         watcher.says(
@@ -330,14 +341,16 @@ def allocation_sentence(bits: dict[str, float]) -> str:
     return f"bits per weight by equal slope: {', '.join(ranges) or 'no layer could be probed'}"
 
 
-def stored_companions(source: OpenModel, made: Path) -> dict[str, Path]:
-    """Return the tokenizer's and the other files that go with the model.
+def stored_companions(source: OpenModel, scratch: Path) -> dict[str, Path]:
+    """Return name -> path of the tokenizer's and other files that are copied to the checkpoint.
 
-    - `made`: an empty directory for files that have to be made, as of a GGUF file's tokenizer.
+    - `scratch`: an empty directory, to which the tokenizer of a GGUF file is saved.
+
+    Raises NearplaneError if that tokenizer cannot be read.
     """
     if not source.name.endswith(".gguf"):
         return companion_files(source.name)
     if source.tokenizer is None:
         raise NearplaneError(f"the tokenizer of {source.name} cannot be read")
-    source.tokenizer.save_pretrained(made)
-    return {path.name: path for path in made.iterdir()}
+    source.tokenizer.save_pretrained(scratch)
+    return {path.name: path for path in scratch.iterdir()}

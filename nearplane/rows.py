@@ -1,4 +1,4 @@
-"""Work on rows that are independent of each other, so that it can be shared out."""
+"""Compute independent rows of a matrix in parts, which several processes can share."""
 
 from collections import OrderedDict
 from collections.abc import Callable
@@ -10,29 +10,33 @@ from torch import Tensor
 
 from nearplane.op import Op
 
-# rows rounded at a time: fewer leave caches less full, and who shares rows out can cut between them
+# rows rounded at a time; processes share rows in multiples of it
 TILE = 512
-PIECE = 2  # grains that are worked on at a time: what is made on the way need not fit as a whole
+PIECE = 2  # grains computed at a time, which bounds the memory of intermediate results
 
 Work = Callable[[slice], tuple[Tensor, ...]]
-RowsOf = Callable[[slice], Tensor]  # some rows of a matrix that need not be there as a whole
+RowsOf = Callable[[slice], Tensor]  # returns rows of a matrix that need not exist as a whole
 
 
 @Op
 def in_parts(work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
-    """Return what `work` makes of consecutive parts of `count` things, in their order.
+    """Return work(part) for consecutive slices `part` that cover 0 .. count, in their order.
 
-    Here there is one part. Where several processes share the things out, each works on one and
-    all are given the results; so the caller joins or adds them up in a way that comes to the
-    same bits for any cut.
+    This reference has one part. Inside `Ranks.sharing_rows` every process computes one part and
+    receives the results of all. The caller must join or add the results so that they are equal
+    bit by bit for any division into parts.
 
-    - `grain`: cuts are multiples of it, and no part is smaller unless there are fewer things.
+    - `count`: rows, or other items, that are divided.
+    - `grain`: parts begin at multiples of it, and none is smaller unless `count` is.
     """
     return [work(slice(0, count))]
 
 
 def by_rows(work: Work, rows: int, grain: int = TILE) -> tuple[Tensor, ...]:
-    """Return work(all rows), whose results have a row for each of them that depends on it alone."""
+    """Return work(slice(0, rows)), computed in pieces of rows.
+
+    - `work`: returns tensors whose row i depends on row i of the slice alone.
+    """
 
     def in_pieces(part: slice) -> tuple[Tensor, ...]:
         return joined([work(piece) for piece in pieces(part, grain)])
@@ -41,46 +45,47 @@ def by_rows(work: Work, rows: int, grain: int = TILE) -> tuple[Tensor, ...]:
 
 
 def joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Return the rows of all parts."""
+    """Return the results of all parts, concatenated along their rows."""
     return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
 def pieces(part: slice, grain: int) -> list[slice]:
-    """Return PIECE grains after the other; none is smaller than a grain unless all are fewer."""
+    """Cut a slice into slices of PIECE grains; the last has 1 to 3 grains, or fewer if all have."""
     ends = list(range(part.start + PIECE * grain, part.stop - grain + 1, PIECE * grain))
     return [slice(*ends_of) for ends_of in pairwise([part.start, *ends, part.stop])]
 
 
 def starts_of_parts(count: int, grain: int, parts: int) -> list[int]:
-    """Return where each of so many parts begins, and the end: whole grains each.
+    """Return where each of `parts` parts begins, a multiple of `grain`, and then `count`.
 
-    The short grain at the end goes to the one before: a product of few rows sums in another
-    order than one of many, and the same bits are promised.
+    A remainder smaller than a grain belongs to the last grain: a product of few rows may sum in
+    another order than one of many, and results must not depend on the number of parts.
     """
     grains = max(count // grain, 1)
     return [grains * part // parts * grain for part in range(parts)] + [count]
 
 
 def cached_rows(of: Callable[[slice], Any], count: int) -> Callable[[slice], Any]:
-    """Return the same function, which remembers the rows of the slices it was asked for last.
+    """Return `of` with a cache of its latest results.
 
-    - `count`: the rows of the matrix. So many rows are remembered at most, the latest slices; the
-      slices of one sweep over a matrix are remembered for the next one.
+    - `of`: returns the rows of a slice.
+    - `count`: the rows of the matrix, and the most rows that the cache holds, so that a sweep over
+      the matrix finds those of the sweep before it.
     """
-    made: OrderedDict[tuple[int, int, int], Any] = OrderedDict()
+    cache: OrderedDict[tuple[int, int, int], Any] = OrderedDict()
 
     def rows_of(rows: slice) -> Any:
         key = rows.start or 0, count if rows.stop is None else rows.stop, rows.step or 1
-        if key not in made:
-            made[key] = of(rows)
-        made.move_to_end(key)
-        while len(made) > 1 and sum(map(len, made.values())) > count:
-            made.popitem(last=False)
-        return made[key]
+        if key not in cache:
+            cache[key] = of(rows)
+        cache.move_to_end(key)
+        while len(cache) > 1 and sum(map(len, cache.values())) > count:
+            cache.popitem(last=False)
+        return cache[key]
 
     return rows_of
 
 
 def some_rows(of: Tensor, rows: slice) -> Tensor:
-    """Return some rows of a matrix; of one that has a single row for all of them, this one."""
+    """Return of[rows]; or `of` itself if it has a single row, which stands for every row."""
     return of[rows] if len(of) > 1 else of

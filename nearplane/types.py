@@ -1,4 +1,4 @@
-"""The nouns every room shares: data only, no algorithm and no file."""
+"""Types that all folders share: errors, progress, quantized weights and layer reports."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -7,15 +7,15 @@ import torch
 from jaxtyping import Float, Float16, Float64, Int32, UInt8
 from torch import Tensor
 
-LONGEST_REMARK = 300  # characters of what a library says
+LONGEST_REMARK = 300  # characters of a library's error message that are shown
 
 
-# is told what is being done, and what share of it has been
+# called with the name of a step, and the share of it that is done: 0 .. 1
 Progress = Callable[[str, float], None]
 
 
 def no_progress(name: str, share: float) -> None:
-    """Tell nobody of a step."""
+    """Ignore the progress of a step."""
 
 
 class NearplaneError(Exception):
@@ -23,7 +23,7 @@ class NearplaneError(Exception):
 
 
 def first_line(error: Exception) -> str:
-    """Return the first line of a library's error, without what a terminal could not print."""
+    """Return the first line of a library's error message, printable and not too long."""
     line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     return (line if line.isprintable() else repr(line))[:LONGEST_REMARK]
 
@@ -56,8 +56,9 @@ class QuantizedWeight:
     - `loss`: error · hessian · errorᵀ of each row, with the Hessian as given (undamped).
     - `damped_loss`: the same with the damped Hessian the codes were chosen under: what `bound`
       bounds.
-    - `bound`: an upper bound of `damped_loss`, one number a row [Chen26, Thm. 5]; None where
-      none holds, and then `void` says why.
+    - `bound`: an upper bound of `damped_loss`, one number a row [Chen26, Thm. 5]; None if there
+      is none, and then `void` says why.
+    - `facts`: other numbers of the method, for the report.
     """
 
     code: Int32[Tensor, "rows columns"]
@@ -93,14 +94,14 @@ class QuantizedWeight:
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What the report and the certificate say of one layer; sums are over its rows.
+    """The entry of one layer in report and certificate; sums are over its rows.
 
     - `loss`: Σ error · hessian · errorᵀ, undamped; `damped_loss`: the same, damped.
     - `energy`: Σ weight · hessian · weightᵀ, so loss / energy is the output's relative error.
-    - `bound`: what `damped_loss` cannot exceed, or None and `void` says why.
-    - `weight_error`: ‖weight − value‖², which needs no calibration to be checked again.
-    - `fallback`: why the layer could not be rounded as asked, or on the tokens of its own alone;
-      empty if it was.
+    - `bound`: upper bound of `damped_loss`; None if there is none, and then `void` says why.
+    - `weight_error`: ‖weight − value‖², which can be checked without calibration.
+    - `fallback`: why the layer was rounded to nearest, or on borrowed tokens as well
+      (walk/expert_hessians.py); empty if neither.
     """
 
     name: str
@@ -130,7 +131,7 @@ def value(
     group_size: int,
     outliers: Outliers | None,
 ) -> Float[Tensor, "rows columns"]:
-    """Return what codes mean: step · code + outliers, in the type of `step`."""
+    """Return the weights that codes stand for: step · code + outliers, in the type of `step`."""
     dense = code * spread(step, group_size, code.shape[1])
     if outliers is not None:
         outliers.add_to_(dense)

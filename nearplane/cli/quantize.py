@@ -102,9 +102,11 @@ def quantize(
     from nearplane.export.ledger import Ledger
     from nearplane.export.output_directory import resolved_output
     from nearplane.pipeline import quantize as run
+    from nearplane.plan.calibration_size import check_one_given
     from nearplane.plan.survey import survey
     from nearplane.walk.ranks import Ranks
 
+    check_one_given(settings.sequences, seconds)
     resolved_output(out)
     Ledger(out).refuse_without_resume(resume)
     rules = rules_of(settings)
@@ -150,11 +152,13 @@ def plan(
     check_one_size(settings.size, options)
     seconds = time_limit(settings)
     prepare(settings)
+    from nearplane.plan.calibration_size import check_one_given
     from nearplane.plan.devices import known
     from nearplane.plan.estimate import estimate
+    from nearplane.plan.run_size import RunSize
     from nearplane.plan.survey import survey
-    from nearplane.plan.work import RunSize
 
+    check_one_given(settings.sequences, seconds)
     known(device)
     RunSize(ranks if settings.sequences is None else settings.sequences, 2, ranks)
     rules = rules_of(settings)
@@ -203,8 +207,6 @@ def time_limit(settings: Settings) -> float | None:
     """Return --time in seconds, or None."""
     if settings.time is None:
         return None
-    if settings.sequences is not None:
-        raise NearplaneError("give --time or --sequences, not both: each sets the calibration")
     parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|min|h)\s*", settings.time)
     if parts is None:
         raise NearplaneError(f"--time {settings.time!r} is no time: write 90s, 10min or 1.5h")

@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float, Float32, Int32
 from torch import Tensor
 
-from nearplane import codes, lattice
+from nearplane import codes
 from nearplane.lattice import Basis, am_gm_bits
 from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import HIGH_RATE_SLOPE, Prices, cell_sides, rate_aware_plane
@@ -29,7 +29,7 @@ from nearplane.methods.meet_rate import (
     predict_scale,
     rate_excess,
 )
-from nearplane.methods.method import Method, Target, check_order, check_range
+from nearplane.methods.method import LatticeMethod, RateMethod, Target, check_order, check_range
 from nearplane.methods.rate import RateError, drawn_errors, histogram, sample_rows
 from nearplane.methods.scale_search import CodedMatrix
 from nearplane.types import QuantizedWeight
@@ -38,7 +38,7 @@ LEAST_BYTES, LEAST_BPW = 64, 0.1  # what any record takes: in all, and for each 
 
 
 @dataclass(frozen=True)
-class ECLQ(Method):
+class ECLQ(LatticeMethod, RateMethod):
     """Rate-aware nearest plane with steps ∝ 1 / R_jj, coded by rANS [Chou89, Lifar26].
 
     value = step_j · code, with steps on a logarithmic grid, four to a factor of two. Of the two
@@ -98,23 +98,6 @@ class ECLQ(Method):
     @property
     def settings(self) -> RateSettings:
         return RateSettings(self.bpw, codes.Rans(self.contexts), self.slope)
-
-    def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
-        return lattice.basis(hessian, self.order, self.damping)
-
-    @property
-    def sweeps(self) -> bool:
-        return True
-
-    @property
-    def rate(self) -> float:
-        return self.bpw
-
-    def with_bpw(self, bpw: float) -> "ECLQ":
-        return replace(self, bpw=bpw)
-
-    def stored_bytes(self, rows: int, columns: int) -> float:
-        return rows * columns * self.bpw / 8
 
     @property
     def compensates(self) -> bool:

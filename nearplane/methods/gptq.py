@@ -5,18 +5,17 @@ from dataclasses import dataclass
 from jaxtyping import Float
 from torch import Tensor
 
-from nearplane import lattice
 from nearplane.lattice import Basis, nearest_plane
 from nearplane.methods import fixed_width
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.fixed_width import pack, quantized_weight
-from nearplane.methods.method import Method, check_order, check_range
+from nearplane.methods.method import LatticeMethod, check_order, check_range
 from nearplane.methods.steps import check_group_size, code_range, mse_steps
 from nearplane.types import QuantizedWeight, spread
 
 
 @dataclass(frozen=True)
-class GPTQ(Method):
+class GPTQ(LatticeMethod):
     """GPTQ [Frantar23, Alg. 1], computed by nearest plane, which gives the same codes.
 
     The equivalence is [Chen26, Thm. 4]. Steps are chosen for groups of neighbouring columns before
@@ -40,13 +39,6 @@ class GPTQ(Method):
         check_range("group_size", self.group_size, 1, 1 << 30)
         check_order(self.order)
         check_range("damping", self.damping, 0, 1000)
-
-    def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
-        return lattice.basis(hessian, self.order, self.damping)
-
-    @property
-    def sweeps(self) -> bool:
-        return True
 
     def stored_bytes(self, rows: int, columns: int) -> float:
         return fixed_width.stored_bytes(rows, columns, self.bits, self.group_size)

@@ -1,16 +1,15 @@
 """HPTQ: nearest plane without clipping, with one step for the matrix and Huffman codes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from nearplane import lattice
 from nearplane.lattice import Basis, nearest_plane
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.entropy_coded import check_bpw, quantized_weight
-from nearplane.methods.method import Method, check_order, check_range
+from nearplane.methods.method import LatticeMethod, RateMethod, check_order, check_range
 from nearplane.methods.rate import Budget, drawn_pull, first_scale, sample_rows
 from nearplane.methods.scale_search import (
     CodedMatrix,
@@ -39,7 +38,7 @@ class TargetRows:
 
 
 @dataclass(frozen=True)
-class HPTQ(Method):
+class HPTQ(LatticeMethod, RateMethod):
     """Nearest plane with one step, chosen so that Huffman codes meet `bpw` [Chen26, Alg. 11].
 
     value = step · code, where codes are not clipped, so Theorem 5 bounds the loss of every row.
@@ -61,23 +60,6 @@ class HPTQ(Method):
 
     def check(self, rows: int, columns: int) -> None:
         Budget(self.bpw, rows, columns, 1).check()
-
-    def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
-        return lattice.basis(hessian, self.order, self.damping)
-
-    @property
-    def sweeps(self) -> bool:
-        return True
-
-    @property
-    def rate(self) -> float:
-        return self.bpw
-
-    def with_bpw(self, bpw: float) -> "HPTQ":
-        return replace(self, bpw=bpw)
-
-    def stored_bytes(self, rows: int, columns: int) -> float:
-        return rows * columns * self.bpw / 8
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         return self.quantize_together([weight], basis)[0]

@@ -1,6 +1,6 @@
 """HRTN: round-to-nearest with one step for the matrix and Huffman codes."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float
@@ -9,14 +9,14 @@ from torch import Tensor
 from nearplane.lattice import Basis, nearest_integer
 from nearplane.methods.certificate import NO_LATTICE, measure
 from nearplane.methods.entropy_coded import check_bpw, quantized_weight
-from nearplane.methods.method import Method
+from nearplane.methods.method import RateMethod
 from nearplane.methods.rate import Budget, first_scale, sample_rows
 from nearplane.methods.scale_search import CodedMatrix, ScaleRequest, run_searches, search_scale
 from nearplane.types import QuantizedWeight
 
 
 @dataclass(frozen=True)
-class HRTN(Method):
+class HRTN(RateMethod):
     """HPTQ with code = round(weight / step) instead of nearest plane [Chen26, Alg. 12].
 
     - `bpw`: bits per weight of everything stored, an upper limit.
@@ -31,16 +31,6 @@ class HRTN(Method):
 
     def check(self, rows: int, columns: int) -> None:
         Budget(self.bpw, rows, columns, 1).check()
-
-    @property
-    def rate(self) -> float:
-        return self.bpw
-
-    def with_bpw(self, bpw: float) -> "HRTN":
-        return replace(self, bpw=bpw)
-
-    def stored_bytes(self, rows: int, columns: int) -> float:
-        return rows * columns * self.bpw / 8
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         rows, columns = weight.shape

@@ -42,9 +42,10 @@ class Method(ABC):
 
     name: ClassVar[str]
 
-    def __init_subclass__(cls) -> None:
+    def __init_subclass__(cls, registered: bool = True) -> None:
         cls.name = cls.__name__.lower()
-        METHODS[cls.name] = cls
+        if registered:
+            METHODS[cls.name] = cls
 
     def __call__(
         self, weight: Float[Tensor, "rows columns"], hessian: Tensor | Basis
@@ -152,6 +153,42 @@ class Method(ABC):
     def recipe(self) -> dict[str, Any]:
         """Return the method's name and fields, ready for JSON."""
         return {"method": self.name} | dataclasses.asdict(self)
+
+
+class LatticeMethod(Method, registered=False):
+    """A method that rounds column after column on the lattice of an ordered, damped Hessian.
+
+    - `order`: of the columns; `damping`: the fraction of the mean diagonal that is added.
+    """
+
+    order: str
+    damping: float
+
+    def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
+        return lattice.basis(hessian, self.order, self.damping)
+
+    @property
+    def sweeps(self) -> bool:
+        return True
+
+
+class RateMethod(Method, registered=False):
+    """A method that meets a rate.
+
+    - `bpw`: bits per weight of everything stored, an upper limit.
+    """
+
+    bpw: float
+
+    @property
+    def rate(self) -> float:
+        return self.bpw
+
+    def with_bpw(self, bpw: float) -> "RateMethod":
+        return dataclasses.replace(self, bpw=bpw)
+
+    def stored_bytes(self, rows: int, columns: int) -> float:
+        return rows * columns * self.bpw / 8
 
 
 def is_finite(weight: Float[Tensor, "rows columns"]) -> bool:

@@ -7,12 +7,12 @@ import torch
 from jaxtyping import Bool, Float, Float16, Int32
 from torch import Tensor
 
-from nearplane import codes, lattice
+from nearplane import codes
 from nearplane.lattice import Basis, nearest_integer, sweep
 from nearplane.methods import fixed_width
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.fixed_width import pack, quantized_weight
-from nearplane.methods.method import Method, OutOfRangeError, check_order, check_range
+from nearplane.methods.method import LatticeMethod, OutOfRangeError, check_order, check_range
 from nearplane.methods.steps import check_group_size, code_range, mse_steps
 from nearplane.rows import by_rows
 from nearplane.types import Outliers, QuantizedWeight, spread
@@ -41,7 +41,7 @@ class Rounded:
 
 
 @dataclass(frozen=True)
-class SSQR(Method):
+class SSQR(LatticeMethod):
     """Nearest plane with `bits`-bit codes; what clipping cuts off is stored as sparse outliers.
 
     value = step · code + outlier [Chen26, Alg. 9, 10]. The steps are κ times those of least error.
@@ -71,13 +71,6 @@ class SSQR(Method):
         check_range("damping", self.damping, 0, 1000)
         if self.per not in ("row", "matrix"):
             raise OutOfRangeError(f"per must be 'row' or 'matrix', not {self.per!r}")
-
-    def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
-        return lattice.basis(hessian, self.order, self.damping)
-
-    @property
-    def sweeps(self) -> bool:
-        return True
 
     def stored_bytes(self, rows: int, columns: int) -> float:
         return fixed_width.stored_bytes(rows, columns, self.bits, self.group_size, self.outliers)

@@ -1,23 +1,23 @@
 """WaterSIC: HPTQ with one step per column, inversely proportional to its pivot, and a gain."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from nearplane import codes, lattice
+from nearplane import codes
 from nearplane.lattice import Basis, sweep
 from nearplane.methods.certificate import measure
 from nearplane.methods.entropy_coded import check_bpw, quantized_weight
-from nearplane.methods.method import Method, check_order, check_range
+from nearplane.methods.method import LatticeMethod, RateMethod, check_order, check_range
 from nearplane.methods.rate import Budget, drawn_pull, first_scale, sample_rows
 from nearplane.methods.scale_search import CodedMatrix, ScaleRequest, run_searches, search_scale
 from nearplane.types import QuantizedWeight
 
 
 @dataclass(frozen=True)
-class WaterSIC(Method):
+class WaterSIC(LatticeMethod, RateMethod):
     """Nearest plane with steps α_j = const / R_jj, so that all columns add the same loss [Lifar26].
 
     value_ij = γ_j α_j code_ij with the least-squares gain
@@ -46,23 +46,6 @@ class WaterSIC(Method):
 
     def check(self, rows: int, columns: int) -> None:
         Budget(self.bpw, rows, columns, columns).check()
-
-    def basis(self, hessian: Float[Tensor, "columns columns"]) -> Basis:
-        return lattice.basis(hessian, self.order, self.damping)
-
-    @property
-    def sweeps(self) -> bool:
-        return True
-
-    @property
-    def rate(self) -> float:
-        return self.bpw
-
-    def with_bpw(self, bpw: float) -> "WaterSIC":
-        return replace(self, bpw=bpw)
-
-    def stored_bytes(self, rows: int, columns: int) -> float:
-        return rows * columns * self.bpw / 8
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         rows, columns = weight.shape

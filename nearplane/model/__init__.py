@@ -2,15 +2,16 @@
 
 In come a directory, a hub name or a GGUF file; out go a model on the meta device, the same model
 with its weights, and a `Selection` that says which layers are quantized and why the others are
-not. Nothing here calibrates, rounds or predicts. This is where transformers is asked for models;
-every file may come from a stranger, and is checked before a library makes something of it.
+not. Nothing here calibrates, rounds or predicts. Models to quantize are loaded through transformers
+here; their files may come from a stranger, and are checked before a library parses them.
 
 Read `open_model.py` first, then `selection.py`.
 
 | file | what is in it |
 |---|---|
 | open_model | opening a model, without weights and with them |
-| weight_files, gguf_header | whether the weight files are whole and fit the configuration |
+| weight_files | whether safetensors files are whole and fit config.json; the model on meta |
+| gguf_header | whether a GGUF file's header is whole |
 | untrusted_files | other checks of files from strangers |
 | blocks | a model's blocks and linear layers, found by walking its modules |
 | experts | experts one by one, in place of modules that keep them in 3-D tensors |

@@ -18,7 +18,7 @@ class BlockLoader(Protocol):
     """Brings the weights of a model's blocks into memory."""
 
     def loaded(self, index: int) -> AbstractContextManager[None]:
-        """Have the weights of block `index` in memory for a while."""
+        """Keep the weights of block `index` in memory inside a `with` block."""
         ...
 
 
@@ -35,8 +35,8 @@ class OnDisk:
 
     Changes of a block's weights are lost when it is freed.
 
-    - `blocks`: of the model; their modules stay, their parameters come and go.
-    - `load`: returns block `index` anew, as the model's class makes it.
+    - `blocks`: of the model; their modules stay, their tensors are replaced.
+    - `load`: reads block `index` from the disk and returns it as a new module.
     """
 
     blocks: nn.ModuleList
@@ -55,7 +55,7 @@ class OnDisk:
 
 
 def fill_(block: nn.Module, fresh: nn.Module) -> None:
-    """Give a block the tensors of `fresh`, the same block loaded anew; its experts may be split."""
+    """Give a block, whose experts may be split, the tensors of `fresh`, a new copy of it."""
     split_experts_(fresh)
     fresh.requires_grad_(False)
     for name, module in block.named_modules():

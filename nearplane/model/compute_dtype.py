@@ -1,4 +1,4 @@
-"""The type that a model's products run in: its own where this processor multiplies it fast.
+"""Choose the type of a model's products: as stored, or float32 where that is faster.
 
 Processors without instructions for bfloat16 or float16 emulate them, at a tenth of the speed of
 float32 on some. Which ones do is measured, not looked up.
@@ -16,34 +16,34 @@ from nearplane.types import NearplaneError
 
 AUTO = "auto"
 TYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# a type of 16 bits takes half the memory, and is taken where it costs no more time than this
+# a 16-bit type, which takes half the memory, is used up to this many times the time of float32
 SLOWEST = 1.2
 TOKENS, ROWS, COLUMNS = 128, 512, 512  # of the product that is measured
 REPETITIONS = 5
 
 
-def check_arithmetic(asked: str) -> None:
-    """Raise NearplaneError unless `asked` is "auto" or the name of a type."""
-    if asked != AUTO and asked not in TYPES:
+def check_arithmetic(name: str) -> None:
+    """Raise NearplaneError unless `name` is "auto" or the name of a type."""
+    if name != AUTO and name not in TYPES:
         raise NearplaneError(
-            f"no arithmetic is called {asked!r}; there are auto, {', '.join(TYPES)}"
+            f"no arithmetic is called {name!r}; there are auto, {', '.join(TYPES)}"
         )
 
 
 def arithmetic_for(
-    stored: torch.dtype, asked: str = AUTO, device: torch.device | str | None = None
+    stored: torch.dtype, name: str = AUTO, device: torch.device | str | None = None
 ) -> torch.dtype:
     """Return the type that products of a model stored in the type `stored` run in.
 
-    - `asked`: "float32", "bfloat16" or "float16"; "auto" is `stored`, but float32 where this
+    - `name`: "float32", "bfloat16" or "float16"; "auto" is `stored`, but float32 where this
       processor multiplies `stored` more than SLOWEST times as slowly.
     - `device`: where the model is to run; other devices than the CPU compute in `stored`.
 
     Raises NearplaneError for another name.
     """
-    check_arithmetic(asked)
-    if asked != AUTO:
-        return TYPES[asked]
+    check_arithmetic(name)
+    if name != AUTO:
+        return TYPES[name]
     elsewhere = device is not None and torch.device(device).type != "cpu"
     if elsewhere or stored not in (torch.bfloat16, torch.float16):
         return stored
@@ -54,18 +54,18 @@ def arithmetic_for(
 def slowdown(dtype: torch.dtype) -> float:
     """Return how many times as long as in float32 a product takes in `dtype` on this processor.
 
-    Measured once a process, in a fraction of a second: both in turns, the shortest of each.
+    Measured once a process, in a fraction of a second: the shortest of REPETITIONS of each type.
     """
     products = [product_in(kind) for kind in (dtype, torch.float32)]
-    best = [float("inf")] * 2
+    shortest = [float("inf")] * 2
     for repetition in range(REPETITIONS + 1):
         for index, product in enumerate(products):
             started = time.perf_counter()
             product()
-            # the first of each kind prepares what the others use
+            # the first repetition only warms up
             if repetition:
-                best[index] = min(best[index], time.perf_counter() - started)
-    return best[0] / best[1]
+                shortest[index] = min(shortest[index], time.perf_counter() - started)
+    return shortest[0] / shortest[1]
 
 
 def product_in(dtype: torch.dtype) -> Callable[[], Any]:

@@ -1,7 +1,8 @@
-"""Experts one by one: a module in place of those whose matrices transformers keeps in 3-D tensors.
+"""Experts as separate linear layers, in place of modules that keep them in 3-D tensors.
 
-Rounding, loading and computing all see linear layers then, EXPERTS.INDEX.down_proj and so on. What
-stands here knows torch only; transformers' conventions are read off the module that is replaced.
+The layers are called EXPERTS.INDEX.down_proj and so on, and are loaded, run and rounded like any
+others. This file imports only torch; attributes of the replaced module say how transformers stores
+its matrices.
 
 | theirs, of one expert | ours |
 |---|---|
@@ -18,7 +19,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-# what transformers' decorator of such modules notes on them
+# attributes that transformers' decorator sets on modules with fused experts
 TRAITS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
 
 
@@ -33,26 +34,26 @@ class Expert(nn.Module):
 
     @property
     def first(self) -> list[nn.Module]:
-        """The layers that are given what enters the expert, in the order they run."""
+        """The layers that the expert's input enters, in the order they run."""
         return [self.up_proj] if self.gate_proj is None else [self.gate_proj, self.up_proj]
 
 
 class Entry(nn.Module):
-    """Hands on the tokens that enter the experts of a layer; it is given their choices, too."""
+    """Returns the tokens that enter the experts; hooks on it see these and their experts."""
 
     def forward(self, tokens: Tensor, _index: Tensor) -> Tensor:
         return tokens
 
 
 class Experts(nn.Module):
-    """The experts of one layer, children called 0, 1 ..., computing what the fused module did.
+    """The experts of one layer, children called 0, 1 ...; computes the same as the fused module.
 
-    - `entry`: does nothing; it is given the tokens, and the experts that each is sent to.
+    - `entry`: returns its input; called with the tokens, and the experts that each is routed to.
     """
 
     def __init__(self, fused: nn.Module):
         super().__init__()
-        # in a tuple, so that it is no child: its matrices are gone, the rest is needed to compute
+        # in a tuple, so that it is no child; without matrices, but with its activation function
         self.shell: tuple[Any] = (fused,)
         self.entry = Entry()
         self.training = fused.training
@@ -76,9 +77,9 @@ class Experts(nn.Module):
     def __iter__(self) -> Iterator[Any]:
         return (self[index] for index in range(len(self)))
 
-    # no shapes here: what checks them in tests cannot follow the walk's runs, which pause inside
+    # not annotated with shapes: jaxtyping's checks fail in runs that pause inside (walk/capture.py)
     def inner(self, expert: Expert, x: Tensor) -> Tensor:
-        """Return what the expert's down projection is given for `x`, a row a token."""
+        """Return the input of the expert's down projection for `x`: (tokens, columns)."""
         shell = self.shell[0]
         if expert.gate_proj is None:
             return shell.act_fn(expert.up_proj(x))
@@ -100,8 +101,8 @@ class Experts(nn.Module):
         for expert, places in zip(self, routes(top_k_index, len(self)), strict=True):
             if len(places):
                 tokens = token_of[places]
-                made = expert.down_proj(self.inner(expert, x[tokens])) * share[places, None]
-                total.index_add_(0, tokens, made.to(total.dtype))
+                output = expert.down_proj(self.inner(expert, x[tokens])) * share[places, None]
+                total.index_add_(0, tokens, output.to(total.dtype))
         return total.to(x.dtype)
 
     def fused(self) -> nn.Module:
@@ -114,9 +115,10 @@ class Experts(nn.Module):
 
 
 def routes(index: Int[Tensor, "tokens k"], experts: int) -> list[Int[Tensor, " places"]]:
-    """Return for each expert the places of `index`, flattened, that name it, in their order.
+    """Return for each expert the positions in flattened `index` that hold its number, ascending.
 
-    Numbers from `experts` up name nobody. Without numbers, on the meta device, all places are.
+    - `index`: the experts of every token; numbers from `experts` up are ignored. On the meta
+      device, where it has no values, every expert gets all positions.
     """
     flat = index.flatten()
     if flat.is_meta:
@@ -126,7 +128,7 @@ def routes(index: Int[Tensor, "tokens k"], experts: int) -> list[Int[Tensor, " p
 
 
 def is_fused(module: Any) -> bool:
-    """Whether `module` holds experts in 3-D tensors, in a way that `Experts` can stand in for."""
+    """Whether `module` holds experts in 3-D tensors, in a layout that `Experts` can replace."""
     if not all(hasattr(module, trait) for trait in TRAITS) or module.has_post_expert_norm:
         return False
     matrices = {first_of(module), "down_proj"}
@@ -136,7 +138,7 @@ def is_fused(module: Any) -> bool:
 
 
 def split_experts_(model: nn.Module, only: Collection[str] | None = None) -> None:
-    """Let `Experts` stand in for the fused experts of `model`; most matrices are not copied.
+    """Replace the fused experts of `model` by `Experts`; only interleaved matrices are copied.
 
     - `only`: names of the modules to replace; all if None.
     """
@@ -146,19 +148,19 @@ def split_experts_(model: nn.Module, only: Collection[str] | None = None) -> Non
 
 
 def join_experts_(model: nn.Module, kept: Collection[str] = ()) -> None:
-    """Put back the fused modules that `Experts` stands in for, but for those called in `kept`."""
+    """Undo `split_experts_`, except for the modules whose names are in `kept`."""
     for name, module in list(model.named_modules()):
         if isinstance(module, Experts) and name not in kept:
             model.set_submodule(name, module.fused())
 
 
 def first_of(fused: Any) -> str:
-    """Return what the matrix that an expert's input meets first is called."""
+    """Return the name of the matrices that multiply the experts' inputs."""
     return "gate_up_proj" if fused.has_gate else "up_proj"
 
 
 def taken_apart(fused: Any) -> Iterator[Expert]:
-    """Yield every expert of a fused module, its layers on the module's memory where they can be."""
+    """Yield every expert of a fused module; its weights are views of the tensors if possible."""
     firsts, downs = layers_in(fused, first_of(fused)), layers_in(fused, "down_proj")
     for (weight, bias), down in zip(firsts, downs, strict=True):
         if not fused.has_gate:
@@ -179,11 +181,11 @@ def layers_in(fused: Any, name: str) -> Iterator[tuple[Tensor, Tensor | None]]:
 
 
 def halves(both: Tensor, fused: Any) -> tuple[Tensor, Tensor]:
-    """Return what is of the gate and what is of the up projection, along the outputs."""
+    """Return the gate's and the up projection's part of a tensor whose first axis is outputs."""
     if fused.is_concatenated:
         gate, up = both.chunk(2)
         return gate, up
-    # views would lie in each other's memory, which safetensors does not write
+    # interleaved views would overlap in memory, which safetensors refuses to write
     return both[::2].clone(), both[1::2].clone()
 
 
@@ -196,7 +198,7 @@ def joined(gate: Tensor, up: Tensor, fused: Any) -> Tensor:
 
 def put_together(experts: list[Expert], fused: Any) -> dict[str, Tensor]:
     """Undo `taken_apart`: return the 3-D tensors of a fused module, and its biases, by name."""
-    found: dict[str, Tensor] = {}
+    fused_tensors: dict[str, Tensor] = {}
     for part in ["weight", "bias"] if fused.has_bias else ["weight"]:
         ups = [getattr(expert.up_proj, part) for expert in experts]
         if fused.has_gate:
@@ -207,15 +209,15 @@ def put_together(experts: list[Expert], fused: Any) -> dict[str, Tensor]:
             if part == "weight" and fused.is_transposed:
                 tensors = [tensor.T for tensor in tensors]
             suffix = "_bias" if part == "bias" else ""
-            found[name + suffix] = torch.stack(tensors).detach()
-    return found
+            fused_tensors[name + suffix] = torch.stack(tensors).detach()
+    return fused_tensors
 
 
 def linear(weight: Float[Tensor, "rows columns"], bias: Float[Tensor, " rows"] | None) -> nn.Linear:
-    """Return a linear layer on these very tensors."""
+    """Return a linear layer that holds these tensors without a copy."""
     rows, columns = weight.shape
-    made = nn.Linear(columns, rows, bias is not None, device="meta")
-    made.weight = nn.Parameter(weight, requires_grad=False)
+    layer = nn.Linear(columns, rows, bias is not None, device="meta")
+    layer.weight = nn.Parameter(weight, requires_grad=False)
     if bias is not None:
-        made.bias = nn.Parameter(bias.detach(), requires_grad=False)
-    return made
+        layer.bias = nn.Parameter(bias.detach(), requires_grad=False)
+    return layer

@@ -1,4 +1,4 @@
-"""Whether a GGUF file's header ends within the file, before a library follows it.
+"""Check that a GGUF file's header ends within the file, before a library parses it.
 
 Format: magic, version, number of tensors and of keys; then keys with values, then tensors.
 """
@@ -20,11 +20,11 @@ STRING, ARRAY = 8, 9
 # bytes of a value, by kind
 SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}
 MOST_DIMENSIONS = 8
-LEAST_KEY, LEAST_TENSOR = 13, 24  # bytes that one takes
+LEAST_KEY, LEAST_TENSOR = 13, 24  # fewest bytes of a key's and of a tensor's entry
 
 
 def check_gguf(path: Path) -> None:
-    """Raise NearplaneError, naming the file, if its header promises what is not there."""
+    """Raise NearplaneError, naming the file, if its header describes more than the file holds."""
     try:
         with path.open("rb") as file:
             require(path.stat().st_size >= START.size, "it is too short")
@@ -48,7 +48,7 @@ def _check(whole: mmap.mmap) -> None:
         for _ in range(tensors):
             _skip_tensor(reader, len(view))
     finally:
-        # what is mapped cannot be closed while somebody looks at it
+        # a mapping cannot be closed while views of it exist
         reader.view.release()
         view.release()
 

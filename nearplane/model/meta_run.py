@@ -1,4 +1,4 @@
-"""A forward pass on the meta device: which layers share an input, what share experts get."""
+"""Run a model on the meta device: which layers share an input, how many tokens experts get."""
 
 from dataclasses import dataclass
 from functools import partial
@@ -15,9 +15,9 @@ TOKENS = 4
 
 @dataclass(frozen=True)
 class MetaRun:
-    """Layers grouped by their input tensor, and the share of all tokens that comes to experts.
+    """Layers grouped by their input tensor, and the share of all tokens that each expert gets.
 
-    - `shares`: of the layers of experts, by name, if every expert is as likely as the others.
+    - `shares`: by the names of the experts' layers; assumes that all experts are equally likely.
     """
 
     stages: list[list[Layer]]
@@ -25,13 +25,13 @@ class MetaRun:
 
 
 def meta_run(model: Any, layers: list[Layer]) -> MetaRun:
-    """Return which of some layers share an input, found without numbers and memory.
+    """Return which of some layers share an input, without values and so without memory.
 
     A model that cannot run on the meta device gets a stage for every layer and all tokens for every
     expert, from which a plan overestimates the time.
     """
     groups: dict[int, list[Layer]] = {}
-    alive: list[Tensor] = []  # so that no identity is used twice
+    alive: list[Tensor] = []  # keeps the inputs in memory, so that each has an id() of its own
     shares: dict[nn.Module, float] = {}
 
     def note(layer: Layer, _: nn.Module, args: tuple[Tensor, ...]) -> None:

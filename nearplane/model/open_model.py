@@ -20,19 +20,19 @@ from nearplane.types import NearplaneError, first_line
 
 CONFIG = "config.json"
 SUFFIXES = ("*.safetensors", "*.gguf")
-UNPACKED = torch.bfloat16  # a GGUF file's weights have many types; such models were made from this
-ADAPTER = "adapter_config.json"  # with it, transformers reads weights beside the model's
+UNPACKED = torch.bfloat16  # the type to which the mixed types of a GGUF file are unpacked
+ADAPTER = "adapter_config.json"  # where it lies, transformers loads an adapter, too
 
 
 @dataclass(frozen=True)
 class EmptyModel:
     """A model without weights: what its configuration and the headers of its files say.
 
-    A run opens it once and hands it on; the weights come by `open_model`.
+    `open_model` loads the weights.
 
-    - `where`: the arguments by which transformers finds the model.
-    - `model`: on the meta device, where nothing takes memory.
-    - `dtype`: that the weights are stored in.
+    - `where`: the arguments of `from_pretrained` that name the model.
+    - `model`: on the meta device, where tensors take no memory.
+    - `dtype`: the type that the weights are stored in.
     """
 
     name: str
@@ -50,7 +50,7 @@ class EmptyModel:
 class OpenModel:
     """An open model, its tokenizer (None where it has none) and the name it was opened by.
 
-    - `loader`: brings the weights of its blocks into memory.
+    - `loader`: loads the weights of a block while it is used, if they stay on disk.
     """
 
     name: str
@@ -64,7 +64,7 @@ def open_without_weights(
 ) -> EmptyModel:
     """Return a causal language model on the meta device.
 
-    - `bare`: a directory that holds nothing but a config.json will do.
+    - `bare`: also accept a directory that holds nothing but a config.json.
 
     Raises NearplaneError when there is no such model, no weights, a damaged file, a configuration
     that the files do not fit, or weights that are quantized already.
@@ -86,7 +86,7 @@ def open_without_weights(
         check_blocks(config, sum(map(len, files.values())))
     try:
         model = empty_model(config, trust_remote_code)
-    # config.json may hold anything, and every model has errors of its own for that
+    # a model's class may raise any error for an unexpected config.json
     except Exception as error:
         raise NearplaneError(f"the model {name} cannot be loaded: {first_line(error)}") from error
     if files:
@@ -103,10 +103,10 @@ def open_model(
 ) -> OpenModel:
     """Load a causal language model and its tokenizer.
 
-    - `name`: a directory, a hub name, a .gguf file, or the same opened without weights.
+    - `name`: a directory, a hub name, a .gguf file, or what `open_without_weights` returned.
     - `by_blocks`: leave the blocks' weights on disk until they are needed.
-    - `dtype`: that the weights are converted to, all at once; the types of the file if None.
-    - `tokenizer`: the one that lies beside the model, if it is open already.
+    - `dtype`: the type to convert all weights to; None keeps the types of the file.
+    - `tokenizer`: the model's, if it is open already.
 
     Raises NearplaneError when there is no such model, no weights, it is quantized already, or it
     cannot be read by blocks.
@@ -128,7 +128,7 @@ def opened_by_blocks(empty: EmptyModel, tokenizer: Any) -> OpenModel:
     names = [f"{prefix}.{index}" for index in range(len(blocks))]
     model = load(empty, {"": "cpu"} | dict.fromkeys(names, "meta"))
     model.eval().requires_grad_(False)
-    # it is fetched by now
+    # the files were downloaded by now
     fetched = replace(empty, where=empty.where | {"local_files_only": True})
 
     def block(index: int) -> nn.Module:
@@ -147,12 +147,12 @@ def is_only_config(directory: Path) -> bool:
 
 
 def pretrained(name: str | Path, trust_remote_code: bool) -> dict[str, Any]:
-    """Return the arguments of `from_pretrained` for a name as it is."""
+    """Return the arguments of `from_pretrained` for a directory or a hub name."""
     return {"trust_remote_code": trust_remote_code, "pretrained_model_name_or_path": str(name)}
 
 
 def location(name: str | Path, trust_remote_code: bool = False) -> dict[str, Any]:
-    """Return the arguments by which transformers finds the model; checks what a path must have."""
+    """Return the arguments of `from_pretrained`; NearplaneError for a path that is no model."""
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
         return pretrained(path.parent, trust_remote_code) | {"gguf_file": path.name}
@@ -168,7 +168,7 @@ def location(name: str | Path, trust_remote_code: bool = False) -> dict[str, Any
 
 
 def check_weights_kind(directory: Path) -> None:
-    """Raise NearplaneError unless weights lie in `directory`, of its own and as data."""
+    """Raise NearplaneError if there are no weights, only pickled ones, or those of an adapter."""
     if (directory / ADAPTER).exists():
         raise NearplaneError(f"{directory} holds an adapter: merge it into its model first")
     if any(any(directory.glob(suffix)) for suffix in SUFFIXES):
@@ -189,7 +189,7 @@ def open_config(name: str | Path, where: dict[str, Any]) -> Any:
         check_gguf(Path(name))
     try:
         config = AutoConfig.from_pretrained(**where)
-    # files may hold anything, and every model has errors of its own for that
+    # a model's class may raise any error for an unexpected config.json
     except Exception as error:
         raise NearplaneError(f"the model {name} cannot be opened: {first_line(error)}") from error
     if getattr(config, "transformers_weights", None) is not None:
@@ -200,7 +200,7 @@ def open_config(name: str | Path, where: dict[str, Any]) -> Any:
 
 
 def stored_dtype(config: Any, where: dict[str, Any]) -> torch.dtype:
-    """Return the type that the model is loaded in unless another is asked for."""
+    """Return the type of the stored weights: float32 if config.json names none."""
     if "gguf_file" in where:
         return UNPACKED
     dtype = getattr(config.get_text_config(), "dtype", None)
@@ -212,24 +212,24 @@ def load(
 ) -> Any:
     """Return the model with its weights on the CPU.
 
-    - `devices`: module -> device, for parts that are not wanted now.
-    - `dtype`: that the weights are converted to; the types of the file if None.
+    - `devices`: name of a module -> device: "cpu", or "meta" for modules that are not loaded.
+    - `dtype`: the type to convert weights to; None keeps the types of the file.
 
     Raises NearplaneError when transformers cannot load it, or a tensor is missing.
     """
     from transformers import AutoModelForCausalLM
 
-    kind: dict[str, Any] = {"dtype": dtype or UNPACKED}
+    options: dict[str, Any] = {"dtype": dtype or UNPACKED}
     if not empty.is_gguf:
-        kind = {"dtype": dtype or "auto", "config": empty.config, "use_safetensors": True}
+        options = {"dtype": dtype or "auto", "config": empty.config, "use_safetensors": True}
     if devices is not None:
-        kind["device_map"] = devices
+        options["device_map"] = devices
     try:
         with without_dispatch() if devices else nullcontext():
             loaded: Any = AutoModelForCausalLM.from_pretrained(
-                **empty.where, **kind, output_loading_info=True
+                **empty.where, **options, output_loading_info=True
             )
-    # the files may hold anything, and every model has errors of its own for that
+    # a model's class may raise any error for unexpected files
     except Exception as error:
         raise NearplaneError(
             f"the model {empty.name} cannot be loaded: {first_line(error)}"
@@ -245,7 +245,7 @@ def load(
 
 @contextmanager
 def without_dispatch() -> Iterator[None]:
-    """Keep transformers from letting accelerate move the parts of a model about while it runs."""
+    """Keep transformers from installing accelerate's hooks, which move weights between devices."""
     from transformers import modeling_utils
 
     module: Any = modeling_utils
@@ -264,6 +264,6 @@ def open_tokenizer(where: dict[str, Any]) -> Any:
     try:
         with panics_as_errors():
             return AutoTokenizer.from_pretrained(**where)
-    # a tokenizer that cannot be read is none, whatever it says
+    # a model without a readable tokenizer is used without one
     except Exception:
         return None

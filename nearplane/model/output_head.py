@@ -18,7 +18,7 @@ def output_head(model: Any) -> Layer:
 
 
 def untie(model: Any, head: Layer) -> None:
-    """Give the head a weight of its own where it shares the embedding's; the config says so."""
+    """Give the head a weight of its own where it shares the embedding's, and update the config."""
     shared = model.get_input_embeddings()
     if head.module.weight is shared.weight:
         head.module.weight = nn.Parameter(shared.weight.detach(), requires_grad=False)
@@ -27,5 +27,5 @@ def untie(model: Any, head: Layer) -> None:
 
 
 def vocabulary(model: Any) -> int:
-    """Return how many tokens a model tells apart: the rows of its output head."""
+    """Return the size of a model's vocabulary: the rows of its output head."""
     return model.get_output_embeddings().weight.shape[0]

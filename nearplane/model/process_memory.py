@@ -1,4 +1,4 @@
-"""Giving memory that is no longer used back to the system, and how much of it there is."""
+"""Return unused memory to the operating system, and ask how much is available."""
 
 import ctypes
 import os
@@ -7,12 +7,12 @@ from pathlib import Path
 
 MADV_DONTNEED = 4
 MAPS = Path("/proc/self/maps")
-PAGES = Path("/proc/self/smaps")  # the same, with what was written to: takes long
+PAGES = Path("/proc/self/smaps")  # the same with the written pages of each mapping; slow to read
 HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)$")
 
 
 def trim() -> None:
-    """Return freed heap memory to the system; tensors that come and go leave it fragmented."""
+    """Return freed heap memory to the system; malloc keeps it where freed tensors left gaps."""
     trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None)
     if trim_heap is not None:
         trim_heap(0)
@@ -21,8 +21,8 @@ def trim() -> None:
 def forget_file_pages(suffix: str = ".safetensors") -> None:
     """Free the pages of mapped weight files; they are read again when they are needed.
 
-    Only mappings that nobody has written to: their pages are the file's own. Does nothing where
-    the system has no /proc.
+    Mappings with written pages are left alone, since the file does not hold what was written. Does
+    nothing where the system has no /proc.
     """
     if not MAPS.exists() or f"{suffix}\n" not in MAPS.read_text(errors="replace"):
         return
@@ -49,7 +49,7 @@ def clean_mappings(smaps: str, suffix: str) -> list[tuple[int, int]]:
 
 
 def available_bytes() -> int:
-    """Return the memory that a program can have now."""
+    """Return how many bytes of memory are available now."""
     try:
         text = Path("/proc/meminfo").read_text()
         return int(re.search(r"MemAvailable:\s+(\d+) kB", text)[1]) * 1024  # pyright: ignore

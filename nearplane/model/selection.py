@@ -18,7 +18,7 @@ from nearplane.types import NearplaneError
 
 @dataclass(frozen=True)
 class Rules:
-    """What is asked of a selection, and what a run puts up with.
+    """The user's rules: what to quantize, and how many layers may fail.
 
     - `skip`: regular expressions; layers whose names match one stay as they are.
     - `strict`: refuse a model with parts that cannot be quantized, instead of naming them.
@@ -42,8 +42,8 @@ class Selection:
 
     - `in_blocks`: layers inside the model's blocks, in the order of its modules.
     - `outside`: layers outside of the blocks that are quantized too: the output head.
-    - `unsupported`: parts with matrices that are no linear layer, with their classes.
-    - `routers`: parts that choose or weigh experts; `skipped`: layers that `rules` leave out.
+    - `unsupported`: modules with matrices that are no linear layers, with their classes.
+    - `routers`: modules that choose or weigh experts. `skipped`: layers that `rules` leave out.
     """
 
     rules: Rules
@@ -80,7 +80,7 @@ class Selection:
     def left_out(self, unreached: Iterable[Layer] = ()) -> list[str]:
         """Return a sentence for everything that stays as it is.
 
-        - `unreached`: layers that no token came to when the model was run.
+        - `unreached`: layers that no token reached when the model was run.
         """
         return [
             *(f"{part} cannot be quantized" for part in self.unsupported),
@@ -91,7 +91,7 @@ class Selection:
 
 
 def select(model: nn.Module, rules: Rules | None = None) -> Selection:
-    """Return which layers of a model are quantized; its experts are split, its weights not needed.
+    """Return which layers are quantized, of a model with split experts, with or without weights.
 
     Raises NearplaneError when the model has no blocks, nothing is left to quantize, or parts cannot
     be quantized under `rules.strict`.
@@ -102,14 +102,14 @@ def select(model: nn.Module, rules: Rules | None = None) -> Selection:
     unsupported = [part for prefix, block in named for part in unsupported_parts(block, prefix)]
     if unsupported and rules.strict:
         raise NearplaneError(f"these parts cannot be quantized: {', '.join(unsupported)}")
-    found = [layer.name for prefix, block in named for layer in linear_layers(block, prefix)]
+    layer_names = [layer.name for prefix, block in named for layer in linear_layers(block, prefix)]
     selection = Selection(
         rules=rules,
-        in_blocks=tuple(name for name in found if not rules.skips(name)),
+        in_blocks=tuple(name for name in layer_names if not rules.skips(name)),
         outside=(output_head(model).name,) if rules.lm_head else (),
         unsupported=tuple(unsupported),
         routers=tuple(f"{prefix}.{name}" for prefix, block in named for name in routers(block)),
-        skipped=tuple(name for name in found if rules.skips(name)),
+        skipped=tuple(name for name in layer_names if rules.skips(name)),
     )
     if not selection.names:
         raise NearplaneError("every layer is skipped: nothing to quantize")
@@ -129,16 +129,17 @@ def linear_layers(block: nn.Module, prefix: str) -> list[Layer]:
 def routers(block: nn.Module) -> dict[str, nn.Module]:
     """Return the parts that choose or weigh experts, by their names in the block.
 
-    They stand beside the experts, and all their matrices have a row an expert, or one row.
+    A router is a module beside the experts whose matrices all have one row for each expert, or one
+    row.
     """
-    found: dict[str, nn.Module] = {}
+    routers_by_name: dict[str, nn.Module] = {}
     for name, parent in block.named_modules():
         counts = {len(child) for child in parent.children() if isinstance(child, Experts)}
         for part, child in parent.named_children() if counts else ():
             rows = {len(p) for p in child.parameters() if p.ndim == 2}
             if rows and rows <= counts | {1} and not isinstance(child, Experts):
-                found[f"{name}.{part}".lstrip(".")] = child
-    return found
+                routers_by_name[f"{name}.{part}".lstrip(".")] = child
+    return routers_by_name
 
 
 def unsupported_parts(block: nn.Module, prefix: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""What is checked of somebody else's files before libraries make something of them."""
+"""Checks of a config.json, which may come from a stranger, before libraries act on it."""
 
 import math
 from collections.abc import Iterable, Iterator
@@ -7,14 +7,14 @@ from typing import Any
 
 from nearplane.types import NearplaneError
 
-# what a model may compute for itself: tables of positions and masks
+# numbers that a model may have beside those of its files, such as tables of positions and masks
 FREE_NUMBERS = 2**28
 BUILT_IN = (None, "eager", "sdpa")  # implementations that are part of transformers
 
 
 @contextmanager
 def panics_as_errors() -> Iterator[None]:
-    """Raise RuntimeError where a library in Rust panics, which is told by no Exception."""
+    """Raise RuntimeError where a library in Rust panics: PanicException is no Exception."""
     try:
         yield
     except BaseException as error:
@@ -24,20 +24,21 @@ def panics_as_errors() -> Iterator[None]:
 
 
 def forget_fetched_code(config: Any) -> None:
-    """Let transformers choose implementations itself: config.json may name compiled ones on a hub.
+    """Remove from `config` the implementations of modules that are not part of transformers.
 
-    It would fetch and run them, if the package `kernels` is installed.
+    If the package `kernels` is installed, transformers would download and run those that
+    config.json names on a hub.
     """
     for kind in ("_attn_implementation", "_experts_implementation"):
         found = getattr(config, kind, None)
-        # also for the parts of a configuration, which may name others
+        # transformers sets it in nested configurations, too, which may name others
         setattr(config, kind, found if found in BUILT_IN else None)
 
 
 def check_blocks(config: Any, tensors: int) -> None:
     """Raise NearplaneError if config.json counts more blocks than files hold tensors.
 
-    A model is built block by block, so this comes before it is.
+    To be called before the model is built, since each block takes time and memory.
     """
     blocks = getattr(config.get_text_config(), "num_hidden_layers", None)
     if isinstance(blocks, int) and blocks > tensors:
@@ -52,11 +53,12 @@ def check_numbers(model: Any, stored: Iterable[list[int]]) -> None:
     - `model`: on the meta device, its compressed layers already in place.
     - `stored`: the shapes of all tensors in the files, records among them.
     """
-    held = sum(map(math.prod, stored))
+    in_files = sum(map(math.prod, stored))
     tied = set(model.all_tied_weights_keys)
     parameters = sum(p.numel() for name, p in model.named_parameters() if name not in tied)
-    asked = max(parameters, sum(buffer.numel() for buffer in model.buffers()))
-    if asked > held + FREE_NUMBERS:
+    in_model = max(parameters, sum(buffer.numel() for buffer in model.buffers()))
+    if in_model > in_files + FREE_NUMBERS:
         raise NearplaneError(
-            f"config.json asks for a model of {asked:,} numbers, where the files hold {held:,}"
+            f"config.json asks for a model of {in_model:,} numbers, where the files hold "
+            f"{in_files:,}"
         )

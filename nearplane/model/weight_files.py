@@ -1,6 +1,6 @@
-"""The safetensors files of a model's directory: whether they are whole, and fit its configuration.
+"""Check that a model's safetensors files fit its config.json, and build it on the meta device.
 
-What is wrong is said of a file, so that one file can be fetched again.
+Errors name the damaged file, so that it alone can be downloaded again.
 """
 
 import copy
@@ -70,7 +70,7 @@ def shapes_in(path: Path) -> Shapes:
 def check_fit(files: dict[str, Shapes], empty: torch.nn.Module) -> None:
     """Raise NearplaneError if the configuration asks for other shapes, or more, than files hold.
 
-    - `empty`: the model as the configuration has it, on the meta device.
+    - `empty`: the model built from the configuration, on the meta device.
     """
     stored = {name: shape for shapes in files.values() for name, shape in shapes.items()}
     file_of = {name: file for file, shapes in files.items() for name in shapes}
@@ -84,7 +84,7 @@ def check_fit(files: dict[str, Shapes], empty: torch.nn.Module) -> None:
 
 
 def empty_model(config: Any, trust_remote_code: bool) -> torch.nn.Module:
-    """Return the model on the meta device, where nothing takes memory; `config` stays as it is."""
+    """Build a model on the meta device, where tensors take no memory; `config` is not changed."""
     from transformers import AutoModelForCausalLM
 
     with torch.device("meta"):

@@ -1,7 +1,7 @@
 """What a run will take, before a weight is loaded: work, memory, disk, time.
 
 In come a model without weights and a method; out goes an `Estimate`, with the offload that keeps
-a run within its memory and the calibration that fits a time. `plan/` imports the rooms whose work
+a run within its memory and the calibration that fits a time. `plan/` imports the folders whose work
 it predicts, and takes their constants from them; none of them imports it, so that an edit here
 changes no layer.
 
@@ -11,7 +11,7 @@ Read `estimate.py` first, then `work.py`.
 |---|---|
 | survey | what a method would quantize of a model, from its configuration alone |
 | run_size | how large a run is, and how its processes divide it |
-| calibration_size | how many sequences: as asked, by default, or as many as fit a time |
+| calibration_size | how many sequences: given, default, or as many as fit a time |
 | work | how much work each part of a run is |
 | throughput | how much work one process does in a second, measured |
 | devices | this machine, measured, and accelerators, by their data sheets |
@@ -19,6 +19,6 @@ Read `estimate.py` first, then `work.py`.
 | offload | which weights and hidden states stay in memory |
 | estimate | all of it together, in sentences |
 
-An accelerator is an entry of `devices.DEVICES`. What a method needs said of itself it says in its
-own file (`methods/method.py`).
+To add an accelerator, add an entry to `devices.DEVICES`. What a plan must know of a method are
+attributes of its class (`methods/method.py`).
 """

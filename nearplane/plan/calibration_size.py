@@ -1,4 +1,4 @@
-"""How many calibration sequences a run uses: as asked, by default, or as many as fit a time."""
+"""Choose how many calibration sequences a run uses: given, default, or as many as fit a time."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,22 +26,23 @@ class CalibrationSize:
     seconds: float | None
 
     def __post_init__(self) -> None:
-        if self.seconds is not None and self.sequences is not None:
-            raise NearplaneError("give --time or --sequences, not both: each sets the calibration")
+        check_one_given(self.sequences, self.seconds)
 
     def size(
         self,
-        found: Survey,
+        survey: Survey,
         ranks: Ranks,
         memory: int | None,
         earlier: dict[str, Any] | None,
         says: Callable[[str], None],
     ) -> tuple[int, int]:
-        """Return how many sequences there are to be at most, and their length.
+        """Return the most sequences to use, and their length.
 
-        - `earlier`: the calibration of the run that is resumed, whose time may have been given.
+        - `memory`: bytes that a process may use; None is all available.
+        - `earlier`: the calibration of the run that is resumed, used again if `seconds` is given.
+        - `says`: called with a sentence on the number that fits in the time.
         """
-        length = default_length(found.model) if self.length is None else self.length
+        length = default_length(survey.model) if self.length is None else self.length
         most = None
         given = self.calibration
         if isinstance(given, torch.Tensor) and given.ndim == 2 and given.numel():
@@ -50,36 +51,42 @@ class CalibrationSize:
         if self.seconds is not None and earlier:
             sequences, length = earlier["sequences"], earlier["length"]
         elif self.seconds is not None:
-            sequences = self.fitting(found, length, ranks, memory, says)
+            sequences = self.fitting(survey, length, ranks, memory, says)
         elif self.sequences is None:
-            sequences = most or default_sequences(found.widest, length, ranks.size)
+            sequences = most or default_sequences(survey.widest, length, ranks.size)
         else:
             sequences = self.sequences
         return sequences if most is None else min(sequences, most), length
 
     def fitting(
         self,
-        found: Survey,
+        survey: Survey,
         length: int,
         ranks: Ranks,
         memory: int | None,
         says: Callable[[str], None],
     ) -> int:
-        """Return as many sequences as the first process finds to fit in the time.
+        """Return how many sequences fit in the time, as the first process estimates.
 
-        NearplaneError in all of them where it finds none.
+        Raises NearplaneError in all processes if one sequence for each takes longer.
         """
         assert self.seconds is not None
         answer = ""
         if ranks.first:
             try:
-                whole = estimate(found, ranks.size, length, ranks.size, allowed=memory)
-                run = whole.within(self.seconds)
-                says(run.time_sentence(self.seconds))
-                answer = str(run.run.sequences)
+                least = estimate(survey, ranks.size, length, ranks.size, allowed=memory)
+                fit = least.within(self.seconds)
+                says(fit.time_sentence(self.seconds))
+                answer = str(fit.run.sequences)
             except NearplaneError as refusal:
                 answer = str(refusal)
         answer = (ranks.bytes_of_first(answer.encode()) or b"").decode()
         if not answer.isdecimal():
             raise NearplaneError(answer)
         return int(answer)
+
+
+def check_one_given(sequences: int | None, seconds: float | None) -> None:
+    """Raise NearplaneError if both a number of sequences and a time are given."""
+    if seconds is not None and sequences is not None:
+        raise NearplaneError("give --time or --sequences, not both: each sets the calibration")

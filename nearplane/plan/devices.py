@@ -1,4 +1,4 @@
-"""The devices that a plan can be made for: this machine, measured, and others, by data sheets."""
+"""Devices to plan for: this machine, which is measured, and accelerators, by their data sheets."""
 
 from dataclasses import dataclass
 
@@ -9,17 +9,18 @@ from nearplane.plan.survey import Survey
 from nearplane.plan.throughput import MachineBenchmark, MethodTrial, Throughput
 from nearplane.types import NearplaneError
 
-# of this machine: assumed, since the cache of its disk would be measured, and no network
+# bytes a second of this machine, assumed: a measurement would only see the disk's cache
 READ_BYTES, WRITE_BYTES, LINK_BYTES = 1e9, 0.5e9, 1e9
 MESSAGES = 1e4  # a second, one after the other; two processes here take 75 µs for a small one
-# of a server with several accelerators, for each of them
+# bytes a second for each accelerator of a server with several
 SERVER_READ_BYTES, SERVER_WRITE_BYTES = 2e9, 1e9
 NODE = 8  # accelerators that one server joins
 NETWORK_BYTES = 50e9  # 400 Gbit/s for each accelerator, between servers
-LINKED = 0.7  # of a link's peak
-HOSTED = 0.7  # of the link to the host
-MOVED = 0.6  # of the memory's peak
-# share of a peak -> what it is of, and which parts of a run it decides
+# assumed shares of peak rates: of the link between accelerators, of that to the host, of memory
+LINKED = 0.7
+HOSTED = 0.7
+MOVED = 0.6
+# field of `Throughput` -> the share of a peak that is assumed, and the type whose peak it is
 SHARES = {
     "forward_flops": (0.5, "bfloat16"),
     "attention_flops": (0.3, "bfloat16"),
@@ -36,7 +37,8 @@ class Device:
     """The public peak numbers of an accelerator, in units a second; dense, no sparsity.
 
     - `peaks`: flops of "bfloat16", "float32" (no TF32) and "float64" (no tensor cores).
-    - `moves`: bytes of its memory; `link`: to the others in a server, one way; `host`: to the CPU.
+    - `moves`: bytes to and from its memory. `link`: bytes to others in a server, one way.
+    - `host`: bytes to the CPU.
     """
 
     title: str
@@ -72,9 +74,9 @@ def known(name: str) -> str:
 
 
 def stated_throughput(name: str, ranks: int, trial: MethodTrial) -> Throughput:
-    """Return the stated rates of an accelerator that is one of `ranks`.
+    """Return the rates of an accelerator that is one of `ranks`, from its data sheet.
 
-    - `trial`: by one core of this machine, as its host's: coding is done there.
+    - `trial`: on one core of this machine, which stands for the host's, where coding is done.
     """
     device = DEVICES[name]
     stated = {rate: share * device.peaks[kind] for rate, (share, kind) in SHARES.items()}
@@ -91,9 +93,9 @@ def stated_throughput(name: str, ranks: int, trial: MethodTrial) -> Throughput:
     )
 
 
-def measured_throughput(found: Survey, length: int, trial: MethodTrial) -> Throughput:
-    """Return what one process does on this machine; takes about a second."""
-    bench = MachineBenchmark.of(found, length)
+def measured_throughput(survey: Survey, length: int, trial: MethodTrial) -> Throughput:
+    """Measure the rates of one process on this machine; takes about a second."""
+    bench = MachineBenchmark.of(survey, length)
     return Throughput(
         forward_flops=bench.forward_flops(),
         attention_flops=bench.attention_flops(),
@@ -102,7 +104,7 @@ def measured_throughput(found: Survey, length: int, trial: MethodTrial) -> Throu
         float32_flops=bench.float32_flops(),
         solve_flops=trial.solve_flops,
         float64_flops=trial.float64_flops,
-        factor_flops=bench.factor_flops(found.method),
+        factor_flops=bench.factor_flops(survey.method),
         coded_weights=trial.coded_weights,
         coded_matrices=trial.coded_matrices,
         read_bytes=READ_BYTES,
@@ -165,7 +167,7 @@ def stated_lines(name: str, rates: Throughput, trial: MethodTrial, ranks: int) -
 
 
 def threads() -> str:
-    """Return how many this process uses, for people."""
+    """Return how many threads this process uses, for people."""
     count = torch.get_num_threads()
     return f"{count} threads" if count > 1 else "one thread"
 

@@ -1,4 +1,4 @@
-"""What a run would take: hours and gigabytes, and the assumptions behind them."""
+"""Predict the time, memory and disk that a run takes, with the assumptions behind them."""
 
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -26,7 +26,7 @@ from nearplane.walk.calibration import MOST_TOKENS, default_length, default_sequ
 
 START_S = 6  # Python's and its libraries' start, opening the model, reading the text
 TRIED_COLUMNS = 1024
-# the factors that times of docs/SCALE.md were off by, and memory, and a little more
+# factors of accuracy: stated for time; the worst of docs/SCALE.md's runs; stated for memory
 WITHIN, OFF, MEMORY_WITHIN = 1.5, 1.2, 2
 
 
@@ -56,10 +56,12 @@ class Estimate:
         return self.grouped(self.parts)
 
     def grouped(self, parts: list[Part]) -> dict[str, float]:
-        found: dict[str, float] = {}
+        seconds_of_group: dict[str, float] = {}
         for part in parts:
-            found[part.group] = found.get(part.group, 0.0) + part.seconds(self.rates)
-        return found
+            seconds_of_group[part.group] = seconds_of_group.get(part.group, 0.0) + part.seconds(
+                self.rates
+            )
+        return seconds_of_group
 
     @property
     def spent_seconds(self) -> float:
@@ -69,12 +71,12 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Until the checkpoint is there: parts follow each other, and wait for the busiest."""
+        """The seconds until the checkpoint is written; every part waits for the busiest process."""
         return START_S + sum(self.groups.values())
 
     @cached_property
     def means(self) -> Offload:
-        """How it keeps within the memory that it may have; NearplaneError if it cannot."""
+        """The offload; NearplaneError if the run cannot stay within `allowed`."""
         allowed = self.capacity if self.allowed is None else self.allowed
         return choose_offload(self.survey, self.run, allowed, self.allowed is not None)
 
@@ -102,7 +104,7 @@ class Estimate:
 
     @property
     def allowance(self) -> str:
-        """What the memory is compared with."""
+        """The memory that a process may use, for people."""
         if self.allowed is not None:
             return f"{self.allowed / 1e9:.2f} GB allowed"
         each = " to each" if self.run.ranks > 1 else ""
@@ -116,7 +118,7 @@ class Estimate:
         return available_bytes() / self.run.ranks
 
     def with_sequences(self, sequences: int) -> "Estimate":
-        """The same run on so many sequences."""
+        """Return the same run on so many sequences."""
         return replace(self, run=replace(self.run, sequences=sequences))
 
     def within(self, seconds: float) -> "Estimate":
@@ -140,7 +142,7 @@ class Estimate:
         return self.with_sequences(fewest)
 
     def time_sentence(self, seconds: float) -> str:
-        """Say how much calibration fits in a stated time."""
+        """Return in one line how much calibration fits in a time."""
         run = self.run
         said = f"{run.sequences} x {run.length} tokens, in about {duration(self.seconds)}"
         more = "; more tokens help little" if run.tokens + run.length > MOST_TOKENS else ""
@@ -232,7 +234,7 @@ def expected(ranks: int) -> str:
 
 
 def estimate(
-    found: Survey,
+    survey: Survey,
     sequences: int | None = None,
     length: int | None = None,
     ranks: int = 1,
@@ -242,45 +244,45 @@ def estimate(
     """Return what a run would take; measures this machine for two seconds.
 
     - `sequences`, `length`: the defaults of `walk.calibration` if None.
-    - `device`: "cpu" is this machine; any other goes by stated rates.
-    - `allowed`: bytes of memory that a process must keep within; what there is if None.
+    - `device`: "cpu" is this machine; the rates of others are from data sheets.
+    - `allowed`: bytes of memory that a process may use; None is all available.
 
     Raises NearplaneError for an unknown device, no process, or more processes than sequences.
     """
     known(device)
-    length = default_length(found.model) if length is None else length
+    length = default_length(survey.model) if length is None else length
     if sequences is None:
-        sequences = default_sequences(found.widest, max(length, 1), ranks)
+        sequences = default_sequences(survey.widest, max(length, 1), ranks)
     run = RunSize(sequences, length, ranks)
     if device != CPU:
-        # what this machine is slow at says nothing of another one
-        found = replace(found, compute=found.dtype)
-        trial = tried_on_one_core(found)
+        # whether this machine is slow in the stored type does not matter for another one
+        survey = replace(survey, compute=survey.dtype)
+        trial = tried_on_one_core(survey)
         rates = stated_throughput(device, ranks, trial)
-        return Estimate(found, run, rates, trial, device, allowed)
-    trial = tried(found.method, tried_columns(found))
+        return Estimate(survey, run, rates, trial, device, allowed)
+    trial = tried(survey.method, tried_columns(survey))
     return Estimate(
-        found, run, measured_throughput(found, run.length, trial), trial, device, allowed
+        survey, run, measured_throughput(survey, run.length, trial), trial, device, allowed
     )
 
 
-def tried_on_one_core(found: Survey) -> MethodTrial:
+def tried_on_one_core(survey: Survey) -> MethodTrial:
     """Return the method's trial by one core, as the host of an accelerator has for each of them.
 
-    For as long as it is measured, all of the process's operations in torch run on one thread.
+    Meanwhile all operations of torch in this process run on one thread.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return tried(found.method, tried_columns(found))
+        return tried(survey.method, tried_columns(survey))
     finally:
         torch.set_num_threads(threads)
 
 
-def tried_columns(found: Survey) -> int:
-    """Return the columns that a method is tried on: those of most weights, if not too many."""
-    weights = sum(rows * columns for rows, columns in (la.shape for la in found.layers))
-    mean = sum(la.shape[0] * la.shape[1] ** 2 for la in found.layers) / weights
+def tried_columns(survey: Survey) -> int:
+    """Return the columns of a trial: the mean over weights, in SMALLEST .. TRIED_COLUMNS."""
+    weights = sum(rows * columns for rows, columns in (la.shape for la in survey.layers))
+    mean = sum(la.shape[0] * la.shape[1] ** 2 for la in survey.layers) / weights
     return int(min(max(mean, SMALLEST), TRIED_COLUMNS))
 
 

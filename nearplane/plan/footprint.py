@@ -15,7 +15,7 @@ from nearplane.walk.walk import BATCH_TOKENS
 BASE_BYTES = 0.75e9  # Python, torch, transformers, and freed blocks that the allocator keeps
 CHOICE_BYTES = 8 * 8  # of a token: the numbers of the experts that it is sent to
 LOSS_BYTES = 3 * 8  # of every row that is finished: loss, damped loss and bound, in float64
-GROUP_BYTES = 1500  # the rest of a file of finished layers
+GROUP_BYTES = 1500  # of a file of finished layers, beside records and losses
 
 # Bytes for every entry of a Hessian. Summing: the sum in float32, or the moments of two streams,
 # see walk/input_statistics.py.
@@ -37,9 +37,9 @@ Kind = tuple[Shapes, bool]
 class Memory:
     """The parts of one process's memory at its peak, bytes.
 
-    - `weights`: of the model, as far as they are in memory. `states`: hidden states of its share
-      of the calibration, and what runs of a block compute from them.
-    - `working`: for the layers that need most. `base`: Python and its libraries.
+    - `weights`: those of the model that are in memory. `states`: hidden states of its share of the
+      calibration, and activations of forward passes that are paused inside a block.
+    - `working`: to sum, factor and round the layers that need most. `base`: Python and libraries.
     """
 
     weights: int | float
@@ -67,8 +67,7 @@ class MemoryNeeds:
     def memory(self, by_blocks: bool, spilled: bool, paused: int) -> Memory:
         """Return the memory of a run.
 
-        - `by_blocks`: one block's weights are in memory at a time; `spilled`: no hidden states are.
-        - `paused`: how many batches wait in memory from stage to stage.
+        - `by_blocks`, `spilled`, `paused`: as in `Offload`.
         """
         state = self.tokens * self.hidden * self.itemsize
         states = paused * self.paused_bytes
@@ -112,22 +111,22 @@ class MemoryNeeds:
 
     @property
     def streams(self) -> int:
-        """How many streams of hidden states there are: an original one beside the quantized one."""
+        """2 if there is an original stream of hidden states beside the quantized one, else 1."""
         return 2 if self.found.method.compensates else 1
 
     @property
     def itemsize(self) -> int:
-        """Bytes of a number in the type that is computed in."""
+        """Bytes of a number in the type of products."""
         return self.found.compute.itemsize
 
     @property
     def widening(self) -> float:
-        """How many times as large a weight is in the type that is computed in."""
+        """Bytes of a weight in the type of products, over its stored bytes."""
         return self.itemsize / self.found.dtype.itemsize
 
     @property
     def converted(self) -> int | float:
-        """Bytes of what is outside of blocks, converted to the type that is computed in."""
+        """Bytes of what is outside of blocks, converted to the type of products."""
         same = self.found.compute == self.found.dtype
         return 0 if same else self.parts[0] * self.widening
 
@@ -160,7 +159,7 @@ class MemoryNeeds:
     def weights(self, by_blocks: bool) -> int | float:
         """Return the bytes of weights in memory: those loaded, and one block of rounded ones.
 
-        Rounded weights are in the type that is computed in.
+        Rounded weights are in the type of products.
         """
         outside, sizes = self.parts
         rounded = max(sizes) * self.widening
@@ -189,7 +188,7 @@ class MemoryNeeds:
     def rounded_weights(self, shapes: Shapes) -> int | float:
         """Return the bytes of weights while the widest layers of a block on disk are rounded.
 
-        The block's rounded layers, and the widest ones as the file has them.
+        These are the block's rounded layers, and the widest ones as they are stored.
         """
         stored = self.found.dtype.itemsize * weights_of(shapes)
         return max(self.parts[1]) * self.widening + stored
@@ -202,7 +201,7 @@ class MemoryNeeds:
         )
 
     def rounding(self, shapes: Shapes, expert: bool) -> int | float:
-        """Return the bytes that a stage takes afterwards: for its targets, factor and rounding."""
+        """Return the bytes that a stage's targets, factor and rounding take."""
         square, weights = shapes[0][1] ** 2, weights_of(shapes)
         largest = max(rows * columns for rows, columns in shapes)
         factored = FACTORING * square + WEIGHT * weights
@@ -242,7 +241,7 @@ def bytes_of(module: nn.Module) -> int:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def unfinished_bytes(found: Survey) -> int | float:
+def unfinished_bytes(survey: Survey) -> int | float:
     """Return the bytes of the folder of finished layers when the last one is finished."""
-    rows = sum(layer.shape[0] for layer in found.layers)
-    return found.record_bytes + LOSS_BYTES * rows + GROUP_BYTES * len(found.stages)
+    rows = sum(layer.shape[0] for layer in survey.layers)
+    return survey.record_bytes + LOSS_BYTES * rows + GROUP_BYTES * len(survey.stages)

@@ -1,4 +1,4 @@
-"""How a run keeps within its memory: what stays on disk, what waits, what is computed again."""
+"""Choose what a run keeps on disk or computes again, to stay within its memory."""
 
 import tempfile
 from collections.abc import Iterator
@@ -18,13 +18,13 @@ GIB = 2**30
 
 @dataclass(frozen=True)
 class Offload:
-    """What a run does to keep within its memory, and the memory that it then needs.
+    """What a run keeps on disk or computes again, and the memory that it then needs.
 
     - `by_blocks`: whether one block's weights are in memory at a time, or all.
     - `spilled`: whether hidden states between blocks go to a file.
     - `columns`: of the widest layer.
-    - `paused`: how many of `batches` wait in memory from stage to stage; what the others were is
-      computed again for each.
+    - `paused`: for how many of `batches` a block's forward pass stays in memory from stage to
+      stage; for the others it is computed again for every stage.
     """
 
     by_blocks: bool
@@ -35,13 +35,13 @@ class Offload:
     columns: int
 
     def limits(self, out: str | Path) -> ActivationLimits:
-        """Return the limits of a walk whose files go beside OUT, or where temporary files go."""
+        """The limits of the walk; hidden states go to a file beside OUT, or to a temporary one."""
         beside = Path(out).expanduser().resolve().parent
         directory = beside if beside.is_dir() else Path(tempfile.gettempdir())
         return ActivationLimits(self.paused, directory if self.spilled else None)
 
     def sentence(self) -> str:
-        """Say in one line what is done."""
+        """Return the choices in one line."""
         weights = "one block's at a time" if self.by_blocks else "all"
         states = "in a file beside OUT" if self.spilled else "in memory"
         waiting = (
@@ -53,7 +53,7 @@ class Offload:
         return f"weights in memory: {weights}; hidden states: {states}; {waiting}"
 
     def precision(self) -> str:
-        """Say in one line in which precision and portions a layer is rounded."""
+        """Return in one line in which types, and how many rows at a time, a layer is rounded."""
         return (
             f"Hessians in float32, factors in float64, {TILE} rows rounded at a time; at most "
             f"{self.columns} columns share a Hessian"
@@ -61,31 +61,31 @@ class Offload:
 
 
 def choose_offload(
-    found: Survey, run: RunSize, allowed: int | float, promised: bool = False
+    survey: Survey, run: RunSize, allowed: int | float, promised: bool = False
 ) -> Offload:
-    """Return the fastest means by which a run keeps within the memory that it is allowed.
+    """Return the fastest offload with which a process needs at most `allowed` bytes.
 
-    If none does, those of least memory; NearplaneError that says so if it was promised.
+    If there is none: the one of least memory, or NearplaneError if `promised`.
     """
-    needs = MemoryNeeds(found, run)
-    means = None
-    for means in ways(found, needs):
-        if means.memory.total <= allowed:
-            return means
-    assert means is not None
+    needs = MemoryNeeds(survey, run)
+    offload = None
+    for offload in ways(survey, needs):
+        if offload.memory.total <= allowed:
+            return offload
+    assert offload is not None
     if promised:
         raise NearplaneError(
-            f"{allowed / GIB:.2f} GiB of memory are too little for {found.name}: this run needs at "
-            f"least {means.memory.total / GIB:.2f} GiB ({means.memory.sentence()})"
+            f"{allowed / GIB:.2f} GiB of memory are too little for {survey.name}: this run needs "
+            f"at least {offload.memory.total / GIB:.2f} GiB ({offload.memory.sentence()})"
         )
-    return means
+    return offload
 
 
-def ways(found: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
-    """Yield what can be done about memory, the fastest first and that of least memory last."""
+def ways(survey: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
+    """Yield all offloads, from the fastest to the one of least memory."""
     batches = needs.batches
     yield offload_by(needs, False, False, batches)
-    by_blocks = can_be_read_by_blocks(found)
+    by_blocks = can_be_read_by_blocks(survey)
     if by_blocks:
         yield offload_by(needs, True, False, batches)
     paused = batches
@@ -102,6 +102,6 @@ def offload_by(needs: MemoryNeeds, by_blocks: bool, spilled: bool, paused: int) 
     return Offload(by_blocks, spilled, paused, needs.batches, memory, needs.widest)
 
 
-def can_be_read_by_blocks(found: Survey) -> bool:
+def can_be_read_by_blocks(survey: Survey) -> bool:
     """Whether blocks can be loaded one by one: not of GGUF files, nor where they share weights."""
-    return not found.empty.is_gguf and stand_alone(found.model, found.blocks)
+    return not survey.empty.is_gguf and stand_alone(survey.model, survey.blocks)

@@ -1,4 +1,4 @@
-"""What a model has to quantize, seen without loading a weight."""
+"""List what a method would quantize of a model, without loading a weight."""
 
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -19,7 +19,7 @@ from nearplane.model.selection import Rules, Selection, select
 from nearplane.types import NearplaneError
 from nearplane.walk.sensitivity import kind_of
 
-FILE_BYTES = 1000  # the rest of a safetensors directory
+FILE_BYTES = 1000  # a safetensors header beside its tensors' entries
 
 
 @dataclass(frozen=True)
@@ -27,8 +27,8 @@ class Survey:
     """A model without weights, and which of its layers a method would quantize.
 
     - `compute`: the type that products run in.
-    - `stages`: layers that share their inputs, as far as a run without numbers shows it.
-    - `shares`: the share of the tokens that comes to one expert, by its layers' names.
+    - `stages`: layers that share their inputs, found by a run on the meta device.
+    - `shares`: name of an expert's layer -> the share of all tokens that is routed to it.
     """
 
     empty: EmptyModel
@@ -71,12 +71,12 @@ class Survey:
 
     @cached_property
     def units(self) -> int:
-        """How many layers are probed apart; those of one kind of all experts are one."""
+        """How many sensitivities are measured: all experts' layers of one kind count as one."""
         return len({kind_of(la) if la.name in self.shares else la.name for la in self.layers})
 
     @cached_property
     def active(self) -> float:
-        """How many weights a token is multiplied by, on average."""
+        """How many quantized weights a token is multiplied by, on average."""
         return sum(layer.weight().numel() * self.share(layer) for layer in self.layers)
 
     @cached_property
@@ -96,12 +96,12 @@ class Survey:
 
     @cached_property
     def stored_bytes(self) -> int:
-        """About what the checkpoint's tensors take."""
+        """About the bytes of the checkpoint's tensors."""
         return round(self.record_bytes + self.unquantized * self.dtype.itemsize)
 
     @cached_property
     def record_bytes(self) -> float:
-        """About what the records of all layers take, as the method says."""
+        """About the bytes of all layers' records, as the method predicts."""
         return sum(self.method.stored_bytes(*layer.shape) for layer in self.layers)
 
     @cached_property
@@ -127,8 +127,8 @@ def survey(
 ) -> Survey:
     """Return what `method` would quantize of a model, from its configuration alone.
 
-    - `model`: a directory, a hub name, a .gguf file, or the same opened without weights.
-    - `bare`: a directory that holds nothing but a config.json will do.
+    - `model`: a directory, a hub name, a .gguf file, or what `open_without_weights` returned.
+    - `bare`: also accept a directory that holds nothing but a config.json.
     - `arithmetic`: "auto", or the name of the type that products run in.
 
     Raises NearplaneError when the model cannot be opened or a layer cannot meet the target.
@@ -148,18 +148,18 @@ def survey(
 def at_size(found: Survey, size: int) -> Survey:
     """Return the survey with its method at the rate whose weight files take `size` bytes.
 
-    What stays as it is keeps its bytes; a directory entry of every tensor is counted.
+    Counts the bytes of unquantized tensors, and of every tensor's entry in the files' headers.
 
-    Raises NearplaneError when the method has no rate, or when no rate it has gives that size.
+    Raises NearplaneError when the method has no rate, or none that gives this size.
     """
     if found.method.rate is None:
         raise NearplaneError(f"{found.method.name} has no rate that a size could set")
     entries = codes.ENTRY_BYTES * (len(found.model.state_dict()) - len(found.layers))
-    kept = found.unquantized * found.dtype.itemsize + entries + FILE_BYTES
-    bpw = 8 * (size - kept) / found.quantized
+    others = found.unquantized * found.dtype.itemsize + entries + FILE_BYTES
+    bpw = 8 * (size - others) / found.quantized
     if bpw <= 0:
         raise NearplaneError(
-            f"{size / 1e6:.1f} MB cannot be met: what is not quantized takes {kept / 1e6:.1f} MB"
+            f"{size / 1e6:.1f} MB cannot be met: what is not quantized takes {others / 1e6:.1f} MB"
         )
     try:
         method = found.method.with_bpw(bpw)

@@ -1,4 +1,4 @@
-"""How much work one process does in a second, measured on this machine by nearplane's functions."""
+"""Measure how much work a process does in a second on this machine, by nearplane's functions."""
 
 import time
 from collections.abc import Callable, Iterator
@@ -32,14 +32,14 @@ TRIANGLE_SHARE = 0.625  # of a full product that certificate.times_triangle comp
 class Throughput:
     """How much work one process does in a second.
 
-    - `forward_flops`, `attention_flops`: of forward passes, in the type that is computed in.
+    - `forward_flops`, `attention_flops`: of forward passes, in the type of products.
     - `moved_bytes`: read and written between products, by norms, activations and sums.
     - `gram_flops`: x xᵀ and x̂ xᵀ, summed in float32. `float32_flops`: other products.
     - `solve_flops`: nearest plane, rows · n² for a sweep. `float64_flops`: certificates.
     - `factor_flops`: a basis, n³ / 3.
-    - `coded_weights`: weights that go through all that the method does beside sweeps and
-      certificates: searches and packing. `coded_matrices`: matrices, of what each takes however
-      small it is, such as fitting code tables.
+    - `coded_weights`: weights in everything that the method does beside sweeps and certificates,
+      such as searches and packing. `coded_matrices`: matrices in work that does not depend on
+      their size, such as fitting code tables.
     - `read_bytes`, `write_bytes`: of the disk.
     - `link_bytes`: from a process to the next one; `link_messages`: of any size.
     - `host_bytes`: between the device and its host.
@@ -64,7 +64,7 @@ class Throughput:
 
 @dataclass(frozen=True)
 class MethodTrial:
-    """What a method's time goes to on a few matrices.
+    """How a method spends its time on a few matrices.
 
     - `sweeps`, `checks`: how often all rows are rounded, and certified, on average.
     - `sweep_s`, `check_s`: seconds of both. Of all else: `rows_s` of work that processes can divide
@@ -147,19 +147,19 @@ class Timer:
             yield
 
     def timed(self, rows: Tensor, *others: Any, **named: Any) -> Tensor:
-        """Return what the function returns."""
+        """Call the function, add its time and rows, return its result."""
         started = Clock()
-        made = self.op(rows, *others, **named)
+        result = self.op(rows, *others, **named)
         self.seconds += started.seconds
         self.rows += len(rows)
-        return made
+        return result
 
 
 @dataclass
 class PartsTimer:
-    """How long work took that processes can share, by rows or by pieces of integers.
+    """How long the work took that processes can share, by rows or by pieces of integers.
 
-    - `calls`: how often there was such work; `sent`: bytes of its results, which all are sent.
+    - `calls`: how often there was such work. `sent`: bytes of its results, sent to all processes.
     """
 
     rows_s: float = 0.0
@@ -174,19 +174,19 @@ class PartsTimer:
             yield
 
     def timed(self, work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
-        """Return what `in_parts` returns."""
+        """Call `in_parts`, add its time and the bytes of its results, return these."""
         started = Clock()
-        made = in_parts(work, count, grain)
+        results = in_parts(work, count, grain)
         seconds = started.seconds
         self.rows_s += seconds if grain == TILE else 0.0
         self.pieces_s += seconds if grain != TILE else 0.0
         self.calls += 1
-        self.sent += sum(bytes_of(each) for part in made for each in part)
-        return made
+        self.sent += sum(bytes_of(each) for part in results for each in part)
+        return results
 
 
 def bytes_of(result: Tensor) -> int:
-    """Return about the bytes of a message; of many integers, a thousand are looked at."""
+    """Return about the bytes of a tensor in a message, from the range of 1000 of its numbers."""
     some = result.reshape(-1)[:: max(1, result.numel() // 1000)]
     return result.numel() * narrowest(some).dtype.itemsize
 
@@ -205,8 +205,10 @@ def tried(method: Method, columns: int) -> MethodTrial:
 
 def least_of_two(method: Method, seed: int, columns: int) -> MethodTrial:
     """Return the faster of two trials: other programs can only add time."""
-    found = problem(seed, columns)
-    return min((once(method, *found) for _ in range(2)), key=lambda trial: trial.seconds)
+    weight_and_hessian = problem(seed, columns)
+    return min(
+        (once(method, *weight_and_hessian) for _ in range(2)), key=lambda trial: trial.seconds
+    )
 
 
 def once(method: Method, weight: Tensor, hessian: Tensor) -> MethodTrial:
@@ -266,9 +268,9 @@ class MachineBenchmark:
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     @classmethod
-    def of(cls, found: Survey, length: int) -> "MachineBenchmark":
-        hidden = getattr(found.config, "hidden_size", LARGEST)
-        return cls(found.compute, min(max(hidden, SMALLEST), LARGEST), min(length, TOKENS))
+    def of(cls, survey: Survey, length: int) -> "MachineBenchmark":
+        hidden = getattr(survey.config, "hidden_size", LARGEST)
+        return cls(survey.compute, min(max(hidden, SMALLEST), LARGEST), min(length, TOKENS))
 
     def random(self, *shape: int) -> Tensor:
         return torch.randn(*shape, generator=self.draws)
@@ -286,7 +288,7 @@ class MachineBenchmark:
         return flops / seconds_of(lambda: attend(q, q, q, is_causal=True))
 
     def moved_bytes(self) -> float:
-        """Of an RMS norm as models write it, a gate and a sum: what surrounds the products."""
+        """Time an RMS norm as models write it, a gate and a sum: operations between products."""
         x = self.random(TOKENS, self.columns).to(self.dtype)
 
         def around() -> Tensor:
@@ -294,7 +296,7 @@ class MachineBenchmark:
             normed = (wide * torch.rsqrt(wide.square().mean(-1, keepdim=True) + 1e-6)).to(x.dtype)
             return x + nn.functional.silu(normed) * x
 
-        # a quarter of what a block does: two norms, rotations, a wider gate, two sums
+        # a quarter of those of a block: two norms, rotations, a wider gate, two sums
         return MOVED / 4 * x.nbytes / seconds_of(around)
 
     def gram_flops(self) -> float:

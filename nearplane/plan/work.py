@@ -1,4 +1,4 @@
-"""How much work each part of a run is, and how processes divide it."""
+"""Predict the flops, bytes and matrices of each part of a run, and how processes divide them."""
 
 from collections import Counter
 from collections.abc import Callable
@@ -21,7 +21,7 @@ from nearplane.walk.hessian import NARROW, STRIPES
 from nearplane.walk.sensitivity import HESSIAN_TOKENS, POSITIONS, SEQUENCES
 from nearplane.walk.sensitivity import LENGTH as PROBED_LENGTH
 
-FORWARDS = 1.1  # of all layers: a paused run does every product once, and a few tokens are traced
+FORWARDS = 1.1  # passes of each token through all layers: one, and something for the trace
 GRAM_SHARE = (STRIPES + 1) / (2 * STRIPES)  # of the full product that a wide Hessian's sum takes
 TRIANGLE = 2  # a product or a solve with a triangle is about half as fast as a product of squares
 # What targets take, in units of rows · n², see lattice/cross_target.py. Products: the gradients on
@@ -31,15 +31,15 @@ TARGET_PRODUCTS = (3 + len(RIDGES)) * 2 + (len(RIDGES) + 1) * 2 * TRIANGLE
 # float32 numbers a weight that processes send each other for them: the gradients on fitted and on
 # held-out tokens, a move for every ridge, and for the ridge that is taken a gradient and a move
 TARGET_BYTES = 4 * (2 + len(RIDGES) + 2)
-REPORTED = 2  # of rows · n²: the energy that a report puts the loss over
-DRAWN = TRIANGLE  # of rows · n²: an error drawn for probing
-# of what a method does once for every matrix it quantizes, the share that drawing an error does
+REPORTED = 2  # flops over rows · n²: a layer's energy, for its report
+DRAWN = TRIANGLE  # flops over rows · n²: an error drawn for probing
+# time of drawing an error over the time that quantizing any matrix takes, however small it is
 DRAWN_MATRICES = 0.5
 CODE_BYTES, FACTOR_BYTES, SUM_BYTES = 4, 8, 4
 
 
 class OffloadCost(NamedTuple):
-    """What a run that keeps within its memory does more than once, or through the disk.
+    """What a run repeats, or moves through the disk, because of its offload.
 
     - `again`: the share of the batches whose forward passes are repeated for every stage.
     - `by_blocks`: whether weights are read again whenever their block is needed.
@@ -51,7 +51,7 @@ class OffloadCost(NamedTuple):
     spilled: bool = False
 
 
-FIRST = 1.0  # of work that the first process does while the others wait
+FIRST = 1.0  # `Part.share` of work that the first process does while the others wait
 PLAIN = OffloadCost()
 
 
@@ -61,7 +61,7 @@ class Part:
 
     - `group`: the line of the plan that it is counted in.
     - `rate`: the field of Throughput that decides how long it takes; `amount` is in its unit.
-    - `share`: of the process that has most of it, which the others wait for; None where every
+    - `share`: the largest share of one process, for which the others wait; None where every
       process does all of it.
     """
 
@@ -71,21 +71,21 @@ class Part:
     share: int | float | None = None
 
     def seconds(self, rates: Throughput) -> int | float:
-        """Return how long a run takes for it."""
+        """Return the seconds until the last process has finished it."""
         share = 1.0 if self.share is None else self.share
         return self.amount * share / getattr(rates, self.rate)
 
     def spent(self, rates: Throughput, ranks: int) -> int | float:
-        """Return how long all processes together are busy with it."""
+        """Return the seconds of all processes together."""
         times = ranks if self.share is None else 1
         return self.amount * times / getattr(rates, self.rate)
 
 
 class Kind(NamedTuple):
-    """What layers have in common that cost the same; of a stage, its first layer counts.
+    """The properties on which a layer's cost depends; a stage has those of its first layer.
 
     - `alone`: whether it is the only one of its stage.
-    - `expert`: whether it belongs to an expert; `share`: of all tokens, that comes to it.
+    - `expert`: whether it belongs to an expert. `share`: the share of all tokens that it gets.
     """
 
     rows: int
@@ -110,7 +110,7 @@ def weights_of(kind: Kind) -> int:
 
 @dataclass(frozen=True)
 class Sizes:
-    """Sums over a model's layers and stages that the work is in proportion to."""
+    """Sums over a model's layers and stages to which the work is proportional."""
 
     found: Survey
     run: RunSize
@@ -142,7 +142,7 @@ class Sizes:
 
     @property
     def state_bytes(self) -> int | float:
-        """Of the hidden states between two blocks, of all streams and tokens."""
+        """Bytes of the hidden states between two blocks, of all streams and tokens."""
         return self.streams * self.run.tokens * self.hidden * self.found.compute.itemsize
 
     def rows_by_squares(self, drifted: bool = False) -> int | float:
@@ -151,7 +151,7 @@ class Sizes:
         return sum(count * kind.size for kind, count in kinds if not (drifted and kind.expert))
 
     def busiest(self, amount: OfKind, things: OfKind, grain: int = TILE) -> float:
-        """Return the share of Σ amount that the process with most of it has.
+        """Return the largest share of Σ amount that one process has.
 
         - `things`: how many of a layer's rows or weights are divided, in whole grains.
         """
@@ -214,66 +214,71 @@ class Sizes:
         )
 
     def sampled(self) -> int | float:
-        """Return how many weights all samples have from which rates are predicted."""
+        """Return how many weights are in the samples that predict rates (`methods/rate.py`)."""
         kinds = ((kind.rows * kind.columns, count) for kind, count in self.layers.items())
         return sum(count * min(n, max(SAMPLE_WEIGHTS, n / 20)) for n, count in kinds)
 
 
 def parts_of(
-    found: Survey, run: RunSize, trial: MethodTrial, kept: OffloadCost = PLAIN
+    survey: Survey, run: RunSize, trial: MethodTrial, offload: OffloadCost = PLAIN
 ) -> list[Part]:
     """Return all parts of a run; those of one group follow each other."""
-    sizes = Sizes(found, run)
-    parts = [*reading(sizes, kept), *calibration(sizes), *repeated(sizes, kept), *hessians(sizes)]
-    if found.method.allocates:
+    sizes = Sizes(survey, run)
+    parts = [
+        *reading(sizes, offload),
+        *calibration(sizes),
+        *repeated(sizes, offload),
+        *hessians(sizes),
+    ]
+    if survey.method.allocates:
         parts += probing(sizes, trial)
     parts += factoring(sizes)
-    if found.method.compensates:
+    if survey.method.compensates:
         parts.append(targets(sizes))
     parts += [*rounding(sizes, trial), *coding(sizes, trial)]
     if run.ranks > 1:
         parts += exchange(sizes, trial)
-    return [*parts, *writing(sizes, kept)]
+    return [*parts, *writing(sizes, offload)]
 
 
-def reading(sizes: Sizes, kept: OffloadCost) -> list[Part]:
+def reading(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     """Every process reads all weights: to check them, to measure sensitivities and to round them.
 
     Blocks that stay on disk are read once more to trace them, and once more by the first process to
     store what is not quantized.
     """
     times = 3 if sizes.found.method.allocates else 2
-    if kept.by_blocks:
+    if offload.by_blocks:
         times = 1 + times * sizes.inside
     amount = times * sizes.found.model_bytes
     parts = [Part("reading", "read_bytes", amount), Part("reading", "host_bytes", amount)]
-    if kept.by_blocks:
+    if offload.by_blocks:
         whole = sizes.found.model_bytes * sizes.inside
         parts.append(Part("reading", "read_bytes", whole, FIRST))
-    if kept.spilled:
-        times = sizes.blocks + kept.again * len(sizes.found.stages)
+    if offload.spilled:
+        times = sizes.blocks + offload.again * len(sizes.found.stages)
         amount = times * sizes.state_bytes
         parts.append(Part("reading", "read_bytes", amount, max(sizes.run.of_sequences())))
     return parts
 
 
-def writing(sizes: Sizes, kept: OffloadCost) -> list[Part]:
+def writing(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     """The first process writes the checkpoint and the folder of finished layers."""
     parts = [Part("writing", "write_bytes", 2 * sizes.found.stored_bytes, FIRST)]
-    if kept.spilled:
+    if offload.spilled:
         amount = sizes.blocks * sizes.state_bytes
         parts.append(Part("writing", "write_bytes", amount, max(sizes.run.of_sequences())))
     return parts
 
 
 def calibration(sizes: Sizes) -> list[Part]:
-    """Return the forward passes of both streams, with attention and what surrounds the products."""
-    found, run = sizes.found, sizes.run
+    """Return the forward passes of all streams: products, attention, and norms and activations."""
+    survey, run = sizes.found, sizes.run
     share = max(run.of_sequences())
     tokens = run.tokens * sizes.streams
     attention = attended(run.length, sizes.hidden) * sizes.blocks * tokens
-    moved = MOVED * sizes.hidden * found.compute.itemsize * sizes.blocks * tokens
-    products = FORWARDS * 2 * found.active * tokens + sizes.lent_flops()[0]
+    moved = MOVED * sizes.hidden * survey.compute.itemsize * sizes.blocks * tokens
+    products = FORWARDS * 2 * survey.active * tokens + sizes.lent_flops()[0]
     return [
         Part("calibration", "forward_flops", products, share),
         Part("calibration", "attention_flops", attention, share),
@@ -281,12 +286,12 @@ def calibration(sizes: Sizes) -> list[Part]:
     ]
 
 
-def repeated(sizes: Sizes, kept: OffloadCost) -> list[Part]:
+def repeated(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     """A repeated forward pass goes through half of its block on average, once for every stage."""
     # the tokens that enter experts are kept, so that all experts of a block count as one stage
     shares = sizes.found.shares
     stages = sum(stage[0].name not in shares for stage in sizes.found.stages)
-    times = kept.again * (stages / sizes.blocks + bool(shares)) / 2
+    times = offload.again * (stages / sizes.blocks + bool(shares)) / 2
     if not times:
         return []
     return [
@@ -303,20 +308,20 @@ def hessians(sizes: Sizes) -> list[Part]:
 
 def probing(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     """Every process disturbs every layer and runs the later blocks: half of all on average."""
-    found = sizes.found
-    tokens = found.units * SEQUENCES * PROBED_LENGTH
-    head = 2 * found.units * SEQUENCES * POSITIONS * vocabulary(found.model) * sizes.hidden
-    moved = MOVED * sizes.hidden * found.compute.itemsize * sizes.blocks * tokens / 2
+    survey = sizes.found
+    tokens = survey.units * SEQUENCES * PROBED_LENGTH
+    head = 2 * survey.units * SEQUENCES * POSITIONS * vocabulary(survey.model) * sizes.hidden
+    moved = MOVED * sizes.hidden * survey.compute.itemsize * sizes.blocks * tokens / 2
     attention = attended(PROBED_LENGTH, sizes.hidden) * sizes.blocks * tokens / 2
     few = min(HESSIAN_TOKENS, sizes.run.tokens) / sizes.run.tokens
     return [
-        Part("probing", "forward_flops", tokens * found.active + head),
+        Part("probing", "forward_flops", tokens * survey.active + head),
         Part("probing", "attention_flops", attention),
         Part("probing", "moved_bytes", moved),
         Part("probing", "gram_flops", few * sizes.hessian_flops()),
         Part("probing", "factor_flops", sizes.factors()),
         Part("probing", "coded_weights", sizes.sampled()),
-        Part("probing", "coded_matrices", DRAWN_MATRICES * len(found.layers)),
+        Part("probing", "coded_matrices", DRAWN_MATRICES * len(survey.layers)),
         Part("probing", "float32_flops", DRAWN * sizes.rows_by_squares()),
     ]
 
@@ -350,18 +355,18 @@ def coding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
 
     How the method's time divides among these was measured in its trial.
     """
-    found = sizes.found
+    survey = sizes.found
     size = sizes.rows_by_squares()
     by_rows = sizes.busiest(weights_of, rows_of)
     by_pieces = sizes.busiest(weights_of, weights_of, PIECE)
-    of_rest = found.quantized / trial.rest_s
-    solved = found.method.triangular_solves * TRIANGLE * size
+    of_rest = survey.quantized / trial.rest_s
+    solved = survey.method.triangular_solves * TRIANGLE * size
     return [
         Part("coding", "coded_weights", of_rest * trial.rows_s, by_rows),
         Part("coding", "coded_weights", of_rest * trial.pieces_s, by_pieces),
         Part("coding", "coded_weights", of_rest * trial.each_s),
-        Part("coding", "coded_matrices", len(found.layers)),
-        Part("coding", "host_bytes", CODE_BYTES * trial.sweeps * found.quantized),
+        Part("coding", "coded_matrices", len(survey.layers)),
+        Part("coding", "host_bytes", CODE_BYTES * trial.sweeps * survey.quantized),
         Part("coding", "float32_flops", solved, sizes.busiest(size_of, rows_of)),
         Part("coding", "float32_flops", REPORTED * size),
     ]
@@ -388,5 +393,5 @@ def network_bytes(sizes: Sizes, trial: MethodTrial) -> int | float:
     sent = trial.sent * sizes.found.quantized
     if sizes.found.method.compensates:
         sent += TARGET_BYTES * sizes.drifted
-    made = others * sent
-    return ring + FACTOR_BYTES * squares + made if others else 0.0
+    received = others * sent
+    return ring + FACTOR_BYTES * squares + received if others else 0.0

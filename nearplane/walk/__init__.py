@@ -1,8 +1,12 @@
 """The walk: calibration text -> activations -> Hessians -> rounded layers, block by block.
 
 In come an open model, a method, token sequences, a selection of layers and a `Placement`; out go,
-one after the other, layers with their quantized weights and reports. What a run will take is not
-known here (`plan/`), nor what becomes of the layers (`export/`).
+one after the other, layers with their quantized weights and reports. This folder predicts no time
+or memory (`plan/` does) and writes no checkpoint (`export/` does).
+
+A stage is those layers of a block whose input is the same tensor, so that they share a Hessian. The
+quantized stream is the hidden states behind quantized blocks, the original stream those behind
+original blocks.
 
 Read `walk.py` first: it follows the blocks. `capture.py` runs one block, `streams.py` both
 streams through it, `rounding.py` hands a stage of layers to the method.

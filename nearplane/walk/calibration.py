@@ -14,11 +14,11 @@ from torch import Tensor
 from nearplane.types import NearplaneError
 from nearplane.walk.documents import read_documents
 
-DEFAULT_LENGTH = 512  # tokens of a sequence, in a model that takes as many
-# What a Hessian of n columns misses falls as n / tokens; docs/CALIBRATION.md has what it costs
-TOKENS_A_COLUMN = 24  # of the widest layer, if no more is asked for
+DEFAULT_LENGTH = 512  # tokens of a sequence, or the most that the model takes
+# The error of a Hessian of n columns falls as n / tokens; docs/CALIBRATION.md has its effect
+TOKENS_A_COLUMN = 24  # by default, for each column of the widest layer
 FEWEST_TOKENS, MOST_TOKENS = 16 * 1024, 128 * 2048
-READ = 16  # times as many tokens as are used are read at most, for sequences from all over a text
+READ = 16  # at most this many times the tokens in use are read, to pick sequences from a long text
 
 Text = str | Path | list[str] | Tensor | list[Tensor]
 
@@ -40,7 +40,11 @@ class CalibrationRequest:
 
 @dataclass(frozen=True)
 class TokenAccount:
-    """Where the tokens of a calibration went; counts are tokens unless said otherwise."""
+    """Where the tokens of a calibration went; `used`, `dropped` and `padded` count tokens.
+
+    - `opened_by`: the token that every sequence starts with; None if there is none.
+    - `fingerprint`: SHA-256 of the sequences.
+    """
 
     source: str
     documents: int
@@ -76,14 +80,14 @@ def default_length(model: Any) -> int:
 def default_sequences(columns: int, length: int, processes: int = 1) -> int:
     """Return how many sequences have TOKENS_A_COLUMN tokens for each of so many columns.
 
-    Not less than FEWEST_TOKENS, not more than MOST_TOKENS, and one for every process.
+    At least FEWEST_TOKENS and at most MOST_TOKENS tokens, and one sequence for every process.
     """
     tokens = min(max(TOKENS_A_COLUMN * columns, FEWEST_TOKENS), MOST_TOKENS)
     return max(ceil(tokens / length), processes)
 
 
 def check_size(sequences: int, length: int) -> None:
-    """Raise NearplaneError for a calibration of nothing."""
+    """Raise NearplaneError for no sequences, or for sequences of less than 2 tokens."""
     if sequences < 1 or length < 2:
         raise NearplaneError("calibration needs at least 1 sequence of at least 2 tokens")
 
@@ -93,11 +97,11 @@ def calibrate(
 ) -> tuple[Int64[Tensor, "n length"], TokenAccount]:
     """Return packed sequences of tokens and their account.
 
-    Documents are joined by the tokenizer's end-of-sequence token and cut; what does not fill a
-    last sequence is dropped, nothing is padded. READ times as many sequences as are wanted are
-    read, if there are as many, and taken evenly from these: one part of a text is too much like
-    itself. Every sequence is opened by the beginning-of-sequence token where the tokenizer puts one
-    before a text. A two-dimensional tensor is taken as it is.
+    Documents are joined by the tokenizer's end-of-sequence token and cut; an incomplete last
+    sequence is dropped, nothing is padded. With `spread`, up to READ times the wanted sequences are
+    read, and the wanted ones taken evenly from these, since neighbouring ones are alike. Every
+    sequence starts with the beginning-of-sequence token if the tokenizer puts one before a text. A
+    two-dimensional tensor is used as it is.
 
     Raises NearplaneError for text that is missing, unreadable or too short for one sequence.
     """
@@ -173,7 +177,7 @@ def join(
 def pack(stream: Int64[Tensor, " tokens"], body: int, sequences: int, bos: int | None) -> Tensor:
     """Return (n, length) sequences cut from the stream, each opened by `bos` if there is one.
 
-    The stream fills m of them; of these, it is the ⌊i m / n⌋-th ones.
+    Of the m sequences that the stream fills, they are number ⌊i m / n⌋ for i = 0 .. n − 1.
     """
     count = len(stream) // body
     n = min(sequences, count)
@@ -205,7 +209,7 @@ def account_of(
 
 
 def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:
-    """Raise NearplaneError when a token is none of the model's."""
+    """Raise NearplaneError when a token is not in the model's vocabulary."""
     known = model.get_input_embeddings().weight.shape[0]
     low, high = (int(token) for token in tokens.aminmax())
     if low < 0 or high >= known:

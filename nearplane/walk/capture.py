@@ -1,4 +1,4 @@
-"""Running a model's blocks one at a time: their arguments, and the inputs of the layers inside."""
+"""Run a model's blocks one at a time, and pause in front of layers to read their inputs."""
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -68,29 +68,29 @@ def hidden_of(output: Any) -> Tensor:
 
 @contextmanager
 def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Let a module's forward be another function for a while.
+    """Replace a module's forward by another function inside a `with` block.
 
-    A forward that the instance has of its own, as accelerate's hooks give it, is put back.
+    A forward that the instance had, as accelerate's hooks set one, is restored.
     """
-    own = module.__dict__.get("forward")
+    instance_forward = module.__dict__.get("forward")
     module.__dict__["forward"] = forward
     try:
         yield
     finally:
         del module.__dict__["forward"]
-        if own is not None:
-            module.__dict__["forward"] = own
+        if instance_forward is not None:
+            module.__dict__["forward"] = instance_forward
 
 
 @contextmanager
 def replaced_blocks(
     blocks: nn.ModuleList, forward: Callable[[int, tuple, dict], Any]
 ) -> Iterator[None]:
-    """Let every block's forward be `forward(index, args, kwargs)` for a while."""
+    """Replace every block's forward by `forward(index, args, kwargs)` inside a `with` block."""
     with ExitStack() as stack:
         for index, block in enumerate(blocks):
-            own = lambda *a, index=index, **k: forward(index, a, k)  # noqa: E731
-            stack.enter_context(replaced_forward(block, own))
+            replacement = lambda *a, index=index, **k: forward(index, a, k)  # noqa: E731
+            stack.enter_context(replaced_forward(block, replacement))
         yield
 
 
@@ -99,9 +99,9 @@ def calls_of_blocks(
 ) -> list[Call]:
     """Return the call of every block for one batch, by the model's own forward pass.
 
-    Blocks hand their hidden states on unchanged, so this costs an embedding: masks and
-    positions, which differ by block in some families, do not depend on hidden states. All calls
-    but the first hold no hidden states of their own.
+    Blocks are replaced by the identity, so this takes no longer than the embedding. The other
+    arguments, masks and positions, do not depend on hidden states. All calls but the first have
+    an empty tensor in place of hidden states.
 
     - `tuples`: which blocks return a tuple that starts with the hidden states.
     """
@@ -130,15 +130,16 @@ def calls_of_blocks(
 class PausedRun:
     """One forward pass of a block that pauses in front of chosen layers.
 
-    The walk needs a stage's inputs before its layers are quantized, and goes on with their outputs
-    after. A forward pass that pauses in between computes every product once; starting anew for each
-    stage would compute the block about twice. Greenlets keep all of it on one thread, and so on one
-    pool of torch's workers.
+    The walk reads a stage's inputs, quantizes its layers, and continues the pass with their new
+    outputs. So every product is computed once; a new pass for each stage would compute the block
+    about twice. Runs are greenlets instead of threads, so that they share one pool of torch's
+    workers.
 
     - `stops`: layers to pause at, each when it is first called.
-    - `added`: layers whose output the block adds to its hidden states; `residual` is the hidden
-      states that the next of them is added to.
-    - `before`: weights that layers had before they were quantized; they run with these.
+    - `added`: modules whose output the block adds to its hidden states. `residual` is the hidden
+      states to which the next of them is added.
+    - `before`: layer -> its weight before it was quantized, with which it runs here; None if it is
+      not quantized yet.
     """
 
     def __init__(
@@ -152,7 +153,7 @@ class PausedRun:
         self.block, self.call = block, call
         self.ahead, self.added = set(stops), added
         self.before = before or {}
-        self.now: Tensor | None = None
+        self.now: Tensor | None = None  # the quantized weight, while one of `before` replaces it
         self.args: tuple = ()  # of the layer that it stopped at last
         self.residual = call.hidden
         self.green: Any = greenlet(self.run)  # None once the run has ended
@@ -177,7 +178,7 @@ class PausedRun:
             self.green.parent.switch((layer, args[0]))
 
     def add(self, _: nn.Module, args: tuple, output: Tensor) -> None:
-        # as with stops, hooks of other runs hang on the same layer
+        # as in `pause`: hooks of other runs hang on the same layer
         if getcurrent() is self.green:
             self.residual = self.residual + output.reshape(self.residual.shape)
 
@@ -192,7 +193,10 @@ class PausedRun:
             self.now = None
 
     def go_on(self) -> tuple[nn.Module | None, Tensor]:
-        """Return the layer that the run pauses at and its input, or None and the block's output."""
+        """Run to the next pause; returns the layer and its input, or None and the block's output.
+
+        At a pause whose input was not taken by `to`, it returns the same again.
+        """
         if self.reached is None:
             with torch.no_grad():
                 self.reached = self.green.switch()
@@ -208,7 +212,7 @@ class PausedRun:
         return inputs
 
     def finish(self) -> Tensor:
-        """Go on to the end and return the block's hidden states."""
+        """Run to the end and return the block's hidden states."""
         stop, hidden = self.go_on()
         # the run and its greenlet refer to each other, which would keep both in memory
         self.green = self.reached = None
@@ -218,10 +222,10 @@ class PausedRun:
         return hidden
 
     def rest(self) -> None:
-        """Wait for the next stage, and keep what was computed."""
+        """Stay paused until the next stage is asked for; a `RepeatedRun` frees its memory."""
 
     def pass_by(self) -> None:
-        """Leave the next layer to pause at behind without its input."""
+        """Skip the next pause."""
         self.go_on()
         self.reached = None
 
@@ -234,10 +238,9 @@ class PausedRun:
 
 
 class RepeatedRun:
-    """A forward pass that keeps nothing while it waits: it starts anew and goes as far as before.
+    """A forward pass that frees its memory between stages, and starts anew for each stage.
 
-    It gives what a paused run would have given, as long as the layers that it has passed compute
-    what they computed then.
+    Its results are those of a `PausedRun` if the layers that it has passed still compute the same.
 
     - `start`: returns a paused run that has not begun.
     """
@@ -249,7 +252,7 @@ class RepeatedRun:
 
     @property
     def current(self) -> PausedRun:
-        """The run as far as it has come."""
+        """The paused run; a new one is run up to the last pause that was passed."""
         if self.under_way is None:
             self.under_way = self.start()
             for _ in range(self.passed):
@@ -270,7 +273,7 @@ class RepeatedRun:
         return self.current.residual
 
     def pass_by(self) -> None:
-        """Leave the next layer to pause at behind without its input, and without running there."""
+        """Skip the next pause, without running up to it."""
         self.passed += 1
 
     def to(self, layer: nn.Module) -> Tensor | None:
@@ -280,23 +283,23 @@ class RepeatedRun:
         return inputs
 
     def go_on(self) -> None:
-        """Do nothing: a repeated run goes on when its next input is asked for."""
+        """Do nothing: the run continues when its next input is asked for."""
 
     def finish(self) -> Tensor:
-        """Go on to the end and return the block's hidden states."""
+        """Run to the end and return the block's hidden states."""
         hidden = self.current.finish()
         self.under_way = None
         return hidden
 
     def rest(self) -> None:
-        """Wait for the next stage, and free what was computed."""
+        """Free what was computed until the next stage is asked for."""
         if self.under_way is not None:
             self.under_way.close()
         self.under_way = None
 
 
 def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> list[Tensor]:
-    """Return the inputs of `layer` when the block runs `call`; the run ends there.
+    """Return the inputs of `layer` when the block runs `call`; the run ends at the last of them.
 
     - `times`: how often the block calls the layer.
     """

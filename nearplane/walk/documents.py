@@ -8,7 +8,7 @@ from typing import Any
 from nearplane.types import NearplaneError, first_line
 
 COLUMNS = ("text", "content", "messages", "conversations", "prompt")  # tried in this order
-SHOWN_NAMES, SHOWN_NAME = 8, 40  # of fields, in a sentence
+SHOWN_NAMES, SHOWN_NAME = 8, 40  # names of fields in an error message, and characters of each
 
 
 def read_documents(text: str | Path | list[str], chat: Any = None) -> tuple[str, Iterable[str]]:
@@ -23,7 +23,7 @@ def read_documents(text: str | Path | list[str], chat: Any = None) -> tuple[str,
     path = Path(text)
     try:
         is_directory, exists = path.is_dir(), path.exists()
-    except OSError as error:  # as for a name that is too long
+    except OSError as error:  # for example, the name is too long
         said = f"the calibration file {str(text)[:40]!r}... cannot be opened: {error.strerror}"
         raise NearplaneError(f"{said}; text itself is given as a list of strings") from error
     if is_directory:
@@ -77,7 +77,7 @@ def _templated(messages: list[dict[str, Any]], chat: Any) -> str:
 
 
 def _encodable(text: str) -> str:
-    """Return the text; NearplaneError if it holds halves of characters, which JSON can write."""
+    """Return the text; NearplaneError if it holds lone surrogates, which JSON may escape."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
@@ -104,7 +104,7 @@ def read_jsonl(path: Path) -> Iterator[Any]:
             continue
         try:
             yield json.loads(line)
-        # a line may be of brackets alone
+        # RecursionError: many nested brackets
         except (ValueError, RecursionError) as error:
             said = first_line(error)
             raise NearplaneError(f"line {number} of {path} is not JSON: {said}") from error
@@ -122,14 +122,14 @@ def read_parquet(path: Path) -> Iterator[Any]:
         file = pyarrow.parquet.ParquetFile(path)
         for batch in file.iter_batches(batch_size=256):
             yield from batch.to_pylist()
-    # the last ones: of times, texts and numbers that Python lacks
+    # the last three: times, texts and numbers that Python cannot represent
     except (pyarrow.ArrowException, OSError, ValueError, TypeError, OverflowError) as error:
         said = first_line(error)
         raise NearplaneError(f"{path} is not a readable parquet file: {said}") from error
 
 
 def read_dataset(name: str) -> Iterator[Any]:
-    """Yield the records of a `datasets` name, NAME[:CONFIG][:SPLIT]; split train if unsaid."""
+    """Yield the records of a `datasets` name, NAME[:CONFIG][:SPLIT]; the default split is train."""
     parts = name.split(":")
     hub_name, config = parts[0], parts[1] if len(parts) == 3 else None
     missing = NearplaneError(f"there is no file {name}, and no data set of that name can be loaded")

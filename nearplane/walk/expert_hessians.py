@@ -15,8 +15,8 @@ from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.streams import StageInputs, Streams
 from nearplane.walk.trace import Stage
 
-ENOUGH = 4  # tokens a column from which on a Hessian is of the expert's own tokens alone
-LENT = 1  # tokens a column that borrowed ones count as, where there are fewer
+ENOUGH = 4  # with this many tokens a column, an expert's Hessian is of its own tokens alone
+LENT = 1  # with fewer, borrowed tokens are weighted like at most this many tokens a column
 
 
 @dataclass(frozen=True)
@@ -32,25 +32,25 @@ class ExpertTokens:
 
     @cached_property
     def shared(self) -> InputStatistics:
-        """The Hessian that all of them make."""
+        """The Hessian of all tokens that enter the experts."""
         columns = next(iter(self.mixture)).first[0].weight.shape[1]
         return self.summed(columns, each(self.batches))
 
     @cached_property
     def total(self) -> int:
-        """How many there are."""
+        """How many tokens there are in all processes."""
         return self.ranks.total(sum(map(len, each(self.batches))))
 
     def summed(self, columns: int, batches: Iterable[Tensor]) -> InputStatistics:
-        """Return what inputs come to, summed where the experts are."""
+        """Return the Hessian of inputs, summed on the experts' device."""
         device = next(iter(self.mixture)).first[0].weight.device
         return sum_inputs(columns, map(StageInputs, batches), self.ranks, device)
 
     def lent(self, stage: Stage) -> InputStatistics:
-        """Return the Hessian that an expert's stage would have if all tokens were sent to it.
+        """Return the Hessian that an expert's stage would have if all tokens were routed to it.
 
         For a down projection the tokens, ENOUGH a column, go through the expert's own gate and up
-        projections, which are quantized by now: inner states of other experts are other features.
+        projections, which are quantized by now; those of other experts compute other features.
         """
         if stage.expert is None or stage.layers[0].module is not stage.expert.down_proj:
             return self.shared
@@ -94,9 +94,9 @@ class BlockExperts:
     known: dict[Experts, ExpertTokens] = field(default_factory=dict)
 
     def tokens_of(self, stage: Stage) -> ExpertTokens | None:
-        """Return the tokens that enter the experts that a stage is of; None if it is of none.
+        """Return the tokens that enter the mixture of a stage; None for a stage without experts.
 
-        Call it before the inputs of the stage are asked for.
+        Call it before `Streams.given` for the stage.
         """
         mixture = stage.mixture
         if mixture is not None and mixture not in self.known:
@@ -107,7 +107,7 @@ class BlockExperts:
 
 
 def borrowed(tokens: int, columns: int) -> int:
-    """Return how many borrowed tokens a Hessian of so many own tokens and columns counts.
+    """Return how many borrowed tokens are added to a Hessian of `tokens` own tokens.
 
     LENT a column; less where own and borrowed ones would be more than ENOUGH a column.
     """

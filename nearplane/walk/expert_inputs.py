@@ -13,8 +13,8 @@ from nearplane.walk.hidden_states import HiddenStates
 class RoutedTokens:
     """The tokens that enter the experts of a layer, and the experts that each is routed to.
 
-    A forward pass that starts anew need not do so for every expert: an expert's inputs are these
-    tokens, and those of its down projection are what its own layers make of them.
+    A `RepeatedRun` takes an expert's inputs from here, instead of running the block for each
+    expert. Inputs of a down projection are computed from the tokens by the expert's other layers.
 
     - `tokens`: one tensor a batch that reaches the experts; None where only `places` matter.
     - `at`: the index of each batch in `tokens`, None for one that does not reach the experts.
@@ -48,7 +48,7 @@ class RoutedTokens:
     def inputs(self, batch: int, expert: Expert, down: bool) -> Tensor | None:
         """Return the inputs of an expert's first layers in a batch, or of its down projection.
 
-        Computed with the weights of now; None if no token is routed to the expert.
+        Computed with the expert's present weights; None if no token is routed to it.
         """
         at = self.at[batch]
         if self.tokens is None or at is None or not self.reaches(batch, expert):

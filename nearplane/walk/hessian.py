@@ -1,4 +1,4 @@
-"""Accumulating the second moment of a layer's inputs."""
+"""Sum x xᵀ over the inputs x of a layer: its Hessian."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +29,7 @@ class HessianSum:
     def add(self, inputs: Float[Tensor, "*batch columns"]) -> None:
         """Add every token of `inputs`."""
         x = inputs.reshape(-1, inputs.shape[-1])
-        # one NaN or infinity makes the sum one too
+        # this sum is NaN or infinite if any number is
         if not torch.isfinite(x.sum(dtype=torch.float32)):
             finite = torch.isfinite(x).all(1)
             self.dropped += int((~finite).sum())
@@ -50,11 +50,11 @@ class HessianSum:
 
 
 def mirror_(upper: Float32[Tensor, "n n"]) -> None:
-    """Copy what is above a matrix's diagonal below it."""
+    """Copy the upper triangle of a matrix to its lower triangle."""
     for first in range(0, len(upper), NARROW):
         own, later = slice(first, first + NARROW), slice(first + NARROW, None)
-        kept = upper[own, own].triu()
-        upper[own, own] = kept + kept.triu(1).T
+        triangle = upper[own, own].triu()
+        upper[own, own] = triangle + triangle.triu(1).T
         upper[later, own] = upper[own, later].T
 
 

@@ -37,10 +37,10 @@ class Place:
 
 
 class StatesInFile:
-    """Hidden states in a file without a name, whose bytes are free again when this goes.
+    """Hidden states in a temporary file, which is deleted with this object.
 
-    A tensor that is read is mapped as long as it lives, and in memory only as far as it is looked
-    at; who writes to it changes a copy.
+    Tensors that are read are mapped: only the pages in use take memory. Writing to such a tensor
+    does not change the file.
     """
 
     def __init__(self, directory: Path, device: torch.device = CPU):

@@ -55,7 +55,7 @@ class DriftSum:
 class HeldOutMoments:
     """The moments of two streams, summed over three quarters of the tokens and over the others.
 
-    They are large, so that joining them uses them up.
+    They are large, so that `joined` overwrites them.
     """
 
     fitted: Moments | None
@@ -106,7 +106,7 @@ class StreamTokens:
 
 @dataclass(frozen=True)
 class InputStatistics:
-    """What rounding needs to know of a stage's inputs.
+    """The Hessian of a stage's inputs, and what else rounding needs to know of them.
 
     - `tokens`: how many were summed; `dropped`: how many held NaN or infinity.
     - `parts`: the moments of two streams; None where only one was run.
@@ -143,7 +143,7 @@ def sum_both_streams(
     ranks: Ranks = ALONE,
     device: torch.device = CPU,
 ) -> InputStatistics:
-    """Return the moments of two streams over all processes, those of a quarter of the tokens apart.
+    """Return the moments of two streams over all processes, with a quarter of the tokens held out.
 
     - `rows`: of the outputs, all layers of the stage together.
     - `count`: of the batches. Whole batches are held out where there are enough, else the last

@@ -25,9 +25,10 @@ Tensors = dict[str, Any]  # of a module, by name: its parameters, or its buffers
 
 @dataclass(frozen=True)
 class Converted:
-    """A tensor of a module that is replaced by one of another type for a while.
+    """A tensor of a module that is replaced by one of another type inside a `with` block.
 
-    - `address`: of the memory of `now` when it replaced `before`.
+    - `tensors`, `name`: the dictionary that holds it, and its key there.
+    - `before`: the tensor. `now`: its replacement. `address`: of the first memory of `now`.
     """
 
     tensors: Tensors
@@ -37,7 +38,7 @@ class Converted:
     address: int
 
     def undo(self) -> None:
-        """Put the tensor back; with the new numbers if the replacement was given other memory."""
+        """Put the tensor back; with new data if some was assigned to the replacement."""
         if self.now.data_ptr() != self.address:
             self.before.data = self.now.data
         self.tensors[self.name] = self.before
@@ -47,9 +48,9 @@ class Converted:
 class ActivationLimits:
     """How much of a calibration's activations stays in memory; results do not depend on it.
 
-    - `paused`: how many batches' runs of a block wait in memory from stage to stage, with all that
-      they have computed; the others start anew for every stage. All wait if None.
-    - `directory`: where hidden states go between blocks; they stay in memory if None.
+    - `paused`: for how many batches the forward pass of a block stays in memory from stage to
+      stage; for the others it starts anew for every stage. None is all.
+    - `directory`: of the file of hidden states between blocks; None keeps them in memory.
     """
 
     paused: int | None = None
@@ -60,14 +61,14 @@ class ActivationLimits:
 class Placement:
     """The one owner of where a walk's tensors live: on which device, in memory or in a file.
 
-    What is made of tensors lives where they do; what is made of nothing is asked for here.
+    Results of operations live where their operands do; new tensors are created on `device`.
 
-    - `model`: that runs, or whose blocks run one by one.
+    - `model`: the model that is run.
     - `loader`: brings the weights of its blocks into memory.
-    - `dtype`: of the products; None is as stored. Tensors that it holds exactly are converted, and
-      parameters of the model's own type, but for those that its class wants in float32.
+    - `dtype`: the type of products; None is as stored. Tensors that it holds exactly are converted
+      to it, and parameters of the model's own type, except those that its class keeps in float32.
     - `limits`: of the activations in memory.
-    - `device`: that blocks run on, and what is summed of them.
+    - `device`: on which blocks run, and sums over their inputs are computed.
     """
 
     model: nn.Module
@@ -92,13 +93,13 @@ class Placement:
 
     @contextmanager
     def block(self, index: int) -> Iterator[None]:
-        """Have the weights of a block in memory, and in the type of the products, for a while."""
+        """Keep a block's weights in memory, in the type of products, inside a `with` block."""
         with self.loader.loaded(index), self.converted(self.blocks[index].named_modules()):
             yield
 
     @contextmanager
     def outside(self) -> Iterator[None]:
-        """Have what is outside of the blocks in the type of the products for a while."""
+        """Convert what is outside of the blocks to the type of products inside a `with` block."""
         inside = set(self.blocks.modules())
         with self.converted((n, m) for n, m in self.model.named_modules() if m not in inside):
             yield
@@ -110,15 +111,15 @@ class Placement:
 
     @contextmanager
     def converted(self, parts: NamedModules) -> Iterator[None]:
-        """Have the tensors of some modules in the type of the products; changes of them stay."""
-        made: dict[int, Tensor] = {}
+        """Convert tensors to the type of products inside a `with` block; keeps changes of them."""
+        replacements: dict[int, Tensor] = {}
         swaps: list[Converted] = []
         try:
             for tensors, name, before in self.to_convert(parts):
                 # tied parameters stay tied
-                now = made.setdefault(id(before), before)
+                now = replacements.setdefault(id(before), before)
                 if now is before:
-                    now = made[id(before)] = in_type(before, self.dtype)
+                    now = replacements[id(before)] = in_type(before, self.dtype)
                     self.stored[id(now)] = before
                 swaps.append(Converted(tensors, name, before, now, now.data_ptr()))
                 tensors[name] = now
@@ -144,7 +145,7 @@ class Placement:
             return False
         if torch.promote_types(tensor.dtype, self.dtype) == self.dtype:
             return True
-        # what is wider than the model is so on purpose, and so are buffers: frequencies, scales
+        # parameters wider than the model stay so, and buffers, such as frequencies and scales
         if tensor.dtype != self.own_dtype or not isinstance(tensor, nn.Parameter):
             return False
         return not any(pattern.search(name) for pattern in self.kept_wide)
@@ -156,7 +157,7 @@ class Placement:
 
     @cached_property
     def kept_wide(self) -> list[re.Pattern[str]]:
-        """The names of what the model's class wants in float32, whatever it is loaded in."""
+        """The names of tensors that the model's class keeps in float32, in every type of model."""
         model: Any = self.model
         wanted = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
         names = [part for each in wanted for part in getattr(model, each, None) or ()]
@@ -165,5 +166,9 @@ class Placement:
 
 def in_type(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
     """Return the same numbers in another type, a parameter as a parameter."""
-    made = tensor.detach().to(dtype)
-    return nn.Parameter(made, requires_grad=False) if isinstance(tensor, nn.Parameter) else made
+    converted = tensor.detach().to(dtype)
+    return (
+        nn.Parameter(converted, requires_grad=False)
+        if isinstance(tensor, nn.Parameter)
+        else converted
+    )

@@ -1,9 +1,9 @@
 """The processes that quantize one model together: sums over their tokens, rows shared out.
 
-Every process walks the whole model on its own share of the calibration. Hessians are summed over
-all of them, so all know the same; then each rounds some rows of a matrix, since with the factor
-given every row is a closest-vector problem of its own. The results for the rows (`rows.in_parts`)
-are sent to all: integers in the fewest bytes that hold them, histograms, a loss a row.
+Every process runs the whole model on its own share of the calibration. Hessians are summed over
+all processes; then each process rounds some rows of a matrix, since with the factor given every
+row is a closest-vector problem of its own. The results for the rows (`rows.in_parts`) are sent to
+all: integers in the fewest bytes that hold them, histograms, a loss a row.
 """
 
 import atexit
@@ -22,7 +22,7 @@ from nearplane.rows import TILE, Work, in_parts, starts_of_parts
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.messages import from_message, to_message
 
-FAILED = -1  # in place of a size
+FAILED = -1  # sent in place of a message's size
 CPU = torch.device("cpu")  # where messages and counts are
 
 
@@ -39,17 +39,17 @@ class Ranks:
         if not dist.is_available() or not dist.is_torchelastic_launched():
             return cls()
         if not dist.is_initialized():
-            # its functions take the group for default values where it is imported later, as
-            # transformers does, and a group that is kept has threads when Python is gone: abort
+            # If transformers imported it later, its functions' default values would keep the group,
+            # whose threads would then outlive Python and abort the process
             importlib.import_module("torch.distributed.nn")
-            # tensors of a GPU have not been sent yet: gloo alone was run
+            # only gloo was tried: no tensor of a GPU has been sent yet
             dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
             atexit.register(dist.destroy_process_group)
         return cls(dist.get_rank(), dist.get_world_size())
 
     @property
     def first(self) -> bool:
-        """Whether this process is the one that writes and speaks."""
+        """Whether this is the process that writes files and prints."""
         return self.rank == 0
 
     def share(self, tokens: Int64[Tensor, "n length"]) -> Int64[Tensor, "share length"]:
@@ -65,7 +65,7 @@ class Ranks:
         return tokens[self.rank :: self.size]
 
     def sum_(self, *tensors: Tensor) -> None:
-        """Add every tensor up over all processes, in place, to the same bits in each."""
+        """Sum every tensor over all processes, in place; equal bit by bit in all of them."""
         for tensor in tensors if self.size > 1 else ():
             self._together(lambda tensor=tensor: dist.all_reduce(tensor))
 
@@ -81,7 +81,7 @@ class Ranks:
             self._together(lambda tensor=tensor: dist.broadcast(tensor, 0))
 
     def bytes_of_first(self, content: bytes | None) -> bytes | None:
-        """Return what the first process has."""
+        """Return the `content` of the first process."""
         if self.size == 1:
             return content
         size = torch.tensor([-1 if content is None else len(content)], device=CPU)
@@ -96,10 +96,10 @@ class Ranks:
 
     @contextmanager
     def sharing_rows(self) -> Iterator[None]:
-        """Let every process work on some of what is done in parts, and have the results of all.
+        """Inside a `with` block, divide calls of `rows.in_parts` among the processes.
 
-        Work that itself calls `in_parts` inside a part stays in its process. An error in one
-        process is raised in all, so that none waits for it.
+        Every process gets the results of all. A call of `in_parts` inside a part is not divided.
+        An error in one process is raised in all, so that none waits for it.
         """
         if self.size == 1:
             yield
@@ -107,13 +107,13 @@ class Ranks:
 
         def shared(work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
             starts = self._starts(count, grain)
-            mine = slice(starts[self.rank], starts[self.rank + 1])
+            part = slice(starts[self.rank], starts[self.rank + 1])
             try:
-                own = work(mine) if mine.start < mine.stop else None
+                result = work(part) if part.start < part.stop else None
             except Exception:
                 self._sizes(FAILED)
                 raise
-            return self._gathered(own)
+            return self._gathered(result)
 
         with in_parts.within(shared, lambda work, count, grain=TILE: count > 0):
             yield
@@ -122,9 +122,11 @@ class Ranks:
         """Return where each process's part begins, and the end."""
         return starts_of_parts(count, grain, self.size)
 
-    def _gathered(self, own: tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
+    def _gathered(self, result: tuple[Tensor, ...] | None) -> list[tuple[Tensor, ...]]:
         """Return the results of all processes in their order, without those that had no part."""
-        message = torch.zeros(0, dtype=torch.uint8, device=CPU) if own is None else to_message(own)
+        message = (
+            torch.zeros(0, dtype=torch.uint8, device=CPU) if result is None else to_message(result)
+        )
         sizes, parts = self._sizes(len(message)), []
         if FAILED in sizes:
             failed = sizes.index(FAILED)
@@ -136,7 +138,7 @@ class Ranks:
                 message if rank == self.rank else torch.empty(size, dtype=torch.uint8, device=CPU)
             )
             self._together(lambda part=part, rank=rank: dist.broadcast(part, rank))
-            parts.append(own if rank == self.rank else from_message(part))
+            parts.append(result if rank == self.rank else from_message(part))
         return parts
 
     def _sizes(self, own: int) -> list[int]:

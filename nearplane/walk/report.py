@@ -16,12 +16,12 @@ from nearplane.walk.expert_hessians import ENOUGH
 from nearplane.walk.input_statistics import InputStatistics
 
 FORMAT = 1
-TO_NEAREST = "rounded to nearest"  # how a report begins to say that there was no lattice
+TO_NEAREST = "rounded to nearest"  # how `void` begins for a layer that fell back to this
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What the walk knows of a layer beside its weights."""
+    """What the walk knows of a layer beside its weights; `fallback` as in `LayerReport`."""
 
     inputs: InputStatistics
     fallback: str
@@ -115,7 +115,7 @@ def count_bits(layers: Sequence[LayerReport], other_bytes: int, other_numbers: i
 
 
 def layer_row(layer: LayerReport) -> dict[str, Any]:
-    """Return a layer's report with the ratios that people look for; None where there is none."""
+    """Return a layer's report as JSON with ratios added; None where a ratio has no value."""
     row = asdict(layer)
     row["relative_loss"] = relative_loss(row)
     row["loss_over_bound"] = ratio(layer.damped_loss, layer.bound)
@@ -128,9 +128,9 @@ def relative_loss(entry: Mapping[str, Any]) -> float | None:
 
 
 def is_nearest(entry: Mapping[str, Any]) -> bool:
-    """Whether a layer fell back to round-to-nearest: its loss is not under its energy's Hessian.
+    """Whether a layer fell back to round-to-nearest, not only to borrowed tokens.
 
-    One that fell back to a Hessian with borrowed tokens has both under that.
+    Its loss is then computed with the identity, its energy with the Hessian: not comparable.
     """
     facts = entry.get("facts") or {}
     return bool(entry.get("fallback")) and "borrowed" not in facts
@@ -143,7 +143,7 @@ def few_token_sentences(entries: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """
     found: dict[str, dict[str, float]] = {}
     for name, entry in entries.items():
-        # a certificate may be anybody's
+        # certificates may come from a stranger's checkpoint
         parts = name.rsplit(".", 2)
         if "borrowed" in (entry.get("facts") or {}) and len(parts) == 3:
             found.setdefault(parts[0], {})[parts[1]] = entry.get("tokens") or 0
@@ -165,11 +165,11 @@ def run_report(
     layers: Sequence[LayerReport],
     bits: Bits,
     recipe: dict[str, Any],
-    said: dict[str, Any],
+    facts: dict[str, Any],
 ) -> dict[str, Any]:
     """Return report.json: the recipe, totals and one row a layer.
 
-    - `said`: what else the run has to say: seconds, what was left out, which layers fell back.
+    - `facts`: other entries: seconds, what was left out, which layers fell back.
     """
     bounded = [layer for layer in layers if layer.bound is not None]
     measured = [layer for layer in layers if not is_nearest(vars(layer))]
@@ -184,6 +184,6 @@ def run_report(
             sum((layer.damped_loss for layer in bounded), 0.0),
             sum((layer.bound or 0.0 for layer in bounded), 0.0),
         ),
-        **said,
+        **facts,
         "layers": [layer_row(layer) for layer in layers],
     }

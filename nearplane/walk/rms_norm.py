@@ -1,7 +1,7 @@
 """RMS norms between a layer and the residual stream, as Gemma has them.
 
-A target that makes up for drifted hidden states is a change of what the norm puts out. This file
-says which change of the layer's own output brings that about.
+Targets that correct drifted hidden states ask for a change of what is added to these: the norm's
+output. This file computes the change of the layer's output, in front of the norm, that causes it.
 """
 
 from typing import Any
@@ -10,24 +10,24 @@ import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
-LIKE = 0.02  # of the largest output: how far off a norm in bfloat16 may be
+LIKE = 0.02  # error of a norm in bfloat16 that is tolerated, over its largest output
 FLOOR = 0.1  # of the root mean square gain, below which a channel's gain is not inverted
 
 
 def gain_of(norm: Any, width: int, like: Tensor) -> Float[Tensor, " width"]:
-    """Return the gain of an RMS norm: what it makes of ones, which have a mean square of one."""
+    """Return the gain of an RMS norm: its output for ones, whose mean square is one."""
     with torch.no_grad():
         return norm(torch.ones(1, width, dtype=like.dtype, device=like.device))[0].float()
 
 
-def is_rms_norm(module: nn.Module, given: Tensor, made: Tensor) -> bool:
-    """Whether `made` is given / rms(given) · gain, for a gain that depends on nothing else."""
-    if given.shape != made.shape:
+def is_rms_norm(module: nn.Module, given: Tensor, output: Tensor) -> bool:
+    """Whether `output` is given / rms(given) · gain, for a constant gain."""
+    if given.shape != output.shape:
         return False
     x = given.float()
     expected = x / rms_of(x) * gain_of(module, x.shape[-1], given)
-    apart = (expected - made.float()).abs().max()
-    return bool(apart <= LIKE * made.float().abs().max())
+    difference = (expected - output.float()).abs().max()
+    return bool(difference <= LIKE * output.float().abs().max())
 
 
 def rms_of(x: Float[Tensor, "*batch width"]) -> Float[Tensor, "*batch 1"]:

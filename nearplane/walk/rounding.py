@@ -1,4 +1,4 @@
-"""Rounding the layers that share their inputs: on their lattice, towards their targets, once."""
+"""Round the layers of a stage: their basis, their targets, the method, their reports."""
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -31,7 +31,7 @@ Finished = tuple[QuantizedWeight, LayerReport]
 class LayerStore(Protocol):
     """Keeps finished layers beyond the end of the process.
 
-    Layers that are rounded together have one number, counted in the order of the walk.
+    - `place`: the number of a group of layers that are rounded together, in the order of the walk.
     """
 
     def keep(self, place: int, originals: Sequence[Tensor], done: Sequence[Finished]) -> None: ...
@@ -43,10 +43,10 @@ class LayerStore(Protocol):
 
 @dataclass
 class Rounder:
-    """Rounds groups of layers one after the other, and puts what they become into the model.
+    """Rounds groups of layers that share inputs, and assigns the rounded weights to the model.
 
     - `layers`: all that will be rounded; `bits`: rates of those that differ from the method's own.
-    - `store`: is given what is finished, and asked for it first; nothing is kept if None.
+    - `store`: keeps finished layers for a later process; None keeps nothing.
     - `place`: how many groups were rounded. `fallbacks`: layers that were rounded to nearest.
     """
 
@@ -69,7 +69,7 @@ class Rounder:
     def round(self, layers: list[Layer], inputs: InputStatistics) -> Iterator[Done]:
         """Round layers that share their inputs on the lattice that these define."""
         started = time.perf_counter()
-        # before what needs most, and not more often: memory given back must be asked for again
+        # only before the widest layers, which need most memory: freeing pages takes time
         if layers[0].shape[1] == self.widest:
             forget_file_pages()
             trim()
@@ -90,13 +90,13 @@ class Rounder:
         yield from self.put(layers, done)
 
     def finished(self, layers: list[Layer]) -> list[Finished] | None:
-        """Return what an earlier process made of layers that are rounded together, or None."""
+        """Return what an earlier process stored for layers that are rounded together, or None."""
         if self.store is None:
             return None
-        # asked for only if something is found
+        # a generator, so that weights are only copied if the store compares them
         originals = (self.original(layer) for layer in layers)
         done = self.store.find(self.place, [layer.name for layer in layers], originals)
-        # an expert of few tokens has borrowed others, which is no such fallback
+        # not those of experts that were rounded on borrowed tokens, which is a fallback, too
         nearest = [report for _, report in done or [] if report.void.startswith(TO_NEAREST)]
         self.fallbacks += [report.name for report in nearest]
         return done
@@ -118,7 +118,7 @@ class Rounder:
     ) -> Iterable[QuantizedWeight]:
         """Return the layers' weights quantized, each at its own rate and towards its own target.
 
-        - `targets`: empty where one stream was run, None where the basis is no lattice.
+        - `targets`: empty if one stream was run, None if `basis` is the identity's (a fallback).
         """
         if targets is None or not (targets or self.bits):
             return self.method.together(weights, basis)
@@ -145,13 +145,16 @@ class Rounder:
         return weight
 
     def basis_of(self, inputs: InputStatistics, layers: list[Layer]) -> tuple[Basis, str]:
-        """Return the basis of a stage; where there is none, that of plain rounding, and why."""
+        """Return the basis of a stage and ""; or the identity's basis, and why the stage has none.
+
+        Raises NearplaneError if more layers fell back than `rules` allow.
+        """
         hessian = inputs.hessian
         try:
             if not (inputs.tokens or inputs.borrowed) or not hessian.any():
                 raise NotPositiveDefiniteError("no token with a finite, non-zero input reached it")
             basis = self.method.basis(hessian)
-            # machines may differ in their last digits
+            # machines may compute different last digits
             self.ranks.from_first_(basis.columns, basis.factor)
             return basis, ""
         except NotPositiveDefiniteError as error:
@@ -165,9 +168,9 @@ class Rounder:
 
 
 def targets_of(weights: list[Tensor], inputs: InputStatistics) -> list[Target]:
-    """Return what to round towards: the weights, moved as far as held-out tokens bear it out.
+    """Return what to round each weight towards; nothing if only one stream was run.
 
-    Nothing where only one stream was run.
+    Ridge and strength of the change are those of least mismatch on held-out tokens.
     """
     parts = inputs.parts
     if parts is None or parts.fitted is None or parts.held is None:

@@ -24,11 +24,11 @@ from nearplane.walk.placement import Placement
 from nearplane.walk.streams import Streams
 from nearplane.walk.trace import ModelTrace, head_inputs
 
-Error = tuple[Layer, Tensor]  # as (out, in)
+Error = tuple[Layer, Tensor]  # a layer, and an error of its weight as (out, in)
 
 HESSIAN_TOKENS = 2048  # for the Hessians from which the layers' errors are drawn
-SEQUENCES, LENGTH = 2, 128  # whose predictions are compared
-POSITIONS = 32  # of each of them at most, evenly spaced
+SEQUENCES, LENGTH = 2, 128  # sequences whose predictions are compared, and tokens of each
+POSITIONS = 32  # most predictions of a sequence that are compared, evenly spaced
 DRAWN_BPW = 3.0  # the rate at which errors are drawn; divergence is in proportion to their power
 
 
@@ -38,8 +38,8 @@ class Probe:
 
     The error is drawn at random, as nearest plane would leave it at DRAWN_BPW: uniform in the box
     of the layer's lattice, with the Hessian of a few tokens. The experts of a mixture are disturbed
-    together, first all gates, then all up projections and so on, and get one rate: the few tokens
-    that come to each would not tell them apart.
+    together, first all gates, then all up projections and so on, and get one rate: too few tokens
+    reach each expert to measure them one by one.
 
     - `wanted`: the names of the layers to measure.
     """
@@ -55,7 +55,7 @@ class Probe:
 
     @cached_property
     def units(self) -> dict[str, str]:
-        """Layer to quantize -> what it shares a rate with: itself, or its kind in all experts."""
+        """Layer -> its unit, which gets one rate: the layer, or its kind in all experts."""
         return {
             layer.name: layer.name if stage.mixture is None else kind_of(layer)
             for stages in self.trace.stages
@@ -71,9 +71,9 @@ class Probe:
             return dict(self.probed())
 
     def probed(self) -> Iterator[tuple[str, Sensitivity]]:
-        """Go through the blocks once, with the disturbed states of all earlier layers beside."""
+        """Run the blocks once, on the original states and on those that earlier errors gave."""
         calls = self.calls_on(self.tokens[: max(1, HESSIAN_TOKENS // self.tokens.shape[1])])
-        self.asked = self.tokens[-SEQUENCES:, :LENGTH]
+        self.compared_tokens = self.tokens[-SEQUENCES:, :LENGTH]
         hidden, state = calls[0].hidden, self.copies(1)[0].hidden
         units: list[list[list[Layer]]] = []
         states = self.placement.hidden_states()
@@ -91,28 +91,28 @@ class Probe:
                 hidden, state = call.run(block), self.copies(1)[index].on(state).run(block)
             # every block adds copies that the later ones run on
             self.progress("probing the layers", ((index + 1) / len(self.trace.blocks)) ** 2)
-        reference = self.predictions(self.asked, state)
+        reference = self.predictions(self.compared_tokens, state)
         for number, layers in enumerate(units):
             yield from self.compared(layers, states[number], reference)
 
     def further(self, index: int, states: HiddenStates) -> HiddenStates:
-        """Return the outputs of block `index` on disturbed states, several copies of `asked`."""
-        made = self.placement.hidden_states()
+        """Return the outputs of block `index` on disturbed states."""
+        outputs = self.placement.hidden_states()
         for number in range(len(states)):
             hidden = states[number]
-            call = self.copies(len(hidden) // len(self.asked))[index]
-            made.append(call.on(hidden).run(self.trace.blocks[index]))
-        return made
+            call = self.copies(len(hidden) // len(self.compared_tokens))[index]
+            outputs.append(call.on(hidden).run(self.trace.blocks[index]))
+        return outputs
 
     def together(self, index: int, call: Call) -> Iterator[list[Error]]:
-        """Yield what is disturbed together: a layer, or those of one kind in all experts."""
+        """Yield the errors added at a time: of one layer, or of all experts' layers of one kind."""
         units: dict[str, list[Error]] = {}
         for layer, error in self.errors(index, call):
             unit = self.units[layer.name]
             if unit == layer.name:
                 yield [(layer, error)]
             else:
-                # errors of all experts are in memory together
+                # errors of all experts are in memory at once: in the weights' type
                 narrow = error.to(layer.weight().dtype)
                 units.setdefault(unit, []).append((layer, narrow))
         yield from units.values()
@@ -159,8 +159,8 @@ class Probe:
     def compared(
         self, units: list[list[Layer]], hidden: Tensor, reference: list[Tensor]
     ) -> Iterator[tuple[str, Sensitivity]]:
-        """Yield the divergence of the predictions that each disturbed output leads to."""
-        many = self.predictions(self.asked.repeat(len(units), 1), hidden)
+        """Yield each unit's name, and the divergence of the predictions that its error leads to."""
+        many = self.predictions(self.compared_tokens.repeat(len(units), 1), hidden)
         for index, layers in enumerate(units):
             found = many[index * len(reference) : (index + 1) * len(reference)]
             floor = max(self.method.floor(*layer.shape) for layer in layers)
@@ -169,13 +169,13 @@ class Probe:
             yield unit, Sensitivity(divergence(reference, found), weights, DRAWN_BPW, floor)
 
     def copies(self, count: int) -> list[Call]:
-        """Return the calls of all blocks on `count` copies of what is asked."""
+        """Return the arguments of all blocks for `count` copies of the compared tokens."""
         if count not in self.calls:
-            self.calls[count] = self.calls_on(self.asked.repeat(count, 1))
+            self.calls[count] = self.calls_on(self.compared_tokens.repeat(count, 1))
         return self.calls[count]
 
     def calls_on(self, tokens: Int64[Tensor, "n length"]) -> list[Call]:
-        """Return the calls of all blocks on some tokens."""
+        """Return the arguments of all blocks for some tokens."""
         return calls_of_blocks(self.placement.model, self.trace.blocks, self.trace.tuples, tokens)
 
     def predictions(self, tokens: Tensor, hidden: Tensor) -> list[Tensor]:

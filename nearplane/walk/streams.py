@@ -17,17 +17,17 @@ from nearplane.walk.rms_norm import before_norm
 from nearplane.walk.trace import ModelTrace, Stage
 
 BlockRun = PausedRun | RepeatedRun
-Calls = Sequence[Callable[[], Call]]  # one a batch, made when it is needed
+Calls = Sequence[Callable[[], Call]]  # functions, one a batch, that return the block's arguments
 
 
 @dataclass(frozen=True)
 class StageInputs:
     """The inputs of a stage's layers in one batch.
 
-    - `inputs`: as the quantized layers before them give; `original`: as the original layers would,
-      None where that stream is not run.
-    - `lag`: where the stage's output is added to the hidden states, by how much these differ,
-      original − quantized: what the output would have to add to make up for it. Else None.
+    - `inputs`: in the quantized stream. `original`: in the original stream; None if that is not
+      run.
+    - `lag`: original minus quantized hidden states, where the stage's output is added to them: the
+      change of the output that would make them equal. None elsewhere.
     """
 
     inputs: Float[Tensor, "*batch columns"]
@@ -66,13 +66,13 @@ class Streams:
     ) -> "Streams":
         """Start the forward passes of block `index` on the calls of both streams.
 
-        - `paused`: how many batches' runs keep what they computed from stage to stage; the others
-          start anew for each. All if None.
+        - `paused`: for how many batches the run stays in memory from stage to stage; for the others
+          it starts anew for every stage. None is all.
         """
         block = trace.blocks[index]
         stops = [stage.layers[0].module for stage in stages]
         stops += {stage.mixture.entry for stage in stages if stage.mixture is not None}
-        # the residual is followed only where it will be asked for
+        # the residual is only tracked where an original stream will be compared with it
         names = trace.added if original else {}
         layers = [layer for stage in trace.stages[index] for layer in stage.layers]
         added = [names[layer.name] for layer in layers if layer.name in names]
@@ -98,34 +98,34 @@ class Streams:
     def entered(self, mixture: Experts, states: Callable[[], HiddenStates] = list) -> HiddenStates:
         """Return the tokens that enter a mixture of experts, batch by batch.
 
-        Call it once, before the inputs of any of its experts are asked for.
+        Call it once, before `given` for the stages of its experts.
 
         - `states`: makes an empty list for them.
         """
         routed = RoutedTokens(mixture, states())
         original = RoutedTokens(mixture, None)
-        for runs, found in ((self.originals, original), (self.runs, routed)):
+        for runs, tokens_of_stream in ((self.originals, original), (self.runs, routed)):
             for run in runs:
                 reached = run.to(mixture.entry) is not None
-                found.add(run.args if reached else None)
+                tokens_of_stream.add(run.args if reached else None)
                 run.rest()
         self.routed[mixture] = routed, original
         assert routed.tokens is not None
         return routed.tokens
 
     def to_expert(self, stage: Stage, index: int) -> Tensor | None:
-        """Return the input of an expert's stage in a repeated run, from the tokens kept."""
+        """Return the input of an expert's stage, from the tokens that `entered` has stored."""
         mixture, expert = stage.mixture, stage.expert
         if mixture is None or expert is None:
             return None
         routed, original = self.routed[mixture]
-        for found, runs in ((original, self.originals), (routed, self.runs)):
-            if runs and found.reaches(index, expert):
+        for tokens_of_stream, runs in ((original, self.originals), (routed, self.runs)):
+            if runs and tokens_of_stream.reaches(index, expert):
                 runs[index].pass_by()
         return routed.inputs(index, expert, stage.layers[0].module is expert.down_proj)
 
     def given(self, stage: Stage) -> Iterator[StageInputs]:
-        """Yield the inputs of a stage, batch by batch; then let the original runs pass it."""
+        """Yield the inputs of a stage, batch by batch; then run the original stream through it."""
         module = stage.layers[0].module
         for index, run in enumerate(self.runs):
             if stage.mixture is not None and isinstance(run, RepeatedRun):
@@ -166,7 +166,7 @@ class Streams:
         return StageInputs(inputs, twin, self.lag(stage, run, original, twin))
 
     def lag(self, stage: Stage, run: BlockRun, original: BlockRun, inputs: Tensor) -> Tensor | None:
-        """Return what the output would have to add to make up for drifted hidden states."""
+        """Return the lag of `StageInputs`, taken back through the norm behind the layer if any."""
         layer = stage.layers[0]
         if len(stage.layers) > 1 or layer.name not in self.added:
             return None
@@ -181,11 +181,11 @@ class Streams:
     def finish(
         self, states: Callable[[], HiddenStates] = list
     ) -> tuple[HiddenStates, HiddenStates]:
-        """Go on to the block's end; returns the hidden states of both streams."""
+        """Run to the block's end; returns the hidden states of both streams."""
         both = states(), states()
-        for made, runs in zip(both, (self.runs, self.originals), strict=True):
+        for outputs, runs in zip(both, (self.runs, self.originals), strict=True):
             for run in runs:
-                made.append(run.finish())
+                outputs.append(run.finish())
         return both
 
 

@@ -1,4 +1,4 @@
-"""One short run of a model: which layers share an input, in which order they run, what is added."""
+"""Trace a short run of a model: which layers share an input, their order, the residual sums."""
 
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -39,7 +39,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class ModelTrace:
-    """What one run of a model has shown: its blocks, and their stages in the order they run.
+    """What one run of a model shows: its blocks, and their stages in the order they run.
 
     - `name`: of the list of blocks. `tuples`: which blocks return a tuple that starts with the
       hidden states.
@@ -150,7 +150,7 @@ class BlockRecorder:
         experts = self.layers_of_experts
         names = {la.module: la.name for la in self.layers if la.name not in experts}
         maker = {identity(made): names[m] for m, _, made in self.made if m in names}
-        found: dict[str, nn.Module] = {}
+        adders: dict[str, nn.Module] = {}
         hidden = self.inputs[0] if self.inputs else None
         for module, given, made in self.made:
             if hidden is None or made.numel() != hidden.numel():
@@ -162,12 +162,12 @@ class BlockRecorder:
                 continue
             hidden = total
             if module in names:
-                found[names[module]] = module
+                adders[names[module]] = module
             elif (
                 given is not None and identity(given) in maker and is_rms_norm(module, given, made)
             ):
-                found[maker[identity(given)]] = module
-        return found
+                adders[maker[identity(given)]] = module
+        return adders
 
     def found_stages(self) -> list[Stage]:
         """Return the layers that ran, grouped by their input tensor, in the order they ran.
@@ -223,9 +223,9 @@ def trace_model(
 ) -> ModelTrace:
     """Run the model on a few tokens and return its blocks and stages.
 
-    Fused experts are replaced by `Experts`, and stay so.
+    Fused experts of `model` are replaced by `Experts`.
 
-    - `placement`: of the weights; in memory and as stored if None.
+    - `placement`: of the weights; None is in memory and as stored.
 
     Raises NearplaneError when the model has no blocks.
     """
@@ -256,7 +256,7 @@ def head_inputs(
     tokens: Int64[Tensor, "n length"],
     hidden: Tensor,
 ) -> Float[Tensor, "n length columns"]:
-    """Return what the head is given when the last block gives `hidden`."""
+    """Return the inputs of the head for `hidden`, the output of the last block."""
     seen: list[Tensor] = []
 
     def take(_: nn.Module, args: tuple) -> None:

@@ -1,4 +1,4 @@
-"""The walk: block after block, stage after stage, every layer rounded on what it really sees."""
+"""Quantize a model block by block, each layer on the inputs that the quantized model gives it."""
 
 from collections import deque
 from collections.abc import Generator, Iterator, Sequence
@@ -33,20 +33,19 @@ BATCH_TOKENS = 2048
 
 @dataclass
 class Walk:
-    """A model on its way through a method: `prepare` it, then iterate over it once.
+    """Quantizes the layers of a model in order: call `prepare`, then iterate over it once.
 
-    Yields (layer, quantized weight, report) as each layer is done. The weights of a finished
-    block are let go: what remains of the model is what was not quantized. Afterwards `fallbacks`
-    names the layers that were rounded to nearest; `left_out` what was not quantized, and why;
-    `arrivals` the tokens that came to each expert.
+    Yields (layer, QuantizedWeight, LayerReport) for each layer. Frees the weights of every
+    finished block, so that the model cannot run afterwards. Then `fallbacks` names the layers
+    that were rounded to nearest; `left_out` what was not quantized, and why; `arrivals` counts the
+    tokens that were routed to each expert.
 
     - `selection`: which layers are quantized; chosen by `rules` if None.
     - `bits`: rates of layers that differ from the method's own.
-    - `store`: is given what is finished, and asked for it first. Layers that it has are not
-      rounded again; the streams go through them all the same, so that what follows is what it
-      would have been.
-    - `ranks`: the processes that do this together, each on its share of the tokens.
-    - `placement`: where tensors live; all in memory and as stored if None.
+    - `store`: keeps finished layers for a later process. Layers that it has are not rounded
+      again, but forward passes still go through them, so that later layers get the same inputs.
+    - `ranks`: the processes that quantize together, each on its share of the tokens.
+    - `placement`: where tensors live; None is in memory and in their stored types.
     """
 
     model: nn.Module
@@ -83,7 +82,7 @@ class Walk:
 
     @property
     def prepared(self) -> "Prepared":
-        """What `prepare` found out; ValueError before it was called."""
+        """The result of `prepare`; ValueError before it was called."""
         if self.ready is None:
             raise ValueError("the walk was not prepared")
         return self.ready
@@ -109,27 +108,30 @@ class Walk:
 
     @property
     def rounder(self) -> Rounder:
-        """Rounds the layers of this walk."""
-        found = self.prepared
-        if found.rounder is None:
-            found.rounder = self.rounder_for(found)
-        return found.rounder
+        """The rounder of this walk, made when it is first needed."""
+        prepared = self.prepared
+        if prepared.rounder is None:
+            prepared.rounder = self.rounder_for(prepared)
+        return prepared.rounder
 
     def rounder_for(self, found: "Prepared") -> Rounder:
-        """Return what becomes of the layers once their inputs are known."""
+        """Return a new rounder; `evaluate/replay.py` overrides this."""
         parts = found.placement, found.trace, found.layers, self.rules, self.ranks, self.bits
         return Rounder(self.method, *parts, self.store)
 
     def allocate(self, progress: Progress = no_progress) -> dict[str, float]:
-        """Give every layer of a block its own rate, by what it does to the model; returns them.
+        """Set and return every layer's rate, in bits per weight, by its sensitivity.
 
-        The experts of a layer share one for their gates, one for their up projections and so on.
+        All experts of a mixture share one rate for their gates, one for their up projections and
+        one for their down projections. Raises NearplaneError for a method without a rate.
         """
-        found, rate = (self if self.ready else self.prepare()).prepared, self.method.rate
+        prepared, rate = (self if self.ready else self.prepare()).prepared, self.method.rate
         if rate is None:
             raise NearplaneError(f"{self.method.name} has no rate that could be shared out")
-        wanted = {layer.name for layer in found.layers}
-        probe = Probe(found.placement, found.trace, self.method, self.tokens, wanted, progress)
+        wanted = {layer.name for layer in prepared.layers}
+        probe = Probe(
+            prepared.placement, prepared.trace, self.method, self.tokens, wanted, progress
+        )
         sensitivities = probe.sensitivities()
         if sensitivities:
             bits = allocate(sensitivities, rate)
@@ -140,28 +142,30 @@ class Walk:
         return self.bits
 
     def __iter__(self) -> Iterator[Done]:
-        found = (self if self.ready else self.prepare()).prepared
+        prepared = (self if self.ready else self.prepare()).prepared
         tokens = self.ranks.share(self.tokens)
         batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-        with found.placement.outside():
+        with prepared.placement.outside():
             calls, hidden = self.first_calls(batches)
         original = hidden if self.method.compensates else []
         forget_file_pages()
         for index in range(len(self.trace.blocks)):
-            now, then = (
+            quantized_calls, original_calls = (
                 [partial(called, c[index], states, b) for b, c in enumerate(calls[: len(states)])]
                 for states in (hidden, original)
             )
-            with found.placement.block(index):
-                hidden, original = yield from self.quantize_block(index, now, then)
-        for head in found.selection.heads(self.model):
-            with found.placement.outside():
+            with prepared.placement.block(index):
+                hidden, original = yield from self.quantize_block(
+                    index, quantized_calls, original_calls
+                )
+        for head in prepared.selection.heads(self.model):
+            with prepared.placement.outside():
                 yield from self.quantize_head(head, batches, hidden)
 
     def quantize_head(
         self, head: Layer, batches: Sequence[Tensor], hidden: HiddenStates
     ) -> Generator[Done, None, None]:
-        """Quantize the output head on what it is given when the last block gives `hidden`."""
+        """Quantize the output head; `hidden` is the last block's output for every batch."""
         place = self.prepared.placement
         inputs = (
             head_inputs(self.model, self.trace, head, place.on_device(batch), hidden[number])
@@ -176,37 +180,40 @@ class Walk:
             yield from self.rounder.put([head], done)
 
     def first_calls(self, batches: Sequence[Tensor]) -> tuple[list[list[Call]], HiddenStates]:
-        """Return the calls of all blocks for every batch, and what the first block is given."""
+        """Return the arguments of all blocks for every batch, and the first block's inputs."""
         place, trace = self.prepared.placement, self.trace
         states = place.hidden_states()
         calls: list[list[Call]] = []
         for batch in batches:
-            made = calls_of_blocks(self.model, trace.blocks, trace.tuples, place.on_device(batch))
-            states.append(made[0].hidden)
-            made[0] = made[0].without_hidden()
+            batch_calls = calls_of_blocks(
+                self.model, trace.blocks, trace.tuples, place.on_device(batch)
+            )
+            states.append(batch_calls[0].hidden)
+            batch_calls[0] = batch_calls[0].without_hidden()
             # masks and positions are mostly the same in all batches
             calls.append(
-                [call.sharing(first) for call, first in zip(made, calls[0], strict=True)]
+                [call.sharing(first) for call, first in zip(batch_calls, calls[0], strict=True)]
                 if calls
-                else made
+                else batch_calls
             )
         return calls, states
 
     def quantize_block(
         self, index: int, calls: Calls, original: Calls
     ) -> Generator[Done, None, tuple[HiddenStates, HiddenStates]]:
-        """Quantize a block stage by stage; returns its hidden states for every call.
+        """Quantize a block stage by stage; returns the hidden states that both streams end with.
 
-        - `original`: the calls on what the original blocks give, or nothing.
+        - `calls`: the block's arguments in the quantized stream, batch by batch.
+        - `original`: those in the original stream, or nothing.
         """
-        found = self.prepared
-        stages = [s for s in self.trace.stages[index] if found.selection.among(s.layers)]
-        paused = found.placement.limits.paused
+        prepared = self.prepared
+        stages = [s for s in self.trace.stages[index] if prepared.selection.among(s.layers)]
+        paused = prepared.placement.limits.paused
         streams = Streams.of(self.trace, index, stages, calls, original, paused)
-        experts = BlockExperts(streams, self.ranks, found.placement)
+        experts = BlockExperts(streams, self.ranks, prepared.placement)
         for stage in stages:
             yield from self.quantize_stage(stage, streams, experts)
-        hidden = streams.finish(found.placement.hidden_states)
+        hidden = streams.finish(prepared.placement.hidden_states)
         for layer in (layer for stage in stages for layer in stage.layers):
             if layer in self.rounder.rounded and not self.trace.shared(layer):
                 layer.release()
@@ -235,7 +242,7 @@ class Walk:
         yield from self.rounder.round(layers, statistics)
 
     def note_arrivals(self, layer: Layer, tokens: int) -> None:
-        """Note how many tokens came to the expert that a layer is part of."""
+        """Note how many tokens were routed to the expert that a layer is part of."""
         experts, expert, _ = layer.name.rsplit(".", 2)
         self.arrivals.setdefault(experts, {})[expert] = tokens
 
@@ -274,17 +281,17 @@ def check_weights(selection: Selection, trace: ModelTrace, placement: Placement)
 
 
 def called(call: Call, states: HiddenStates, batch: int) -> Call:
-    """Return a block's call on the hidden states of one batch."""
+    """Return a block's arguments with the hidden states of one batch."""
     return call.on(states[batch])
 
 
 def statistics_of(
     stage: Stage, shape: tuple[int, int], streams: Streams, ranks: Ranks, device: torch.device
 ) -> InputStatistics:
-    """Return what the inputs of a stage come to.
+    """Return the Hessian of a stage's inputs, and the moments of both streams if there are two.
 
-    An expert has no drift: the original model sends it other tokens, so that there is nothing to
-    compare.
+    An expert has no moments: the original model routes other tokens to it, so that inputs cannot
+    be compared. Nor has a stage that is called several times.
     """
     rows, columns = shape
     given = streams.given(stage)

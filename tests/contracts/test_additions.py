@@ -4,10 +4,16 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import pytest
+import torch
 
+from nearplane import codes
+from nearplane.codes.corrupt import require
 from tests.cli.conftest import checkpoint, model_dir, nearplane, text
 from tests.forked import run
 
@@ -80,3 +86,37 @@ def test_an_instruction_set_is_a_file_and_a_line(tmp_path):
     asked = [sys.executable, "-c", LOAD, library]
     done = subprocess.run(asked, capture_output=True, text=True, check=True)
     assert done.stdout.split()[0] == "toy"
+
+
+@dataclass(frozen=True)
+class ToyCode:
+    """Four bytes an integer: a code in one file, as `codes/registry.py` describes it."""
+
+    name: ClassVar[str] = "toy"
+    tag: ClassVar[int] = 200
+    most_per_byte: ClassVar[int] = 1
+
+    def encode(self, integers: np.ndarray) -> bytes:
+        return integers.astype("<i4").tobytes()
+
+    def decode(self, buffer: bytes | memoryview, rows: int, columns: int) -> tuple:
+        size = 4 * rows * columns
+        require(len(buffer) >= size, "the integers are cut short")
+        return np.frombuffer(buffer[:size], "<i4").reshape(rows, columns).copy(), size
+
+    def bound(self, values: np.ndarray, counts: np.ndarray) -> int:
+        return 4 * int(counts.sum())
+
+
+def test_a_code_is_a_file_and_a_line():
+    code = torch.randint(-9, 9, (7, 30), dtype=torch.int32)
+    step = torch.full((1, 1), 0.5)
+    codes.register(ToyCode())
+    try:
+        record, code_bytes = codes.pack(code, step, 30, None, ToyCode())
+        assert code_bytes == 4 * code.numel() and codes.inspect(record).code_tag == 200
+        assert torch.equal(codes.unpack(record).code, code)
+        with pytest.raises(codes.CorruptError):
+            codes.unpack(record[:-20])
+    finally:
+        del codes.CODES[200]

@@ -19,9 +19,8 @@ the layout.
 | library, find | loading the shared library, and the signatures of its functions |
 | src/ | the C++ sources; src/kernels.h lists what an instruction set implements |
 
-To add an instruction set: write src/NAME.cpp, which fills a table `Kernels` of src/kernels.h; and
-name it in src/kernels.h (its declaration), src/choose.cpp (a line of `candidates` with a test of
-the processor), CMakeLists.txt (its compiler flags and the list of files) and `NAMES` in library.py.
+To add an instruction set: write src/NAME.cpp, which fills a table `Kernels` of src/kernels.h, and
+add an entry to src/instruction_sets.h: name, compiler flags, the condition on the processor.
 """
 
 import warnings
