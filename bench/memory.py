@@ -116,7 +116,7 @@ def records(out: Path) -> dict[str, torch.Tensor]:
 
 
 def main() -> None:
-    from nearplane.cli.quantize import bytes_of
+    from nearplane.cli.run_settings import bytes_of
 
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter

@@ -118,7 +118,7 @@ def row(name: str, made: Estimate) -> str:
         f"{made.network_bytes / 1e9:8,.0f}",
     ]
     share = groups[longest] / made.seconds
-    again = f", {made.kept.again:.0%} again" if made.kept.again else ""
+    again = f", {made.offload_cost.again:.0%} again" if made.offload_cost.again else ""
     return (
         f"{name:15} {made.device:5} {made.run.ranks:5} {' '.join(numbers)}  {longest} {share:.0%}"
         f"{again}"

@@ -10,9 +10,10 @@ Read `app.py` first.
 | file | what it does |
 |---|---|
 | app | the table of commands |
-| quantize | the commands quantize and plan |
+| quantize, plan | the commands of these names; run_settings has the options that both take |
 | verify | the commands verify and inspect |
 | evaluate | the commands eval and run |
+| export | the commands export and formats |
 | demo | the command demo |
 | options | options that several commands share |
 | method_options | options made from the fields of the registered methods |

@@ -2,7 +2,7 @@
 
 import typer
 
-from nearplane.cli import demo, evaluate, export, quantize, verify
+from nearplane.cli import demo, evaluate, export, plan, quantize, verify
 from nearplane.cli.failure import explained
 
 app = typer.Typer(
@@ -18,7 +18,7 @@ COMMANDS = (
         quantize.quantize,
         "nearplane quantize HuggingFaceTB/SmolLM2-135M out --bpw 3.125 --calibration notes.txt",
     ),
-    ("plan", quantize.plan, "nearplane plan HuggingFaceTB/SmolLM2-135M --method gptq --bits 4"),
+    ("plan", plan.plan, "nearplane plan HuggingFaceTB/SmolLM2-135M --method gptq --bits 4"),
     ("verify", verify.verify, "nearplane verify out --against HuggingFaceTB/SmolLM2-135M"),
     ("inspect", verify.inspect, "nearplane inspect out"),
     ("eval", evaluate.evaluate, "nearplane eval out --text test.txt --context 1024"),

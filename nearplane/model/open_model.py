@@ -1,5 +1,6 @@
 """Opening the model that is to be quantized: a directory, a hub name or a GGUF file."""
 
+import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,7 @@ from nearplane.model.blocks import find_blocks
 from nearplane.model.gguf_header import check_gguf
 from nearplane.model.process_memory import forget_file_pages
 from nearplane.model.untrusted_files import check_blocks, forget_fetched_code, panics_as_errors
-from nearplane.model.weight_files import check_fit, empty_model, read_shapes
+from nearplane.model.weight_files import check_fit, read_shapes
 from nearplane.types import NearplaneError, first_line
 
 CONFIG = "config.json"
@@ -92,6 +93,16 @@ def open_without_weights(
     if files:
         check_fit(files, model)
     return EmptyModel(str(name), where, config, model, stored_dtype(config, where))
+
+
+def empty_model(config: Any, trust_remote_code: bool) -> torch.nn.Module:
+    """Build a model on the meta device, where tensors take no memory; `config` is not changed."""
+    from transformers import AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return AutoModelForCausalLM.from_config(
+            copy.deepcopy(config), trust_remote_code=trust_remote_code
+        )
 
 
 def open_model(

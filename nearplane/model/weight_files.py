@@ -1,13 +1,11 @@
-"""Check that a model's safetensors files fit its config.json, and build it on the meta device.
+"""Check that a model's safetensors files are whole and fit its config.json.
 
 Errors name the damaged file, so that it alone can be downloaded again.
 """
 
-import copy
 import json
 from pathlib import Path
 from reprlib import repr
-from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -81,13 +79,3 @@ def check_fit(files: dict[str, Shapes], empty: torch.nn.Module) -> None:
                 f"{list(parameter.shape)}"
             )
     check_numbers(empty, stored.values())
-
-
-def empty_model(config: Any, trust_remote_code: bool) -> torch.nn.Module:
-    """Build a model on the meta device, where tensors take no memory; `config` is not changed."""
-    from transformers import AutoModelForCausalLM
-
-    with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
-            copy.deepcopy(config), trust_remote_code=trust_remote_code
-        )

@@ -43,11 +43,11 @@ class Estimate:
 
     @cached_property
     def parts(self) -> list[Part]:
-        return parts_of(self.survey, self.run, self.trial, self.kept)
+        return parts_of(self.survey, self.run, self.trial, self.offload_cost)
 
     @property
-    def kept(self) -> OffloadCost:
-        means = self.means
+    def offload_cost(self) -> OffloadCost:
+        means = self.offload
         return OffloadCost(1 - means.paused / means.batches, means.by_blocks, means.spilled)
 
     @property
@@ -75,14 +75,14 @@ class Estimate:
         return START_S + sum(self.groups.values())
 
     @cached_property
-    def means(self) -> Offload:
+    def offload(self) -> Offload:
         """The offload; NearplaneError if the run cannot stay within `allowed`."""
         allowed = self.capacity if self.allowed is None else self.allowed
         return choose_offload(self.survey, self.run, allowed, self.allowed is not None)
 
     @property
     def memory(self) -> Memory:
-        return self.means.memory
+        return self.offload.memory
 
     @property
     def peak_bytes(self) -> int:
@@ -170,8 +170,8 @@ class Estimate:
             f"{self.unfinished_bytes / 1e9:.3f} GB of finished layers",
             f"peak memory: about {memory.total / 1e9:.2f} GB a process ({memory.sentence()}) of "
             f"{self.allowance}",
-            f"  {self.means.sentence()}",
-            f"  {self.means.precision()}",
+            f"  {self.offload.sentence()}",
+            f"  {self.offload.precision()}",
         ]
         if self.run.ranks > 1:
             lines.append(f"network: {self.network_bytes / 1e9:,.1f} GB sent to each process")
@@ -193,7 +193,7 @@ class Estimate:
     def group_lines(self) -> list[str]:
         """Return a line for every group of parts."""
         one = replace(self.run, ranks=1)
-        alone = self.grouped(parts_of(self.survey, one, self.trial, self.kept))
+        alone = self.grouped(parts_of(self.survey, one, self.trial, self.offload_cost))
         shared = {part.group for part in self.parts if part.share is not None}
         lines = []
         for group, seconds in self.groups.items():

@@ -61,7 +61,7 @@ class Memory:
 class MemoryNeeds:
     """The memory of every phase of a run, in the process with most of the calibration."""
 
-    found: Survey
+    survey: Survey
     run: RunSize
 
     def memory(self, by_blocks: bool, spilled: bool, paused: int) -> Memory:
@@ -73,7 +73,7 @@ class MemoryNeeds:
         states = paused * self.paused_bytes
         if not spilled:
             states += 2 * self.streams * state
-        if self.found.shares:
+        if self.survey.shares:
             # the tokens that enter the experts, and their choices of experts
             states += CHOICE_BYTES * self.tokens + (0 if spilled else state)
         weights = self.weights(by_blocks)
@@ -112,38 +112,38 @@ class MemoryNeeds:
     @property
     def streams(self) -> int:
         """2 if there is an original stream of hidden states beside the quantized one, else 1."""
-        return 2 if self.found.method.compensates else 1
+        return 2 if self.survey.method.compensates else 1
 
     @property
     def itemsize(self) -> int:
         """Bytes of a number in the type of products."""
-        return self.found.compute.itemsize
+        return self.survey.compute.itemsize
 
     @property
     def widening(self) -> float:
         """Bytes of a weight in the type of products, over its stored bytes."""
-        return self.itemsize / self.found.dtype.itemsize
+        return self.itemsize / self.survey.dtype.itemsize
 
     @property
     def converted(self) -> int | float:
         """Bytes of what is outside of blocks, converted to the type of products."""
-        same = self.found.compute == self.found.dtype
+        same = self.survey.compute == self.survey.dtype
         return 0 if same else self.parts[0] * self.widening
 
     @cached_property
     def width(self) -> int | float:
         """Columns of the widest input; of an expert's layer, times the share of tokens it gets."""
-        return max(layer.shape[1] * self.found.share(layer) for layer in self.found.layers)
+        return max(layer.shape[1] * self.survey.share(layer) for layer in self.survey.layers)
 
     @cached_property
     def hidden(self) -> int | float:
-        return getattr(self.found.config, "hidden_size", self.width)
+        return getattr(self.survey.config, "hidden_size", self.width)
 
     @property
     def paused_bytes(self) -> int | float:
         """Bytes of a paused batch: residual, normed and mixed states, and two of the widest."""
         states = (4 * self.hidden + 2 * self.width) * self.itemsize
-        if self.found.shares:
+        if self.survey.shares:
             states += 4 * self.hidden  # experts add up in float32
         return self.streams * self.batch_tokens * states
 
@@ -168,29 +168,29 @@ class MemoryNeeds:
     @cached_property
     def parts(self) -> tuple[int | float, list[int | float]]:
         """The bytes outside of blocks, and of every block."""
-        blocks = self.found.blocks
-        scale = self.found.dtype.itemsize / next(self.found.model.parameters()).itemsize
+        blocks = self.survey.blocks
+        scale = self.survey.dtype.itemsize / next(self.survey.model.parameters()).itemsize
         sizes = [scale * bytes_of(block) for block in blocks]
-        return scale * bytes_of(self.found.model) - sum(sizes), sizes
+        return scale * bytes_of(self.survey.model) - sum(sizes), sizes
 
     @cached_property
     def kinds(self) -> set[Kind]:
         """The different stages: the shapes of their layers, and whether they are of an expert."""
         return {
-            (tuple(layer.shape for layer in stage), stage[0].name in self.found.shares)
-            for stage in self.found.stages
+            (tuple(layer.shape for layer in stage), stage[0].name in self.survey.shares)
+            for stage in self.survey.stages
         }
 
     @property
     def widest(self) -> int:
-        return self.found.widest
+        return self.survey.widest
 
     def rounded_weights(self, shapes: Shapes) -> int | float:
         """Return the bytes of weights while the widest layers of a block on disk are rounded.
 
         These are the block's rounded layers, and the widest ones as they are stored.
         """
-        stored = self.found.dtype.itemsize * weights_of(shapes)
+        stored = self.survey.dtype.itemsize * weights_of(shapes)
         return max(self.parts[1]) * self.widening + stored
 
     def summing(self, shapes: Shapes, expert: bool) -> int | float:
@@ -218,16 +218,16 @@ class MemoryNeeds:
 
     def has_targets(self, expert: bool) -> bool:
         """Whether a stage is rounded towards targets."""
-        return self.found.method.compensates and not expert
+        return self.survey.method.compensates and not expert
 
     @cached_property
     def probing(self) -> int | float:
         """Bytes of the logits of all disturbed copies of a block while they are compared."""
-        if not self.found.method.allocates:
+        if not self.survey.method.allocates:
             return 0
-        blocks = self.found.blocks
-        words = vocabulary(self.found.model)
-        copies = ceil(self.found.units / len(blocks)) + 1
+        blocks = self.survey.blocks
+        words = vocabulary(self.survey.model)
+        copies = ceil(self.survey.units / len(blocks)) + 1
         return 2 * 4 * copies * SEQUENCES * POSITIONS * words
 
 

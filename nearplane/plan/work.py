@@ -112,38 +112,38 @@ def weights_of(kind: Kind) -> int:
 class Sizes:
     """Sums over a model's layers and stages to which the work is proportional."""
 
-    found: Survey
+    survey: Survey
     run: RunSize
 
     def kind(self, layer: Layer, alone: bool = False) -> Kind:
-        expert = layer.name in self.found.shares
-        return Kind(*layer.shape, alone, expert, self.found.share(layer))
+        expert = layer.name in self.survey.shares
+        return Kind(*layer.shape, alone, expert, self.survey.share(layer))
 
     @cached_property
     def layers(self) -> Counter[Kind]:
-        return Counter(map(self.kind, self.found.layers))
+        return Counter(map(self.kind, self.survey.layers))
 
     @cached_property
     def stages(self) -> Counter[Kind]:
-        return Counter(self.kind(stage[0], len(stage) == 1) for stage in self.found.stages)
+        return Counter(self.kind(stage[0], len(stage) == 1) for stage in self.survey.stages)
 
     @cached_property
     def hidden(self) -> int:
         widest = max(kind.columns for kind in self.layers)
-        return getattr(self.found.config, "hidden_size", widest)
+        return getattr(self.survey.config, "hidden_size", widest)
 
     @property
     def blocks(self) -> int:
-        return getattr(self.found.config, "num_hidden_layers", 1)
+        return getattr(self.survey.config, "num_hidden_layers", 1)
 
     @property
     def streams(self) -> int:
-        return 2 if self.found.method.compensates else 1
+        return 2 if self.survey.method.compensates else 1
 
     @property
     def state_bytes(self) -> int | float:
         """Bytes of the hidden states between two blocks, of all streams and tokens."""
-        return self.streams * self.run.tokens * self.hidden * self.found.compute.itemsize
+        return self.streams * self.run.tokens * self.hidden * self.survey.compute.itemsize
 
     def rows_by_squares(self, drifted: bool = False) -> int | float:
         """Return Σ rows · n²; `drifted`: without layers of experts."""
@@ -170,14 +170,14 @@ class Sizes:
     @property
     def inside(self) -> float:
         """The share of the model's numbers that is in its blocks."""
-        numbers = sum(parameter.numel() for parameter in self.found.blocks.parameters())
-        return numbers / (self.found.quantized + self.found.unquantized)
+        numbers = sum(parameter.numel() for parameter in self.survey.blocks.parameters())
+        return numbers / (self.survey.quantized + self.survey.unquantized)
 
     def moments(self, stage: Kind) -> tuple[int | float, int | float]:
         """Return the flops per token of a stage's sums, and how many numbers these sums hold."""
         n = stage.columns
         gram = 2 * n**2 * (GRAM_SHARE if n > NARROW else 1)
-        if not self.found.method.compensates or stage.expert:
+        if not self.survey.method.compensates or stage.expert:
             return gram, n**2
         # one sum more where the output of a single layer is added to hidden states
         lag = stage.rows * n if stage.alone and stage.rows == self.hidden else 0
@@ -247,16 +247,16 @@ def reading(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     Blocks that stay on disk are read once more to trace them, and once more by the first process to
     store what is not quantized.
     """
-    times = 3 if sizes.found.method.allocates else 2
+    times = 3 if sizes.survey.method.allocates else 2
     if offload.by_blocks:
         times = 1 + times * sizes.inside
-    amount = times * sizes.found.model_bytes
+    amount = times * sizes.survey.model_bytes
     parts = [Part("reading", "read_bytes", amount), Part("reading", "host_bytes", amount)]
     if offload.by_blocks:
-        whole = sizes.found.model_bytes * sizes.inside
+        whole = sizes.survey.model_bytes * sizes.inside
         parts.append(Part("reading", "read_bytes", whole, FIRST))
     if offload.spilled:
-        times = sizes.blocks + offload.again * len(sizes.found.stages)
+        times = sizes.blocks + offload.again * len(sizes.survey.stages)
         amount = times * sizes.state_bytes
         parts.append(Part("reading", "read_bytes", amount, max(sizes.run.of_sequences())))
     return parts
@@ -264,7 +264,7 @@ def reading(sizes: Sizes, offload: OffloadCost) -> list[Part]:
 
 def writing(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     """The first process writes the checkpoint and the folder of finished layers."""
-    parts = [Part("writing", "write_bytes", 2 * sizes.found.stored_bytes, FIRST)]
+    parts = [Part("writing", "write_bytes", 2 * sizes.survey.stored_bytes, FIRST)]
     if offload.spilled:
         amount = sizes.blocks * sizes.state_bytes
         parts.append(Part("writing", "write_bytes", amount, max(sizes.run.of_sequences())))
@@ -273,7 +273,7 @@ def writing(sizes: Sizes, offload: OffloadCost) -> list[Part]:
 
 def calibration(sizes: Sizes) -> list[Part]:
     """Return the forward passes of all streams: products, attention, and norms and activations."""
-    survey, run = sizes.found, sizes.run
+    survey, run = sizes.survey, sizes.run
     share = max(run.of_sequences())
     tokens = run.tokens * sizes.streams
     attention = attended(run.length, sizes.hidden) * sizes.blocks * tokens
@@ -289,8 +289,8 @@ def calibration(sizes: Sizes) -> list[Part]:
 def repeated(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     """A repeated forward pass goes through half of its block on average, once for every stage."""
     # the tokens that enter experts are kept, so that all experts of a block count as one stage
-    shares = sizes.found.shares
-    stages = sum(stage[0].name not in shares for stage in sizes.found.stages)
+    shares = sizes.survey.shares
+    stages = sum(stage[0].name not in shares for stage in sizes.survey.stages)
     times = offload.again * (stages / sizes.blocks + bool(shares)) / 2
     if not times:
         return []
@@ -308,7 +308,7 @@ def hessians(sizes: Sizes) -> list[Part]:
 
 def probing(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     """Every process disturbs every layer and runs the later blocks: half of all on average."""
-    survey = sizes.found
+    survey = sizes.survey
     tokens = survey.units * SEQUENCES * PROBED_LENGTH
     head = 2 * survey.units * SEQUENCES * POSITIONS * vocabulary(survey.model) * sizes.hidden
     moved = MOVED * sizes.hidden * survey.compute.itemsize * sizes.blocks * tokens / 2
@@ -328,7 +328,7 @@ def probing(sizes: Sizes, trial: MethodTrial) -> list[Part]:
 
 def factoring(sizes: Sizes) -> list[Part]:
     """Every process computes every factor, and takes that of the first process."""
-    again = len(RIDGES) + 1 if sizes.found.method.compensates else 0
+    again = len(RIDGES) + 1 if sizes.survey.method.compensates else 0
     return [Part("factors", "factor_flops", sizes.factors(again))]
 
 
@@ -343,7 +343,7 @@ def rounding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     size = sizes.rows_by_squares()
     share = sizes.busiest(size_of, rows_of)
     checked = trial.checks * size
-    checked += sizes.found.method.target_certificates * sizes.rows_by_squares(drifted=True)
+    checked += sizes.survey.method.target_certificates * sizes.rows_by_squares(drifted=True)
     return [
         Part("rounding", "solve_flops", trial.sweeps * size, share),
         Part("rounding", "float64_flops", 2 * TRIANGLE_SHARE * checked, share),
@@ -355,7 +355,7 @@ def coding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
 
     How the method's time divides among these was measured in its trial.
     """
-    survey = sizes.found
+    survey = sizes.survey
     size = sizes.rows_by_squares()
     by_rows = sizes.busiest(weights_of, rows_of)
     by_pieces = sizes.busiest(weights_of, weights_of, PIECE)
@@ -390,8 +390,8 @@ def network_bytes(sizes: Sizes, trial: MethodTrial) -> int | float:
     others = (sizes.run.ranks - 1) / sizes.run.ranks
     ring = 2 * others * SUM_BYTES * sizes.summed()
     squares = sum(count * stage.columns**2 for stage, count in sizes.stages.items())
-    sent = trial.sent * sizes.found.quantized
-    if sizes.found.method.compensates:
+    sent = trial.sent * sizes.survey.quantized
+    if sizes.survey.method.compensates:
         sent += TARGET_BYTES * sizes.drifted
     received = others * sent
     return ring + FACTOR_BYTES * squares + received if others else 0.0

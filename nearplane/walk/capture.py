@@ -151,16 +151,18 @@ class PausedRun:
         before: dict[nn.Module, Tensor | None] | None = None,
     ):
         self.block, self.call = block, call
-        self.ahead, self.added = set(stops), added
+        self.remaining, self.added = set(stops), added
         self.before = before or {}
-        self.now: Tensor | None = None  # the quantized weight, while one of `before` replaces it
+        self.current_weight: Tensor | None = (
+            None  # the quantized weight, while one of `before` replaces it
+        )
         self.args: tuple = ()  # of the layer that it stopped at last
         self.residual = call.hidden
-        self.green: Any = greenlet(self.run)  # None once the run has ended
+        self.greenlet: Any = greenlet(self.run)  # None once the run has ended
         self.reached: tuple[nn.Module | None, Tensor] | None = None  # None and the end's output
 
     def run(self) -> tuple[None, Tensor]:
-        hooks = [stop.register_forward_pre_hook(self.pause) for stop in list(self.ahead)]
+        hooks = [stop.register_forward_pre_hook(self.pause) for stop in list(self.remaining)]
         hooks += [layer.register_forward_hook(self.add) for layer in self.added]
         hooks += [layer.register_forward_pre_hook(self.put_before) for layer in self.before]
         hooks += [layer.register_forward_hook(self.put_back) for layer in self.before]
@@ -172,25 +174,25 @@ class PausedRun:
 
     def pause(self, layer: nn.Module, args: tuple) -> None:
         # the hooks of every run hang on the same layers; only the current run has reached one
-        if layer in self.ahead and getcurrent() is self.green:
-            self.ahead.remove(layer)
+        if layer in self.remaining and getcurrent() is self.greenlet:
+            self.remaining.remove(layer)
             self.args = args
-            self.green.parent.switch((layer, args[0]))
+            self.greenlet.parent.switch((layer, args[0]))
 
     def add(self, _: nn.Module, args: tuple, output: Tensor) -> None:
         # as in `pause`: hooks of other runs hang on the same layer
-        if getcurrent() is self.green:
+        if getcurrent() is self.greenlet:
             self.residual = self.residual + output.reshape(self.residual.shape)
 
     def put_before(self, layer: nn.Module, _: tuple) -> None:
         before, weight = self.before[layer], layer.get_parameter("weight")
-        if before is not None and getcurrent() is self.green:
-            self.now, weight.data = weight.data, before
+        if before is not None and getcurrent() is self.greenlet:
+            self.current_weight, weight.data = weight.data, before
 
     def put_back(self, layer: nn.Module, _: tuple, output: Tensor) -> None:
-        if self.now is not None and getcurrent() is self.green:
-            layer.get_parameter("weight").data = self.now
-            self.now = None
+        if self.current_weight is not None and getcurrent() is self.greenlet:
+            layer.get_parameter("weight").data = self.current_weight
+            self.current_weight = None
 
     def go_on(self) -> tuple[nn.Module | None, Tensor]:
         """Run to the next pause; returns the layer and its input, or None and the block's output.
@@ -199,7 +201,7 @@ class PausedRun:
         """
         if self.reached is None:
             with torch.no_grad():
-                self.reached = self.green.switch()
+                self.reached = self.greenlet.switch()
         assert self.reached is not None
         return self.reached
 
@@ -215,7 +217,7 @@ class PausedRun:
         """Run to the end and return the block's hidden states."""
         stop, hidden = self.go_on()
         # the run and its greenlet refer to each other, which would keep both in memory
-        self.green = self.reached = None
+        self.greenlet = self.reached = None
         self.residual = hidden
         if stop is not None:
             raise NearplaneError("the model ran its layers in another order than before")
@@ -231,10 +233,10 @@ class PausedRun:
 
     def close(self) -> None:
         """End the run before the block's end, and free what it holds."""
-        if self.green is not None:
+        if self.greenlet is not None:
             with torch.no_grad():
-                self.green.throw()
-        self.green = self.reached = None
+                self.greenlet.throw()
+        self.greenlet = self.reached = None
 
 
 class RepeatedRun:

@@ -77,13 +77,13 @@ class BlockRecorder:
 
     - `mixtures`: the experts of the block, by name. Inputs of their layers are not recorded: a few
       tokens reach some of the experts only.
-    - `calls`: layer -> its inputs, one a call; `made`: module, input and output of every call.
+    - `calls`: layer -> its inputs, one a call; `outputs`: module, input and output of every call.
     """
 
     layers: list[Layer]
     mixtures: dict[str, Experts] = field(default_factory=dict)
     calls: dict[str, list[Tensor]] = field(default_factory=dict)
-    made: list[tuple[nn.Module, Tensor | None, Tensor]] = field(default_factory=list)
+    outputs: list[tuple[nn.Module, Tensor | None, Tensor]] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
     is_tuple: bool = False
     stages: list[Stage] = field(default_factory=list)
@@ -135,12 +135,12 @@ class BlockRecorder:
     def note_made(self, module: nn.Module, args: tuple, output: Any) -> None:
         given = args[0] if args and isinstance(args[0], Tensor) else None
         if isinstance(hidden_of(output), Tensor):
-            self.made.append((module, given, hidden_of(output)))
+            self.outputs.append((module, given, hidden_of(output)))
 
     def conclude(self) -> None:
         """Find the stages and the summands while the weights are loaded; free the tensors."""
         self.stages, self.added = self.found_stages(), self.found_added()
-        self.calls, self.made, self.inputs = {}, [], []
+        self.calls, self.outputs, self.inputs = {}, [], []
 
     def found_added(self) -> dict[str, nn.Module]:
         """Return the layers whose output, as it is or after an RMS norm, is added to hidden states.
@@ -149,10 +149,10 @@ class BlockRecorder:
         """
         experts = self.layers_of_experts
         names = {la.module: la.name for la in self.layers if la.name not in experts}
-        maker = {identity(made): names[m] for m, _, made in self.made if m in names}
+        maker = {identity(made): names[m] for m, _, made in self.outputs if m in names}
         adders: dict[str, nn.Module] = {}
         hidden = self.inputs[0] if self.inputs else None
-        for module, given, made in self.made:
+        for module, given, made in self.outputs:
             if hidden is None or made.numel() != hidden.numel():
                 continue
             # some families flatten batches on the way

@@ -14,7 +14,7 @@ from transformers import LlamaConfig
 
 import nearplane as npl
 from nearplane.cli import evaluate
-from nearplane.cli.quantize import Settings
+from nearplane.cli.run_settings import Settings
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export import load
 from nearplane.methods import RTN

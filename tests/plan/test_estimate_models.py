@@ -131,10 +131,10 @@ def test_what_exceeds_an_accelerator_s_memory_is_said(models):
         plans(survey(models[f"Llama-3.1-{size}"], ECLQ(bpw=BPW), bare=True), None)
         for size in ("8B", "405B")
     )
-    assert small[1].kept.by_blocks and not small[8].kept.by_blocks
+    assert small[1].offload_cost.by_blocks and not small[8].offload_cost.by_blocks
     # twice more through the link than three times, and nothing else that is as long
     assert small[1].groups["reading"] > 1.3 * small[8].groups["reading"]
-    assert large[64].kept.again == 1
+    assert large[64].offload_cost.again == 1
     for made, warned in ((small, False), (large, True)):
         assert any(line.startswith("warning: ") for line in made[64].lines()) == warned
 

@@ -125,7 +125,7 @@ def test_a_repeated_run_is_a_paused_run_that_holds_nothing():
         layer.weight.data = layer.weight.data.round()
     assert torch.equal(run.finish(), paused.finish())
     assert len(begun) == 4  # one is `paused`; the others were of each stage, and the end
-    assert all(each.green is None for each in begun)
+    assert all(each.greenlet is None for each in begun)
     assert not any(m._forward_pre_hooks or m._forward_hooks for m in block.modules())
 
 

@@ -1,0 +1,58 @@
+"""nearplane plan: what quantizing a model would take."""
+
+from typing import Annotated, Any
+
+import typer
+
+from nearplane.cli.method_options import chosen, method_parameters
+from nearplane.cli.options import parameters_of, settings_from, with_options
+from nearplane.cli.run_settings import (
+    Model,
+    Settings,
+    at_requested_size,
+    check_one_size,
+    memory_limit,
+    prepare,
+    rules_of,
+    time_limit,
+)
+
+
+@with_options(parameters_of(Settings), method_parameters())
+def plan(
+    model: Model,
+    ranks: Annotated[int, typer.Option(help="Processes that share the run")] = 1,
+    device: Annotated[
+        str,
+        typer.Option(
+            help="What each process runs on: cpu, this machine; projected: a100, b200, h100, h200"
+        ),
+    ] = "cpu",
+    **options: Any,
+) -> None:
+    """Say what quantizing MODEL would take, before a weight is loaded."""
+    settings: Settings = settings_from(Settings, options)
+    method = chosen(settings.method, options)
+    check_one_size(settings.size, options)
+    seconds = time_limit(settings)
+    prepare(settings)
+    from nearplane.plan.calibration_size import check_one_given
+    from nearplane.plan.devices import known
+    from nearplane.plan.estimate import estimate
+    from nearplane.plan.run_size import RunSize
+    from nearplane.plan.survey import survey
+
+    check_one_given(settings.sequences, seconds)
+    known(device)
+    RunSize(ranks if settings.sequences is None else settings.sequences, 2, ranks)
+    rules = rules_of(settings)
+    options = {"bare": True, "arithmetic": settings.arithmetic}
+    found = survey(model, method, rules, settings.trust_remote_code, **options)
+    found = at_requested_size(found, settings.size)
+    size = (settings.sequences, settings.length)
+    expected = estimate(found, *size, ranks, device, memory_limit(settings))
+    if seconds is not None:
+        expected = expected.within(seconds)
+        typer.echo(expected.time_sentence(seconds))
+    for line in expected.lines():
+        typer.echo(line)

@@ -1,0 +1,140 @@
+"""The options that quantize and plan have in common, and what they mean."""
+
+import re
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from nearplane.cli.method_options import method_help
+from nearplane.cli.options import Arithmetic
+from nearplane.types import NearplaneError
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", help="A directory, a hub name or a .gguf")]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The options of quantize and plan that do not belong to a method."""
+
+    method: Annotated[str, typer.Option(help=method_help())] = "eclq"
+    size: Annotated[
+        str | None,
+        typer.Option(
+            help="Largest size of the weight files, as 100MB or 1.5GiB, in place of --bpw"
+        ),
+    ] = None
+    calibration: Annotated[
+        str | None,
+        typer.Option(
+            help="Text the model is rounded on: a .txt, .jsonl or .parquet file, "
+            "or a data set as NAME[:CONFIG][:SPLIT]"
+        ),
+    ] = None
+    sequences: Annotated[
+        int | None,
+        typer.Option(
+            help="At most so many sequences; by default 24 tokens for every column of the widest "
+            "layer, from 16,384 to 262,144"
+        ),
+    ] = None
+    length: Annotated[
+        int | None, typer.Option(help="Tokens of a sequence; 512, or the model's limit if less")
+    ] = None
+    chat_template: Annotated[
+        bool, typer.Option("--chat-template", help="Put documents in the tokenizer's template")
+    ] = False
+    memory: Annotated[
+        str | None,
+        typer.Option(
+            help="Keep within so much memory, as 6GiB, or refuse; by default what is available"
+        ),
+    ] = None
+    time: Annotated[
+        str | None,
+        typer.Option(
+            help="Pick the sequences by how long a run may take, as 10min or 1.5h, in place of "
+            "--sequences"
+        ),
+    ] = None
+    arithmetic: Arithmetic = "auto"
+    skip: Annotated[
+        list[str] | None,
+        typer.Option(help="Leave layers alone whose names match this expression; repeatable"),
+    ] = None
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse a model with parts that cannot be quantized")
+    ] = False
+    lm_head: Annotated[
+        bool, typer.Option("--lm-head", help="Quantize the output head too; unties a tied one")
+    ] = False
+    trust_remote_code: Annotated[
+        bool, typer.Option("--trust-remote-code", help="Run Python files that the model brings")
+    ] = False
+    threads: Annotated[int | None, typer.Option(help="Use so many cores")] = None
+
+
+def check_one_size(size: str | None, options: dict[str, Any]) -> None:
+    """Raise NearplaneError if both --size and --bpw are given."""
+    if size is not None and options.get("bpw") is not None:
+        raise NearplaneError("give --size or --bpw, not both: each of them sets the rate")
+
+
+def at_requested_size(found: Any, size: str | None) -> Any:
+    """Return the survey with its method at the bits per weight that make weight files of `size`."""
+    if size is None:
+        return found
+    from nearplane.plan.survey import at_size
+
+    return at_size(found, bytes_of("--size", size))
+
+
+def memory_limit(settings: Settings) -> int | None:
+    """Return --memory in bytes, or None."""
+    return None if settings.memory is None else bytes_of("--memory", settings.memory)
+
+
+def bytes_of(option: str, size: str) -> int:
+    """Return the bytes of a size such as 100MB or 1.5GiB."""
+    parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([kMGT]?)(i?)B?\s*", size)
+    if parts is None:
+        raise NearplaneError(f"{option} {size!r} is no size: write 100MB or 1.5GiB")
+    power = " kMGT".index(parts[2] or " ")
+    return int(float(parts[1]) * (1024 if parts[3] else 1000) ** power)
+
+
+def time_limit(settings: Settings) -> float | None:
+    """Return --time in seconds, or None."""
+    if settings.time is None:
+        return None
+    parts = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*(s|min|h)\s*", settings.time)
+    if parts is None:
+        raise NearplaneError(f"--time {settings.time!r} is no time: write 90s, 10min or 1.5h")
+    return float(parts[1]) * {"s": 1, "min": 60, "h": 3600}[parts[2]]
+
+
+def rules_of(settings: Settings) -> Any:
+    """Return which layers are skipped; NearplaneError if --skip is not a regular expression."""
+    from nearplane.model.selection import Rules
+
+    for pattern in settings.skip or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise NearplaneError(f"--skip {pattern!r} is no regular expression: {error}") from error
+    return Rules(skip=tuple(settings.skip or ()), strict=settings.strict, lm_head=settings.lm_head)
+
+
+def prepare(settings: Settings) -> None:
+    """Set the number of threads and silence the libraries."""
+    import torch
+
+    from nearplane.cli.quiet import quiet
+    from nearplane.model.compute_dtype import check_arithmetic
+
+    check_arithmetic(settings.arithmetic)
+    if settings.threads is not None:
+        if settings.threads < 1:
+            raise NearplaneError(f"--threads must be at least 1, not {settings.threads}")
+        torch.set_num_threads(settings.threads)
+    quiet()
