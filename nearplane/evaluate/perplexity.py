@@ -4,7 +4,6 @@ import hashlib
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from torch import Tensor, nn
 
 from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.calibration import opening_token
+from nearplane.walk.capture import replaced_forward
 from nearplane.walk.documents import read_text
 
 BATCH_TOKENS = 4096  # tokens in one forward pass, for all of which a layer is decoded only once
@@ -233,19 +233,6 @@ def head_logits(
     - `target`: passed as `input_ids`, which only the replaced body would read.
     """
     given = type(output)(**{**output, "last_hidden_state": hidden})
-    with fixed_body_output(model, given), torch.no_grad():
+    # families scale or cap logits in ways of their own, which only their forward knows
+    with replaced_forward(model.base_model, lambda *_, **__: given), torch.no_grad():
         return model(input_ids=target, use_cache=False).logits
-
-
-@contextmanager
-def fixed_body_output(model: Any, output: Any) -> Iterator[None]:
-    """Let the model's body return `output`, so that a forward pass computes the output head alone.
-
-    Families scale or cap logits in ways of their own, which only their `forward` knows.
-    """
-    body = model.base_model
-    try:
-        body.forward = lambda *_, **__: output
-        yield
-    finally:
-        body.__dict__.pop("forward", None)
