@@ -242,10 +242,28 @@ BAD = {
     "line.jsonl": (b'{"text": "a"}\n\n{"text": \n', "line 3 of .*line.jsonl is not JSON"),
     "field.jsonl": (b'{"body": "a", "id": 3}\n', "none of the fields text, .*: it has body, id"),
     "bare.jsonl": (b"{}\n", "it has no fields"),
-    "null.jsonl": (b'{"text": null}\n', "is NoneType, not text"),
+    "null.jsonl": (
+        b'{"text": "a"}\n{"text": null}\n',
+        "line 2 of .*null.jsonl: the field text is null, not text",
+    ),
     "number.jsonl": (b"3\n", "is int, not text"),
-    "share.jsonl": (b'{"conversations": [{"from": "a", "value": "b"}]}\n', "messages"),
-    "array.json": (b'[{"text": "a"}]', "messages"),
+    "mute.jsonl": (
+        b'{"messages": [{"role": "user"}]}\n',
+        "message 1 of messages in line 1 .* no mess",
+    ),
+    "void.jsonl": (
+        b'{"messages": [{"role": "user", "content": null}]}\n',
+        "message 1 of messages in line 1 of .* content that is null",
+    ),
+    "seen.jsonl": (
+        b'{"messages": [{"role": "user", "content": [{"type": "image", "image": "a.png"}]}]}\n',
+        "content that is list and holds no text",
+    ),
+    "array.json": (
+        b'[{"text": "a"}, {"text": 3}]',
+        "entry 2 of .*array.json: the field text is int",
+    ),
+    "reply.jsonl": (b'{"prompt": "a", "completion": null}\n', "the field completion is null"),
     "ints.jsonl": (b"[1, 2]\n", "messages"),
     "words.jsonl": (b'{"messages": ["a", "b"]}\n', "messages"),
     "bad.parquet": (b"PAR1", "bad.parquet is not a readable parquet file"),

@@ -1,0 +1,105 @@
+"""Records as people have them: what a document is made of, with a chat template and without."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from nearplane.types import NearplaneError
+from nearplane.walk.documents import read_documents
+from nearplane.walk.records import texts_of
+
+
+class Chat:
+    """A tokenizer whose template shows what it is given."""
+
+    chat_template = "shown"
+
+    def apply_chat_template(self, messages, tokenize):
+        return "".join(f"<{m['role']}>{m['content']}" for m in messages)
+
+
+SAID = [{"role": "user", "content": "one"}, {"role": "assistant", "content": "two"}]
+FROM = [{"from": "human", "value": "one"}, {"from": "gpt", "value": "two"}]
+PARTS = [
+    {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "o"}, "ne"]},
+    SAID[1],
+]
+CALL = {"role": "assistant", "content": None, "tool_calls": [{"function": {"name": "f"}}]}
+PLAIN, TEMPLATED = "one\ntwo", "<user>one<assistant>two"
+RECORDS = {
+    "a string": ("one", "one", "<user>one"),
+    "a text": ({"text": "one", "id": 3}, "one", "<user>one"),
+    "a content": ({"content": "one"}, "one", "<user>one"),
+    "a prompt": ({"prompt": "one"}, "one", "<user>one"),
+    "messages": ({"messages": SAID}, PLAIN, TEMPLATED),
+    "a list of messages": (SAID, PLAIN, TEMPLATED),
+    "of ShareGPT": ({"conversations": FROM}, PLAIN, TEMPLATED),
+    "of one conversation": ({"conversation": FROM}, PLAIN, TEMPLATED),
+    "in parts": ({"messages": PARTS}, PLAIN, TEMPLATED),
+    "instructions": ({"instruction": "one", "input": "", "output": "two"}, PLAIN, TEMPLATED),
+    "with a context": (
+        {"instruction": "one", "input": "1", "output": "two"},
+        "one\n\n1\ntwo",
+        "<user>one\n\n1<assistant>two",
+    ),
+    "a completion": ({"prompt": "one", "completion": "two"}, PLAIN, TEMPLATED),
+    "an answer": ({"question": "one", "answer": "two"}, PLAIN, TEMPLATED),
+    "a tool call": (
+        {"messages": [SAID[0], CALL]},
+        'one\n[{"function": {"name": "f"}}]',
+        "<user>one<assistant>",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", RECORDS)
+def test_a_record_is_one_document(name):
+    record, plain, templated = RECORDS[name]
+    assert list(texts_of(record, "here")) == [plain]
+    assert list(texts_of(record, "here", Chat())) == [templated]
+
+
+def test_a_list_of_records_is_as_many_documents():
+    assert list(texts_of(["a", {"text": "b"}], "here")) == ["a", "b"]
+    with pytest.raises(
+        NearplaneError, match="entry 2 of here is null, not text|neither of records"
+    ):
+        list(texts_of(["a", None], "here"))
+
+
+def test_nothing_is_read_as_the_words_of_python():
+    """No repr of a list, no None."""
+    for wrong in (
+        None,
+        [None],
+        {"text": ["a", None]},
+        {"messages": [{"role": "a", "content": {}}]},
+    ):
+        with pytest.raises(NearplaneError, match="here"):
+            list(texts_of(wrong, "here"))
+
+
+LINES = [json.dumps({"text": "one"}), json.dumps({"text": "two"})]
+FILES = {
+    "a.jsonl": "\n".join(LINES),
+    "windows.jsonl": "\ufeff" + "\r\n".join(LINES) + "\r\n",
+    "gaps.jsonl": "\n\n" + "\n \n".join(LINES),
+    "array.json": json.dumps(list(map(json.loads, LINES))),
+    "indented.json": json.dumps(list(map(json.loads, LINES)), indent=2),
+    "indented.jsonl": json.dumps(list(map(json.loads, LINES)), indent=2),
+    "strings.json": json.dumps(["one", "two"]),
+    "lines.json": "\n".join(LINES),
+}
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_files_of_records(name, tmp_path: Path):
+    (tmp_path / name).write_bytes(FILES[name].encode())
+    source, documents = read_documents(tmp_path / name)
+    assert source == str(tmp_path / name) and list(documents) == ["one", "two"]
+
+
+def test_a_text_has_no_byte_order_mark(tmp_path):
+    (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
+    assert list(read_documents(tmp_path / "a.txt")[1]) == ["one\ntwo"]
