@@ -13,9 +13,9 @@ from typing import Any
 
 import torch
 
-from nearplane.export.checkpoint_format import quantization_config, rounded
+from nearplane.export.checkpoint_format import quantization_config, rounded, special_floats
 from nearplane.export.checkpoint_writer import CheckpointWriter
-from nearplane.export.companion_files import companion_files
+from nearplane.export.companion_files import companion_files, files_left_behind
 from nearplane.export.ledger import Ledger, digest
 from nearplane.export.output_directory import check_space
 from nearplane.export.uncompressed import uncompressed_tensors
@@ -98,7 +98,7 @@ def quantize(
         survey = in_one_dtype(survey, earlier, arithmetic, ranks)
         size = wanted.size(survey, ranks, memory, earlier.get("calibration"), watcher.says)
         offload = offload_for(survey, size, ranks, memory)
-        check_space(out, survey.model_bytes)
+        check_output(out, survey, watcher)
         tokenizer = open_tokenizer(survey.empty.where)
         request = CalibrationRequest(*size, chat_template)
         tokens, account = calibrated(survey, tokenizer, calibration, request, watcher)
@@ -289,7 +289,7 @@ class Finish:
     def config(self) -> dict[str, Any]:
         """Return the model's configuration with the quantization in it."""
         model: Any = self.source.model
-        config = model.config.to_dict()
+        config = special_floats(model.config.to_dict())
         config.pop("_name_or_path", None)
         config["architectures"] = [type(model).__name__]
         config["quantization_config"] = quantization_config(self.recipe, self.reports)
@@ -309,6 +309,19 @@ def offload_for(
     if memory is None:
         return choose_offload(survey, run, available_bytes() / ranks.size)
     return choose_offload(survey, run, memory, promised=True)
+
+
+def check_output(out: str | Path, survey: Survey, watcher: Watcher) -> None:
+    """Raise NearplaneError for what would refuse the checkpoint at the end of the run.
+
+    A full disk, and files beside the model that cannot be copied; says which are left behind.
+    """
+    check_space(out, survey.model_bytes)
+    if survey.empty.is_gguf:
+        return
+    companion_files(survey.name)
+    for name in files_left_behind(survey.name):
+        watcher.says(f"{name} is not copied: it is no file of a tokenizer, processor or licence")
 
 
 def calibrated(

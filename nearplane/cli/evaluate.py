@@ -4,7 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
-from nearplane.cli.options import Arithmetic
+from nearplane.cli.options import Arithmetic, TrustRemoteCode
 from nearplane.types import NearplaneError, Progress
 
 Dequantize = Annotated[
@@ -15,11 +15,16 @@ Dequantize = Annotated[
     ),
 ]
 
+CONTEXT = 1024  # tokens of a window
+
 
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A checkpoint or a model")],
     text: Annotated[str, typer.Option(help="A text file the model was not calibrated on")],
-    context: Annotated[int, typer.Option(help="Tokens of a window")] = 1024,
+    context: Annotated[
+        int | None,
+        typer.Option(help="Tokens of a window; 1024, or as many as the model has positions for"),
+    ] = None,
     stride: Annotated[
         int | None, typer.Option(help="Tokens between windows; only the last so many are scored")
     ] = None,
@@ -30,6 +35,7 @@ def evaluate(
     ] = None,
     dequantize: Dequantize = True,
     arithmetic: Arithmetic = "auto",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
     from nearplane.cli.progress import watching
@@ -37,20 +43,28 @@ def evaluate(
     from nearplane.evaluate.perplexity import WindowOptions, text_windows
     from nearplane.export.compressed_linear import is_compressed, resident_bpw
     from nearplane.model.compute_dtype import check_arithmetic, name_of
+    from nearplane.model.positions import check_positions, position_limit
 
     check_arithmetic(arithmetic)
-    options = WindowOptions(context, stride, windows)
+    options = WindowOptions(context or CONTEXT, stride, windows)
     quiet()
-    opened, tokenizer = open_any(model, dequantize, arithmetic)
+    opened, tokenizer = open_any(model, dequantize, arithmetic, trust_remote_code)
     if tokenizer is None:
         raise NearplaneError(f"{model} has no tokenizer that can be read")
+    if context is None:
+        most = min(CONTEXT, position_limit(opened) or CONTEXT)
+        options = WindowOptions(most, stride if stride is None else min(stride, most), windows)
+    check_positions(opened, options.context, "--context")
     with watching() as watcher:
         split = text_windows(text, tokenizer, options)
-        sentences = results(opened, split, options, against, arithmetic, watcher.progress)
+        reference = None
+        if against is not None:
+            reference, _ = open_any(against, True, arithmetic, trust_remote_code)
+        sentences = results(opened, split, options, reference, watcher.progress)
     for sentence in sentences:
         typer.echo(sentence)
     typer.echo(f"computed in {name_of(opened.dtype)}")
-    typer.echo(bits_sentence(model))
+    typer.echo(bits_sentence(model, trust_remote_code))
     if not dequantize and is_compressed(opened):
         typer.echo(f"{resident_bpw(opened):.3f} bits per weight of the compressed layers in memory")
 
@@ -59,17 +73,15 @@ def results(
     model: Any,
     windows: Any,
     options: Any,
-    against: str | None,
-    arithmetic: str,
+    reference: Any,
     progress: Progress,
 ) -> list[str]:
-    """Return a sentence with the perplexity and, with `against`, one with the divergence."""
+    """Return a sentence with the perplexity and, with a reference, one with the divergence."""
     from nearplane.evaluate.divergence import divergence
     from nearplane.evaluate.perplexity import perplexity
 
-    if against is None:
+    if reference is None:
         return [perplexity(model, windows, options, progress).sentence()]
-    reference, _ = open_any(against, dequantize=True, arithmetic=arithmetic)
     found = divergence(model, reference, windows, options, progress)
     return [found.model.sentence(), found.sentence()]
 
@@ -84,39 +96,45 @@ def run(
     ] = None,
     dequantize: Dequantize = False,
     arithmetic: Arithmetic = "auto",
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Continue a prompt, greedily, and write the text as it comes."""
     from nearplane.cli.quiet import quiet
     from nearplane.model.compute_dtype import check_arithmetic
+    from nearplane.model.positions import check_positions
 
     if tokens < 1:
         raise NearplaneError(f"--tokens must be at least 1, not {tokens}")
     check_arithmetic(arithmetic)
     quiet()
-    model, tokenizer = open_any(directory, dequantize, arithmetic)
+    model, tokenizer = open_any(directory, dequantize, arithmetic, trust_remote_code)
     if tokenizer is None:
         raise NearplaneError(f"{directory} has no tokenizer that can be read")
-    print_continuation(model, tokenizer, prompt_inputs(tokenizer, prompt, chat), tokens)
+    inputs = prompt_inputs(tokenizer, prompt, chat)
+    check_positions(model, inputs["input_ids"].shape[1] + tokens, "prompt, or fewer --tokens")
+    print_continuation(model, tokenizer, inputs, tokens)
 
 
-def open_any(name: str, dequantize: bool, arithmetic: str = "auto") -> tuple[Any, Any]:
+def open_any(
+    name: str, dequantize: bool, arithmetic: str = "auto", trust_remote_code: bool = False
+) -> tuple[Any, Any]:
     """Return model and tokenizer of a nearplane checkpoint or of any transformers model."""
     from nearplane.export.load import load, load_tokenizer
     from nearplane.model.compute_dtype import arithmetic_for
     from nearplane.model.open_model import location, open_config, open_model, stored_dtype
 
-    where = location(name)
+    where = location(name, trust_remote_code)
     config = open_config(name, where)
     quantization = getattr(config, "quantization_config", None)
     if not isinstance(quantization, dict) or quantization.get("quant_method") != "nearplane":
         compute = arithmetic_for(stored_dtype(config, where), arithmetic)
-        source = open_model(name, dtype=compute)
+        source = open_model(name, trust_remote_code, dtype=compute)
         return source.model, source.tokenizer
-    model = load(name, dequantize=dequantize, arithmetic=arithmetic)
-    return model, load_tokenizer(name)
+    options = {"arithmetic": arithmetic, "trust_remote_code": trust_remote_code}
+    return load(name, dequantize=dequantize, **options), load_tokenizer(name)
 
 
-def bits_sentence(name: str) -> str:
+def bits_sentence(name: str, trust_remote_code: bool = False) -> str:
     """Return a sentence with a checkpoint's bits per weight, or with the dtype of another model."""
     from pathlib import Path
 
@@ -126,7 +144,7 @@ def bits_sentence(name: str) -> str:
 
     if is_checkpoint(name):
         return count_bytes(Path(name)).sentence()
-    where = location(name)
+    where = location(name, trust_remote_code)
     return f"not compressed: {name_of(stored_dtype(open_config(name, where), where))}"
 
 

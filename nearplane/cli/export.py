@@ -4,14 +4,14 @@ from typing import Annotated
 
 import typer
 
+from nearplane.cli.options import TrustRemoteCode
+
 
 def export(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint's directory")],
     out: Annotated[str, typer.Argument(metavar="OUT", help="A new or empty directory")],
     to: Annotated[str, typer.Option(help="The format: see nearplane formats")],
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python files that the model brings")
-    ] = False,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Write the checkpoint DIR to OUT in a format that other programs read."""
     from nearplane.cli.quiet import quiet

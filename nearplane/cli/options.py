@@ -15,6 +15,10 @@ Arithmetic = Annotated[
     ),
 ]
 
+TrustRemoteCode = Annotated[
+    bool, typer.Option("--trust-remote-code", help="Run Python files that the model brings")
+]
+
 Command = TypeVar("Command", bound=Callable[..., None])
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from nearplane.cli.method_options import method_help
-from nearplane.cli.options import Arithmetic
+from nearplane.cli.options import Arithmetic, TrustRemoteCode
 from nearplane.types import NearplaneError
 
 Model = Annotated[str, typer.Argument(metavar="MODEL", help="A directory, a hub name or a .gguf")]
@@ -68,9 +68,7 @@ class Settings:
     lm_head: Annotated[
         bool, typer.Option("--lm-head", help="Quantize the output head too; unties a tied one")
     ] = False
-    trust_remote_code: Annotated[
-        bool, typer.Option("--trust-remote-code", help="Run Python files that the model brings")
-    ] = False
+    trust_remote_code: TrustRemoteCode = False
     threads: Annotated[int | None, typer.Option(help="Use so many cores")] = None
 
 

@@ -6,6 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nearplane.cli.options import TrustRemoteCode
 from nearplane.types import NearplaneError
 
 Directory = Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint's directory")]
@@ -19,6 +20,7 @@ def verify(
     calibration: Annotated[
         str | None, typer.Option(help="The calibration text, if it has moved since")
     ] = None,
+    trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Check that DIR is whole and, with the model, that its certificates are true."""
     from nearplane.cli.quiet import quiet
@@ -30,7 +32,7 @@ def verify(
     found = check(directory)
     if against is not None and not found.problems:
         quiet()
-        found = verify_against(directory, against, calibration, found)
+        found = verify_against(directory, against, calibration, found, trust_remote_code)
     for sentence in found.checked:
         typer.echo(sentence if sentence.startswith("not checked") else f"ok: {sentence}")
     for problem in found.problems:

@@ -58,7 +58,11 @@ def verify(directory: str) -> Findings:
 
 
 def verify_against(
-    directory: str, model: str, calibration: Text | None = None, found: Findings | None = None
+    directory: str,
+    model: str,
+    calibration: Text | None = None,
+    found: Findings | None = None,
+    trust_remote_code: bool = False,
 ) -> Findings:
     """Compute the errors that certificates state again, from the original model.
 
@@ -68,10 +72,11 @@ def verify_against(
     - `model`: the original model, a directory or a name on the hub.
     - `calibration`: the calibration text; None for the one that the recipe names.
     - `found`: findings to add to; new ones if None.
+    - `trust_remote_code`: run Python files that the model brings.
     """
     found = found or Findings()
     checkpoint = open_checkpoint(directory)
-    empty = open_without_weights(model)
+    empty = open_without_weights(model, trust_remote_code)
     by_blocks = not empty.is_gguf and stand_alone(empty.model, find_blocks(empty.model)[1])
     source = open_model(empty, by_blocks=by_blocks)
     split_experts_(source.model)

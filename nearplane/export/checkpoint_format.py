@@ -72,6 +72,21 @@ def rounded(value: Any) -> Any:
     return value
 
 
+def special_floats(value: Any) -> Any:
+    """Return `value` with infinities and NaN as transformers writes them into config.json.
+
+    {"__float__": "Infinity"}
+    """
+    if isinstance(value, dict):
+        return {key: special_floats(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [special_floats(part) for part in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        name = "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+        return {"__float__": name}
+    return value
+
+
 def json_bytes(value: dict[str, Any]) -> bytes:
     """Return `value` as the bytes of a JSON file; equal dictionaries give equal bytes.
 

@@ -1,31 +1,41 @@
 """The files of the source model that are copied into the checkpoint unchanged."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
 from nearplane.types import NearplaneError
 
+# of the tokenizer, processors, generation and chat, of whatever name, and what licences ask for
 PATTERNS = (
-    "generation_config.json",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
+    "*.json",
+    "*prompt*",
+    "*PROMPT*",
+    "*.jinja",
     "*.model",
     "*.tiktoken",
-    "special_tokens_map.json",
-    "added_tokens.json",
+    "tokenizer*",
+    "vocab*",
+    "merges*",
     "chat_template*",
     "additional_chat_templates/*",
     "LICENSE*",
+    "LICENCE*",
     "NOTICE*",
     "USE_POLICY*",
     "*.py",  # the code of a model that needs trust_remote_code
 )
+# what a checkpoint has of its own, and what says where the source's weights are
+OWN = ("config.json", "report.json", "*.index.json", "adapter_config.json", "SHA256SUMS")
+# the source's weights, in any form; nobody expects them in the checkpoint
+WEIGHTS = (
+    *("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.ot"),
+)
 
 
 def companion_files(source: str | Path) -> dict[str, Path]:
-    """Return relative name -> path of the generation config, tokenizer, licence and code files.
+    """Return relative name -> path of the tokenizer, processor, licence and code files.
 
     NearplaneError if `source` is not found, or if a file is a link out of the model's directory.
 
@@ -35,9 +45,28 @@ def companion_files(source: str | Path) -> dict[str, Path]:
     if not directory.is_dir():
         directory = _downloaded(str(source))
     paths = [path for pattern in PATTERNS for path in directory.glob(pattern) if path.is_file()]
+    paths = [path for path in paths if not _matches(path, (*OWN, *WEIGHTS))]
     for path in paths:
         _check_inside(path, directory)
     return {path.relative_to(directory).as_posix(): path for path in sorted(paths)}
+
+
+def files_left_behind(source: str | Path) -> list[str]:
+    """Return the names in a model's directory that are neither weights nor copied, sorted.
+
+    Hidden files are not among them; of a name on the hub nothing is known, and [] returned.
+    """
+    directory = Path(source).expanduser()
+    if not directory.is_dir():
+        return []
+    copied = {name.split("/")[0] for name in companion_files(directory)}
+    names = (path for path in directory.iterdir() if not _matches(path, (*OWN, *WEIGHTS, ".*")))
+    return sorted(path.name for path in names if path.name not in copied)
+
+
+def _matches(path: Path, patterns: tuple[str, ...]) -> bool:
+    """Whether a file's name fits one of some patterns."""
+    return any(fnmatch(path.name, pattern) for pattern in patterns)
 
 
 def _check_inside(path: Path, directory: Path) -> None:
@@ -56,7 +85,9 @@ def _check_inside(path: Path, directory: Path) -> None:
 
 def _downloaded(name: str) -> Path:
     try:
-        return Path(snapshot_download(name, allow_patterns=list(PATTERNS)))
+        return Path(
+            snapshot_download(name, allow_patterns=list(PATTERNS), ignore_patterns=list(WEIGHTS))
+        )
     # the errors of huggingface_hub are subclasses of these two
     except (OSError, ValueError) as error:
         raise NearplaneError(f"{name} is no directory and no model on the hub: {error}") from error

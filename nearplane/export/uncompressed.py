@@ -78,5 +78,6 @@ def save_uncompressed(model: "PreTrainedModel", tokenizer: Any, out: str | Path)
 def config_without_source(model: "PreTrainedModel") -> dict[str, Any]:
     """Return the model's configuration without the keys that describe where it was loaded from."""
     config = {k: part for k, part in model.config.to_dict().items() if k not in SOURCE_KEYS}
+    config = fmt.special_floats(config)
     dtype = name_of(model.dtype)
     return config | {"architectures": [type(model).__name__], "dtype": dtype}

@@ -202,7 +202,10 @@ def open_config(name: str | Path, where: dict[str, Any]) -> Any:
         config = AutoConfig.from_pretrained(**where)
     # a model's class may raise any error for an unexpected config.json
     except Exception as error:
-        raise NearplaneError(f"the model {name} cannot be opened: {first_line(error)}") from error
+        said = first_line(error)
+        if "trust_remote_code" in str(error):
+            said = "it brings Python files of its own: look at them, then give --trust-remote-code"
+        raise NearplaneError(f"the model {name} cannot be opened: {said}") from error
     if getattr(config, "transformers_weights", None) is not None:
         raise NearplaneError(f"the model {name} names weights that are not its own")
     if not where["trust_remote_code"]:

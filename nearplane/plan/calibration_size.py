@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 
+from nearplane.model.positions import check_positions
 from nearplane.plan.estimate import estimate
 from nearplane.plan.survey import Survey
 from nearplane.types import NearplaneError
@@ -48,6 +49,7 @@ class CalibrationSize:
         if isinstance(given, torch.Tensor) and given.ndim == 2 and given.numel():
             most, length = given.shape
         check_size(1 if self.sequences is None else self.sequences, length)
+        check_positions(survey.model, length, "--length")
         if self.seconds is not None and earlier:
             sequences, length = earlier["sequences"], earlier["length"]
         elif self.seconds is not None:

@@ -5,6 +5,7 @@ from functools import cached_property
 
 import torch
 
+from nearplane.model.positions import check_positions
 from nearplane.model.process_memory import available_bytes
 from nearplane.plan.devices import (
     CPU,
@@ -251,6 +252,7 @@ def estimate(
     """
     known(device)
     length = default_length(survey.model) if length is None else length
+    check_positions(survey.model, length, "--length")
     if sequences is None:
         sequences = default_sequences(survey.widest, max(length, 1), ranks)
     run = RunSize(sequences, length, ranks)

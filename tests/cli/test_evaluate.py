@@ -3,7 +3,7 @@
 import re
 
 import pytest
-from transformers import LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 
 from tests.cli import tiny
 from tests.cli.test_quantize import refused
@@ -90,3 +90,26 @@ def test_models_that_cannot_be_compared_are_refused(nearplane, checkpoint, text,
     config.vocab_size = 330
     LlamaForCausalLM(config).save_pretrained(tmp_path / "other")
     refused(nearplane(*against, tmp_path / "other"), "320 tokens against the reference's 330")
+
+
+@pytest.fixture(scope="module")
+def short(tmp_path_factory):
+    """Return a model with a table of 32 positions."""
+    config = GPT2Config(n_embd=32, n_layer=1, n_head=2, n_positions=32, vocab_size=320)
+    directory = tmp_path_factory.mktemp("short")
+    GPT2LMHeadModel(config).save_pretrained(directory)
+    tiny.tokenizer(bos=True).save_pretrained(directory)
+    return directory
+
+
+def test_more_tokens_than_positions_are_refused(short, text, nearplane, tmp_path):
+    done = nearplane("eval", short, "--text", text)
+    assert done.exit_code == 0 and "context 32" in done.output, done.output
+    refused(
+        nearplane("eval", short, "--text", text, "--context", "64"), "32 positions", "--context"
+    )
+    refused(nearplane("run", short, "the nearest plane " * 20), "32 positions", "--tokens")
+    calibration = ("--calibration", text, "--length", "64", "--method", "hptq")
+    refused(nearplane("quantize", short, tmp_path / "out", *calibration), "--length")
+    refused(nearplane("plan", short, "--length", "64"), "32 positions", "--length")
+    assert not list(tmp_path.iterdir())
