@@ -21,7 +21,7 @@ from nearplane.export.output_directory import check_space
 from nearplane.export.uncompressed import uncompressed_tensors
 from nearplane.methods import Method
 from nearplane.model.compute_dtype import AUTO, TYPES, check_arithmetic, name_of
-from nearplane.model.open_model import OpenModel, open_model, open_tokenizer
+from nearplane.model.open_model import OpenModel, open_model, open_tokenizer, tokenizer_problem
 from nearplane.model.process_memory import available_bytes, forget_file_pages
 from nearplane.model.selection import Rules
 from nearplane.plan.calibration_size import CalibrationSize
@@ -328,6 +328,12 @@ def calibrated(
     survey: Survey, tokenizer: Any, text: Text, wanted: CalibrationRequest, watcher: Watcher
 ) -> tuple[torch.Tensor, TokenAccount]:
     """Return a text's tokens and their account; says the account, and warns of a short text."""
+    problem = tokenizer_problem(survey.empty.where) if tokenizer is None else ""
+    if problem and isinstance(text, str | Path):
+        raise NearplaneError(
+            f"the tokenizer beside {survey.name} cannot be read: {problem}; a tokenizer.json there "
+            "would be"
+        )
     tokens, account = calibrate(text, tokenizer, wanted)
     watcher.says(f"calibration: {account.sentence()}")
     if account.sequences < wanted.sequences:

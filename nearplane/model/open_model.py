@@ -22,6 +22,7 @@ from nearplane.types import NearplaneError, first_line
 CONFIG = "config.json"
 SUFFIXES = ("*.safetensors", "*.gguf")
 UNPACKED = torch.bfloat16  # the type to which the mixed types of a GGUF file are unpacked
+TOKENIZER_FILES = ("tokenizer*", "*.model", "vocab*", "tekken.json")
 ADAPTER = "adapter_config.json"  # where it lies, transformers loads an adapter, too
 
 
@@ -281,3 +282,19 @@ def open_tokenizer(where: dict[str, Any]) -> Any:
     # a model without a readable tokenizer is used without one
     except Exception:
         return None
+
+
+def tokenizer_problem(where: dict[str, Any]) -> str:
+    """Return why the tokenizer beside a model cannot be read; "" if it has no files there."""
+    from transformers import AutoTokenizer
+
+    directory = Path(where["pretrained_model_name_or_path"])
+    if not any(path for pattern in TOKENIZER_FILES for path in directory.glob(pattern)):
+        return ""
+    try:
+        with panics_as_errors():
+            AutoTokenizer.from_pretrained(**where)
+    # every tokenizer has errors of its own
+    except Exception as error:
+        return first_line(error)
+    return ""
