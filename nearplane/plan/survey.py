@@ -18,6 +18,7 @@ from nearplane.model.open_model import EmptyModel, open_without_weights
 from nearplane.model.selection import Rules, Selection, select
 from nearplane.types import NearplaneError
 from nearplane.walk.sensitivity import kind_of
+from nearplane.walk.walk import check_layers
 
 FILE_BYTES = 1000  # a safetensors header beside its tensors' entries
 
@@ -139,7 +140,7 @@ def survey(
     selection = select(model.model, rules)
     selection.untie_(model.model)
     layers = selection.of(model.model)
-    check_target(method, layers)
+    check_layers(method, layers)
     run = meta_run(model.model, layers)
     compute = arithmetic_for(model.dtype, arithmetic)
     return Survey(model, compute, method, selection, run.stages, run.shares)
@@ -163,21 +164,12 @@ def at_size(found: Survey, size: int) -> Survey:
         )
     try:
         method = found.method.with_bpw(bpw)
-        check_target(method, found.layers)
+        check_layers(method, found.layers)
     except NearplaneError as error:
         raise NearplaneError(f"{size / 1e6:.1f} MB mean {bpw:.3f} bits per weight: {error}") from (
             error
         )
     return replace(found, method=method)
-
-
-def check_target(method: Method, layers: list[Layer]) -> None:
-    """Raise NearplaneError naming the first layer that cannot meet the method's target."""
-    for layer in layers:
-        try:
-            method.check(*layer.shape)
-        except NearplaneError as error:
-            raise NearplaneError(f"{layer.name}: {error}") from error
 
 
 def bits_of(found: Survey) -> float:
