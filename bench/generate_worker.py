@@ -16,7 +16,7 @@ from records import Kind
 from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
-from nearplane.export.compressed_linear import CompressedLinear
+from nearplane.export.linear import CompressedLinear
 
 # generates once before memory is measured: transformers imports much when it does
 TINY = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}

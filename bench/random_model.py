@@ -12,7 +12,7 @@ from records import Kind, record_of
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from nearplane.export.compressed_linear import CompressedLinear
+from nearplane.export.linear import CompressedLinear
 
 HEAD = "lm_head"
 

@@ -15,7 +15,7 @@ from nearplane.types import NearplaneError, QuantizedWeight
 from nearplane.version import __version__
 
 if TYPE_CHECKING:
-    from nearplane.export.compressed_linear import resident_bpw
+    from nearplane.export.linear import resident_bpw
     from nearplane.export.load import load, load_tokenizer
     from nearplane.pipeline import quantize
 
@@ -41,7 +41,7 @@ __all__ = [
 _LATER = {
     "load": "nearplane.export.load",
     "load_tokenizer": "nearplane.export.load",
-    "resident_bpw": "nearplane.export.compressed_linear",
+    "resident_bpw": "nearplane.export.linear",
     "quantize": "nearplane.pipeline",
 }
 

@@ -36,6 +36,7 @@ from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import count_bits, run_report
 from nearplane.walk.walk import Walk
 
+SHOWN = 20  # names of tensors in a sentence
 MANY_BYTES = 1 << 24  # after writing a larger tensor, the pages of its mapped file are freed
 
 
@@ -108,7 +109,7 @@ def quantize(
         walk = Walk(source.model, method, tokens, survey.selection.rules, **parts).prepare()
         recipe = method.recipe() | recipe_of_run(account, survey)
         differing = ledger.begin(dependencies(source, recipe, walk), resume)
-        say_first([arithmetic_sentence(survey), *walk.left_out], differing, watcher)
+        say_first(facts_of(survey, source, walk), differing, watcher)
         recipe |= allocated(walk, ledger, watcher)
         finish = Finish(source, walk, written(walk, writer, watcher), recipe)
         return finish.store(writer, time.perf_counter() - started)
@@ -152,6 +153,20 @@ def earlier_recipe(ledger: Ledger) -> dict[str, Any]:
 def recipe_of_run(account: TokenAccount, survey: Survey) -> dict[str, Any]:
     """Return the recipe's entries beside the method: the calibration and the type of products."""
     return {"calibration": account.for_json(), "arithmetic": name_of(survey.compute)}
+
+
+def facts_of(survey: Survey, source: OpenModel, walk: Walk) -> list[str]:
+    """Return sentences on the types, and on all that is left as it is or left behind."""
+    return [arithmetic_sentence(survey), *unused(source), *walk.left_out]
+
+
+def unused(source: OpenModel) -> list[str]:
+    """Return a sentence on the tensors of the files that no part of the model takes."""
+    if not source.unused:
+        return []
+    some = ", ".join(source.unused[:SHOWN])
+    more = f" and {len(source.unused) - SHOWN} more" if len(source.unused) > SHOWN else ""
+    return [f"left behind, as {type(source.model).__name__} does not take them: {some}{more}"]
 
 
 def arithmetic_sentence(survey: Survey) -> str:

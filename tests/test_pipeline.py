@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 import nearplane as npl
@@ -269,3 +270,15 @@ def test_a_full_disk_is_found_before_weights_are_read(source, tmp_path, monkeypa
     with pytest.raises(NearplaneError, match="GB free"):
         npl.quantize(source, tmp_path / "out", METHOD, TOKENS)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("memory", [None, 2**30])
+def test_tensors_that_the_model_does_not_take_are_named(source, tmp_path, place, memory):
+    """As heads that predict further tokens, which many files hold."""
+    more = shutil.copytree(source, tmp_path / "more")
+    tensors = load_file(more / "model.safetensors")
+    tensors["model.mtp.0.weight"] = torch.ones(3, 3)
+    save_file(tensors, more / "model.safetensors", metadata={"format": "pt"})
+    said: list[str] = []
+    npl.quantize(more, place, METHOD, TOKENS, memory=memory, watcher=Watcher(said.append))
+    assert "left behind, as LlamaForCausalLM does not take them: model.mtp.0.weight" in said

@@ -41,7 +41,7 @@ def evaluate(
     from nearplane.cli.progress import watching
     from nearplane.cli.quiet import quiet
     from nearplane.evaluate.perplexity import WindowOptions, text_windows
-    from nearplane.export.compressed_linear import is_compressed, resident_bpw
+    from nearplane.export.linear import is_compressed, resident_bpw
     from nearplane.model.compute_dtype import check_arithmetic, name_of
     from nearplane.model.positions import check_positions, position_limit
 

@@ -24,7 +24,7 @@ Read `checkpoint_writer.py` first, then `checkpoint_reader.py`.
 | ledger | the finished layers of an unfinished run, for `--resume` |
 | checkpoint_reader | reads a checkpoint tensor by tensor, and checks it |
 | record_check | checks a record without decoding it |
-| compressed_linear | a linear layer that multiplies by its record |
+| linear | a linear layer that multiplies by its record |
 | load | `nearplane.load`: a directory or a name on the hub -> a model |
 | transformers | the quantizer behind `from_pretrained`, `save_pretrained` and `dequantize` |
 | registration | registers that quantizer once transformers is imported |

@@ -26,7 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from nearplane.codes import CorruptError
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import tensors_in
-from nearplane.export.compressed_linear import CompressedLinear, empty_like
+from nearplane.export.linear import CompressedLinear, empty_like
 from nearplane.export.record_check import check_record
 from nearplane.model.experts import Experts, is_fused, join_experts_, split_experts_
 from nearplane.model.untrusted_files import check_numbers

@@ -54,8 +54,12 @@ def is_conv1d(module: nn.Module) -> bool:
 
 
 def is_linear(module: nn.Module) -> bool:
-    """Whether nearplane can quantize `module`."""
-    return isinstance(module, nn.Linear) or is_conv1d(module)
+    """Whether nearplane can quantize `module`: it computes x · weightᵀ + bias and nothing else.
+
+    A subclass of nn.Linear with a forward of its own, as some routers are, is no such layer.
+    """
+    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    return plain or is_conv1d(module)
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:

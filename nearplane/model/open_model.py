@@ -53,12 +53,14 @@ class OpenModel:
     """An open model, its tokenizer (None where it has none) and the name it was opened by.
 
     - `loader`: loads the weights of a block while it is used, if they stay on disk.
+    - `unused`: tensors of the files that the model's class does not take.
     """
 
     name: str
     model: nn.Module
     tokenizer: Any
     loader: BlockLoader = field(default_factory=InMemory)
+    unused: tuple[str, ...] = ()
 
 
 def open_without_weights(
@@ -126,9 +128,10 @@ def open_model(
     empty = name if isinstance(name, EmptyModel) else open_without_weights(name, trust_remote_code)
     if by_blocks:
         return opened_by_blocks(empty, tokenizer)
-    model = load(empty, dtype=dtype)
+    model, unused = load(empty, dtype=dtype)
     model.eval().requires_grad_(False)
-    return OpenModel(empty.name, model, tokenizer or open_tokenizer(empty.where))
+    tokenizer = tokenizer or open_tokenizer(empty.where)
+    return OpenModel(empty.name, model, tokenizer, unused=unused)
 
 
 def opened_by_blocks(empty: EmptyModel, tokenizer: Any) -> OpenModel:
@@ -138,19 +141,20 @@ def opened_by_blocks(empty: EmptyModel, tokenizer: Any) -> OpenModel:
         why = "a GGUF file is unpacked" if empty.is_gguf else "its blocks share weights"
         raise NearplaneError(f"{empty.name} can only be loaded as a whole, since {why}")
     names = [f"{prefix}.{index}" for index in range(len(blocks))]
-    model = load(empty, {"": "cpu"} | dict.fromkeys(names, "meta"))
+    model, unused = load(empty, {"": "cpu"} | dict.fromkeys(names, "meta"))
     model.eval().requires_grad_(False)
     # the files were downloaded by now
     fetched = replace(empty, where=empty.where | {"local_files_only": True})
 
     def block(index: int) -> nn.Module:
         devices = {"": "meta", names[index]: "cpu"}
-        return load(fetched, devices).get_submodule(names[index])
+        return load(fetched, devices)[0].get_submodule(names[index])
 
     _, blocks = find_blocks(model)
     forget_file_pages()
     loader = OnDisk(blocks, block)
-    return OpenModel(empty.name, model, tokenizer or open_tokenizer(empty.where), loader)
+    tokenizer = tokenizer or open_tokenizer(empty.where)
+    return OpenModel(empty.name, model, tokenizer, loader, unused)
 
 
 def is_only_config(directory: Path) -> bool:
@@ -224,13 +228,14 @@ def stored_dtype(config: Any, where: dict[str, Any]) -> torch.dtype:
 
 def load(
     empty: EmptyModel, devices: dict[str, str] | None = None, dtype: torch.dtype | None = None
-) -> Any:
+) -> tuple[Any, tuple[str, ...]]:
     """Return the model with its weights on the CPU.
 
     - `devices`: name of a module -> device: "cpu", or "meta" for modules that are not loaded.
     - `dtype`: the type to convert weights to; None keeps the types of the file.
 
-    Raises NearplaneError when transformers cannot load it, or a tensor is missing.
+    With it come the names of tensors in the files that the class does not take. Raises
+    NearplaneError when transformers cannot load it, or a tensor is missing.
     """
     from transformers import AutoModelForCausalLM
 
@@ -255,7 +260,7 @@ def load(
         raise NearplaneError(
             f"the model {empty.name} lacks {len(info['missing_keys'])} tensors: {some}"
         )
-    return model
+    return model, tuple(sorted(info["unexpected_keys"]))
 
 
 @contextmanager

@@ -134,12 +134,26 @@ def routers(block: nn.Module) -> dict[str, nn.Module]:
     """
     routers_by_name: dict[str, nn.Module] = {}
     for name, parent in block.named_modules():
-        counts = {len(child) for child in parent.children() if isinstance(child, Experts)}
+        counts = {count for child in parent.children() if (count := experts_in(child))}
         for part, child in parent.named_children() if counts else ():
             rows = {len(p) for p in child.parameters() if p.ndim == 2}
-            if rows and rows <= counts | {1} and not isinstance(child, Experts):
+            if rows and rows <= counts | {1} and not experts_in(child):
                 routers_by_name[f"{name}.{part}".lstrip(".")] = child
     return routers_by_name
+
+
+def experts_in(module: nn.Module) -> int:
+    """Return how many experts a module holds, one by one or as 3-D tensors; 0 if it holds none.
+
+    Convolutions have 3-D tensors too: of modules that are not split, those count whose class is
+    called after experts.
+    """
+    if isinstance(module, Experts):
+        return len(module)
+    if "expert" not in type(module).__name__.lower():
+        return 0
+    stacked = {len(p) for p in module.parameters(recurse=False) if p.ndim == 3}
+    return stacked.pop() if len(stacked) == 1 else 0
 
 
 def unsupported_parts(block: nn.Module, prefix: str) -> Iterator[str]:

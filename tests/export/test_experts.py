@@ -19,7 +19,7 @@ from transformers import AutoModel, AutoModelForCausalLM, PreTrainedModel
 
 import nearplane as npl
 from nearplane.export import checkpoint_reader
-from nearplane.export.compressed_linear import CompressedLinear
+from nearplane.export.linear import CompressedLinear
 from nearplane.model.experts import Experts, split_experts_
 from nearplane.model.selection import Rules
 from nearplane.types import NearplaneError

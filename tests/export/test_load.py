@@ -13,7 +13,7 @@ import nearplane as npl
 from nearplane import NearplaneError
 from nearplane.codes import resident
 from nearplane.export import checkpoint_reader
-from nearplane.export.compressed_linear import CompressedLinear
+from nearplane.export.linear import CompressedLinear
 from nearplane.export.load import load_tokenizer
 from nearplane.export.transformers import NearplaneConfig, is_offloaded
 from tests.export import tiny

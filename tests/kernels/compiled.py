@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nearplane.export.compressed_linear import CompressedLinear
+from nearplane.export.linear import CompressedLinear
 from tests.kernels.forms import COLUMNS, ROWS, case, gaussian
 
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.codes import resident
-from nearplane.export.compressed_linear import CompressedLinear
+from nearplane.export.linear import CompressedLinear
 from nearplane.kernels import cpu
 from nearplane.methods import METHODS
 from tests.contracts.test_methods import small

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nearplane import codes
 from nearplane.codes import CorruptError
-from nearplane.export.compressed_linear import CompressedLinear, resident_bpw
+from nearplane.export.linear import CompressedLinear, resident_bpw
 from nearplane.kernels import cpu
 from nearplane.kernels.cpu.layout import FORM
 from tests.kernels import forms

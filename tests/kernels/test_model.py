@@ -6,7 +6,7 @@ from safetensors.torch import load_file
 
 import nearplane as npl
 from nearplane.export import checkpoint_format as fmt
-from nearplane.export.compressed_linear import CompressedLinear
+from nearplane.export.linear import CompressedLinear
 from nearplane.kernels import cpu
 from nearplane.kernels.cpu.layout import FORM
 from tests.export import tiny

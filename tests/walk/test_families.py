@@ -18,7 +18,7 @@ from transformers.pytorch_utils import Conv1D
 import nearplane as npl
 from nearplane.export import checkpoint_reader
 from nearplane.export.checksums import verify_sums
-from nearplane.export.compressed_linear import CompressedLinear
+from nearplane.export.linear import CompressedLinear
 from nearplane.methods import ECLQ, GPTQ, HPTQ, SSQR
 from nearplane.types import QuantizedWeight
 from nearplane.walk import walk as walk_file

@@ -3,7 +3,7 @@
 import torch
 
 from nearplane.codes import resident
-from nearplane.export.compressed_linear import CompressedLinear
+from nearplane.export.linear import CompressedLinear
 from nearplane.kernels.gpu.cuda import linear
 from tests.kernels.forms import COLUMNS, FORMS, ROWS, gaussian
 from tests.kernels.gpu.host import PLAYED, Host

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from nearplane.codes import resident
-from nearplane.export.compressed_linear import CompressedLinear, resident_bpw
+from nearplane.export.linear import CompressedLinear, resident_bpw
 from nearplane.kernels.gpu import versions
 from nearplane.kernels.gpu.cuda import linear, nvrtc
 from tests.kernels.forms import COLUMNS, ROWS, gaussian

@@ -11,7 +11,7 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from nearplane.codes import CorruptError, resident
-from nearplane.export.compressed_linear import CompressedLinear, empty_like
+from nearplane.export.linear import CompressedLinear, empty_like
 from tests.export import tiny
 
 
