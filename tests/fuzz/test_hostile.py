@@ -269,13 +269,20 @@ def test_bad_lines_of_a_calibration_file(name, tmp_path):
     refused(calibrate, path, tiny.tokenizer(True), CalibrationRequest(4, 16), says=says)
 
 
-@pytest.mark.parametrize("messages", [[{"content": 1}], [{"role": [], "content": {"a": []}}]])
-def test_a_template_that_fails_is_said(messages, tmp_path):
+@pytest.mark.parametrize(
+    "messages, says",
+    [
+        ([{"content": 1}], "content that is int and holds no text"),
+        ([{"role": [], "content": {"a": []}}], "content that is dict and holds no text"),
+        ([{"content": "a"}], "the chat template refuses line 1 of"),
+        ([{"role": [], "content": "a"}], "the chat template refuses line 1 of"),
+    ],
+)
+def test_a_template_that_fails_is_said(messages, says, tmp_path):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"messages": messages}))
     tokenizer = tiny.tokenizer(True)
     tokenizer.chat_template = "{{ messages[0].content.nothing.more }}\n{{ raise_exception('no') }}"
-    says = "the chat template refuses"
     refused(calibrate, path, tokenizer, CalibrationRequest(4, 16, chat_template=True), says=says)
 
 
