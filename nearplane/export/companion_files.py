@@ -5,6 +5,7 @@ from pathlib import Path
 
 from huggingface_hub import snapshot_download
 
+from nearplane.export.checkpoint_format import is_safe_path
 from nearplane.types import NearplaneError
 
 # of the tokenizer, processors, generation and chat, of whatever name, and what licences ask for
@@ -48,6 +49,10 @@ def companion_files(source: str | Path) -> dict[str, Path]:
     paths = [path for path in paths if not _matches(path, (*OWN, *WEIGHTS))]
     for path in paths:
         _check_inside(path, directory)
+        if not is_safe_path(path.relative_to(directory).as_posix()):
+            raise NearplaneError(
+                f"{str(path)!r} has a name that a checkpoint cannot hold: rename it"
+            )
     return {path.relative_to(directory).as_posix(): path for path in sorted(paths)}
 
 

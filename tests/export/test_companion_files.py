@@ -1,7 +1,10 @@
 """The files that go along with a model, and those that are named as left behind."""
 
+import pytest
+
 from nearplane.export.checkpoint_format import json_bytes, special_floats
 from nearplane.export.companion_files import companion_files, files_left_behind
+from nearplane.types import NearplaneError
 
 COPIED = (
     *("tokenizer.json", "preprocessor_config.json", "tekken.json", "chat_template.jinja"),
@@ -23,6 +26,12 @@ def test_every_file_is_copied_or_named(tmp_path):
     assert set(companion_files(tmp_path)) == {*COPIED, inside}
     assert files_left_behind(tmp_path) == sorted(LEFT)
     assert files_left_behind("owner/model") == []
+
+
+def test_names_that_no_checkpoint_holds_are_refused_at_once(tmp_path):
+    (tmp_path / "a\\b.json").write_text("{}")
+    with pytest.raises(NearplaneError, match="a name that a checkpoint cannot hold"):
+        companion_files(tmp_path)
 
 
 def test_infinities_are_written_as_transformers_does():
