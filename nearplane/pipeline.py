@@ -334,8 +334,8 @@ def check_output(out: str | Path, survey: Survey, watcher: Watcher) -> None:
     check_space(out, survey.model_bytes)
     if survey.empty.is_gguf:
         return
-    companion_files(survey.name)
-    for name in files_left_behind(survey.name):
+    companions = companion_files(survey.name)
+    for name in files_left_behind(survey.name, companions):
         watcher.says(f"{name} is not copied: it is no file of a tokenizer, processor or licence")
 
 

@@ -9,11 +9,10 @@ from nearplane.cli.options import parameters_of, settings_from, with_options
 from nearplane.cli.run_settings import (
     Model,
     Settings,
-    at_requested_size,
     check_one_size,
     memory_limit,
     prepare,
-    rules_of,
+    survey_of,
     time_limit,
 )
 
@@ -40,15 +39,11 @@ def plan(
     from nearplane.plan.devices import known
     from nearplane.plan.estimate import estimate
     from nearplane.plan.run_size import RunSize
-    from nearplane.plan.survey import survey
 
     check_one_given(settings.sequences, seconds)
     known(device)
     RunSize(ranks if settings.sequences is None else settings.sequences, 2, ranks)
-    rules = rules_of(settings)
-    options = {"bare": True, "arithmetic": settings.arithmetic}
-    found = survey(model, method, rules, settings.trust_remote_code, **options)
-    found = at_requested_size(found, settings.size)
+    found = survey_of(model, method, settings, bare=True)
     size = (settings.sequences, settings.length)
     expected = estimate(found, *size, ranks, device, memory_limit(settings))
     if seconds is not None:

@@ -10,11 +10,10 @@ from nearplane.cli.plan import plan
 from nearplane.cli.run_settings import (
     Model,
     Settings,
-    at_requested_size,
     check_one_size,
     memory_limit,
     prepare,
-    rules_of,
+    survey_of,
     time_limit,
 )
 from nearplane.types import NearplaneError
@@ -50,16 +49,12 @@ def quantize(
     from nearplane.export.output_directory import resolved_output
     from nearplane.pipeline import quantize as run
     from nearplane.plan.calibration_size import check_one_given
-    from nearplane.plan.survey import survey
     from nearplane.walk.ranks import Ranks
 
     check_one_given(settings.sequences, seconds)
     resolved_output(out)
     Ledger(out).refuse_without_resume(resume)
-    rules = rules_of(settings)
-    arithmetic = settings.arithmetic
-    found = survey(model, method, rules, settings.trust_remote_code, arithmetic=arithmetic)
-    found, prints = at_requested_size(found, settings.size), Ranks.joined().first
+    found, prints = survey_of(model, method, settings), Ranks.joined().first
     if prints:
         typer.echo(found.sentence(), err=True)
     with watching() as watcher:
@@ -74,7 +69,7 @@ def quantize(
             chat_template=settings.chat_template,
             resume=resume,
             memory=memory_limit(settings),
-            arithmetic=arithmetic,
+            arithmetic=settings.arithmetic,
             watcher=watcher,
         )
     if prints:

@@ -78,13 +78,21 @@ def check_one_size(size: str | None, options: dict[str, Any]) -> None:
         raise NearplaneError("give --size or --bpw, not both: each of them sets the rate")
 
 
-def at_requested_size(found: Any, size: str | None) -> Any:
-    """Return the survey with its method at the bits per weight that make weight files of `size`."""
-    if size is None:
-        return found
-    from nearplane.plan.survey import at_size
+def survey_of(model: str, method: Any, settings: Settings, bare: bool = False) -> Any:
+    """Return the model's survey as the options ask for it.
 
-    return at_size(found, bytes_of("--size", size))
+    With --size, its method has the bits per weight that make weight files of that size.
+
+    - `bare`: also accept a directory that holds nothing but a config.json.
+    """
+    from nearplane.plan.survey import at_size, survey
+
+    rules = rules_of(settings)
+    parts = {"bare": bare, "arithmetic": settings.arithmetic}
+    found = survey(model, method, rules, settings.trust_remote_code, **parts)
+    if settings.size is None:
+        return found
+    return at_size(found, bytes_of("--size", settings.size))
 
 
 def memory_limit(settings: Settings) -> int | None:

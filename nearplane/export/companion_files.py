@@ -1,5 +1,6 @@
 """The files of the source model that are copied into the checkpoint unchanged."""
 
+from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
 
@@ -31,7 +32,15 @@ PATTERNS = (
 OWN = ("config.json", "report.json", "*.index.json", "adapter_config.json", "SHA256SUMS")
 # the source's weights, in any form; nobody expects them in the checkpoint
 WEIGHTS = (
-    *("*.safetensors", "*.bin", "*.gguf", "*.pt", "*.pth", "*.h5", "*.msgpack", "*.onnx", "*.ot"),
+    "*.safetensors",
+    "*.bin",
+    "*.gguf",
+    "*.pt",
+    "*.pth",
+    "*.h5",
+    "*.msgpack",
+    "*.onnx",
+    "*.ot",
 )
 
 
@@ -56,15 +65,17 @@ def companion_files(source: str | Path) -> dict[str, Path]:
     return {path.relative_to(directory).as_posix(): path for path in sorted(paths)}
 
 
-def files_left_behind(source: str | Path) -> list[str]:
+def files_left_behind(source: str | Path, companions: Iterable[str]) -> list[str]:
     """Return the names in a model's directory that are neither weights nor copied, sorted.
 
     Hidden files are not among them; of a name on the hub nothing is known, and [] returned.
+
+    - `companions`: the relative names that `companion_files` returned.
     """
     directory = Path(source).expanduser()
     if not directory.is_dir():
         return []
-    copied = {name.split("/")[0] for name in companion_files(directory)}
+    copied = {name.split("/")[0] for name in companions}
     names = (path for path in directory.iterdir() if not _matches(path, (*OWN, *WEIGHTS, ".*")))
     return sorted(path.name for path in names if path.name not in copied)
 

@@ -279,11 +279,8 @@ def without_dispatch() -> Iterator[None]:
 
 def open_tokenizer(where: dict[str, Any]) -> Any:
     """Return the tokenizer that lies beside the model, or None."""
-    from transformers import AutoTokenizer
-
     try:
-        with panics_as_errors():
-            return AutoTokenizer.from_pretrained(**where)
+        return load_tokenizer(where)
     # a model without a readable tokenizer is used without one
     except Exception:
         return None
@@ -291,15 +288,20 @@ def open_tokenizer(where: dict[str, Any]) -> Any:
 
 def tokenizer_problem(where: dict[str, Any]) -> str:
     """Return why the tokenizer beside a model cannot be read; "" if it has no files there."""
-    from transformers import AutoTokenizer
-
     directory = Path(where["pretrained_model_name_or_path"])
     if not any(path for pattern in TOKENIZER_FILES for path in directory.glob(pattern)):
         return ""
     try:
-        with panics_as_errors():
-            AutoTokenizer.from_pretrained(**where)
+        load_tokenizer(where)
     # every tokenizer has errors of its own
     except Exception as error:
         return first_line(error)
     return ""
+
+
+def load_tokenizer(where: dict[str, Any]) -> Any:
+    """Return the tokenizer that lies beside the model; any exception if it cannot be read."""
+    from transformers import AutoTokenizer
+
+    with panics_as_errors():
+        return AutoTokenizer.from_pretrained(**where)

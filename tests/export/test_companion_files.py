@@ -24,8 +24,8 @@ def test_every_file_is_copied_or_named(tmp_path):
     (tmp_path / "additional_chat_templates" / "tool.jinja").write_text("a")
     inside = "additional_chat_templates/tool.jinja"
     assert set(companion_files(tmp_path)) == {*COPIED, inside}
-    assert files_left_behind(tmp_path) == sorted(LEFT)
-    assert files_left_behind("owner/model") == []
+    assert files_left_behind(tmp_path, companion_files(tmp_path)) == sorted(LEFT)
+    assert files_left_behind("owner/model", ()) == []
 
 
 def test_names_that_no_checkpoint_holds_are_refused_at_once(tmp_path):
