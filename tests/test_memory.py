@@ -20,7 +20,7 @@ import nearplane as npl
 from nearplane.methods import ECLQ, HPTQ, METHODS
 from nearplane.model.selection import Rules
 from nearplane.plan.footprint import BASE_BYTES, Memory, MemoryNeeds
-from nearplane.plan.offload import Offload, can_be_read_by_blocks, choose_offload, ways
+from nearplane.plan.offload import Offload, choose_offload, ways
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import survey
 from nearplane.types import NearplaneError
@@ -127,7 +127,7 @@ def test_what_is_least_holds_a_block_and_a_batch(large):
 
 
 def test_gguf_files_are_loaded_as_a_whole(large):
-    assert can_be_read_by_blocks(large)
+    assert large.empty.readable_by_blocks
     where = large.empty.where | {"gguf_file": "model.gguf"}
     file = replace(large, empty=replace(large.empty, where=where))
     assert not any(way.by_blocks for way in ways(file, MemoryNeeds(file, RunSize(4, 512))))

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from nearplane.evaluate.replay import decoded, replayed_losses
 from nearplane.export.checkpoint_reader import Checkpoint, check_layers, open_checkpoint
 from nearplane.export.checksums import verify_sums
-from nearplane.model.block_loading import stand_alone
 from nearplane.model.blocks import Layer, find_blocks
 from nearplane.model.compute_dtype import TYPES
 from nearplane.model.experts import split_experts_
@@ -77,8 +76,7 @@ def verify_against(
     found = found or Findings()
     checkpoint = open_checkpoint(directory)
     empty = open_without_weights(model, trust_remote_code)
-    by_blocks = not empty.is_gguf and stand_alone(empty.model, find_blocks(empty.model)[1])
-    source = open_model(empty, by_blocks=by_blocks)
+    source = open_model(empty, by_blocks=empty.readable_by_blocks)
     split_experts_(source.model)
     found.add("weight errors recomputed", list(wrong_weights(checkpoint, source)))
     tokens, why_not = calibration_tokens(checkpoint, source, calibration)

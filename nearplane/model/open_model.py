@@ -47,6 +47,11 @@ class EmptyModel:
     def is_gguf(self) -> bool:
         return "gguf_file" in self.where
 
+    @property
+    def readable_by_blocks(self) -> bool:
+        """Whether blocks can be loaded one by one: not of GGUF, nor where they share weights."""
+        return not self.is_gguf and stand_alone(self.model, find_blocks(self.model)[1])
+
 
 @dataclass(frozen=True)
 class OpenModel:
@@ -137,7 +142,7 @@ def open_model(
 def opened_by_blocks(empty: EmptyModel, tokenizer: Any) -> OpenModel:
     """Return a model whose blocks are on the meta device, and the loader that fetches them."""
     prefix, blocks = find_blocks(empty.model)
-    if empty.is_gguf or not stand_alone(empty.model, blocks):
+    if not empty.readable_by_blocks:
         why = "a GGUF file is unpacked" if empty.is_gguf else "its blocks share weights"
         raise NearplaneError(f"{empty.name} can only be loaded as a whole, since {why}")
     names = [f"{prefix}.{index}" for index in range(len(blocks))]

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nearplane.lattice.nearest_plane import TILE
-from nearplane.model.block_loading import stand_alone
 from nearplane.plan.footprint import Memory, MemoryNeeds
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
@@ -85,7 +84,7 @@ def ways(survey: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
     """Yield all offloads, from the fastest to the one of least memory."""
     batches = needs.batches
     yield offload_by(needs, False, False, batches)
-    by_blocks = can_be_read_by_blocks(survey)
+    by_blocks = survey.empty.readable_by_blocks
     if by_blocks:
         yield offload_by(needs, True, False, batches)
     paused = batches
@@ -100,8 +99,3 @@ def offload_by(needs: MemoryNeeds, by_blocks: bool, spilled: bool, paused: int) 
     """Return the offload of these choices, with the memory that it takes."""
     memory = needs.memory(by_blocks, spilled, paused)
     return Offload(by_blocks, spilled, paused, needs.batches, memory, needs.widest)
-
-
-def can_be_read_by_blocks(survey: Survey) -> bool:
-    """Whether blocks can be loaded one by one: not of GGUF files, nor where they share weights."""
-    return not survey.empty.is_gguf and stand_alone(survey.model, survey.blocks)

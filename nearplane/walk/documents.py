@@ -127,5 +127,4 @@ def read_dataset(name: str) -> Iterator[Record]:
         records = datasets.load_dataset(hub_name, config, split=split, streaming=True)
         yield from ((f"record {number} of {name}", r) for number, r in enumerate(records, 1))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise NearplaneError(f"{missing}: {reason}") from error
+        raise NearplaneError(f"{missing}: {first_line(error)}") from error
