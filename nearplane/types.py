@@ -1,6 +1,7 @@
 """Types that all folders share: errors, progress, quantized weights and layer reports."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -26,6 +27,20 @@ def first_line(error: Exception) -> str:
     """Return the first line of a library's error message, printable and not too long."""
     line = next(iter(str(error).strip().splitlines()), "") or type(error).__name__
     return (line if line.isprintable() else repr(line))[:LONGEST_REMARK]
+
+
+@contextmanager
+def naming_errors(part: str) -> Iterator[None]:
+    """Turn any error of a library's or a model's code into a NearplaneError that names `part`."""
+    try:
+        yield
+    except NearplaneError:
+        raise
+    # code that is not ours may raise any error
+    except Exception as error:
+        raise NearplaneError(f"{part} failed: {type(error).__name__}: {first_line(error)}") from (
+            error
+        )
 
 
 @dataclass(frozen=True)

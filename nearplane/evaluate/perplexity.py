@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.calibration import opening_token
-from nearplane.walk.capture import replaced_forward
+from nearplane.walk.forward_pass import replaced_forward
 from nearplane.walk.documents import read_text
 
 BATCH_TOKENS = 4096  # tokens in one forward pass, for all of which a layer is decoded only once

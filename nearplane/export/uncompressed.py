@@ -56,7 +56,13 @@ def without_weights(
     from transformers.modeling_utils import remove_tied_weights_from_state_dict
 
     weights = {f"{layer}.weight" for layer in layers}
-    others = {name: tensor for name, tensor in state.items() if name not in weights}
+    # other layers may be tied to them
+    tied = {state[name].data_ptr() for name in weights & state.keys()} - {0}
+    others = {
+        name: tensor
+        for name, tensor in state.items()
+        if name not in weights and tensor.data_ptr() not in tied
+    }
     return remove_tied_weights_from_state_dict(others, model)
 
 

@@ -62,6 +62,11 @@ def is_linear(module: nn.Module) -> bool:
     return plain or is_conv1d(module)
 
 
+def linear_modules(block: nn.Module) -> list[nn.Module]:
+    """Return the linear layers of a block."""
+    return [module for module in block.modules() if is_linear(module)]
+
+
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     """Return the name and the list of the blocks that the model runs one after the other.
 

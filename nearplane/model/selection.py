@@ -102,7 +102,10 @@ def select(model: nn.Module, rules: Rules | None = None) -> Selection:
     unsupported = [part for prefix, block in named for part in unsupported_parts(block, prefix)]
     if unsupported and rules.strict:
         raise NearplaneError(f"these parts cannot be quantized: {', '.join(unsupported)}")
-    layer_names = [layer.name for prefix, block in named for layer in linear_layers(block, prefix)]
+    found = [layer for prefix, block in named for layer in linear_layers(block, prefix)]
+    # a weight that several layers share is quantized once, under its first name
+    first = {id(layer.stored): layer.name for layer in reversed(found)}
+    layer_names = [layer.name for layer in found if first[id(layer.stored)] == layer.name]
     selection = Selection(
         rules=rules,
         in_blocks=tuple(name for name in layer_names if not rules.skips(name)),

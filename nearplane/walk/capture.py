@@ -1,130 +1,111 @@
 """Run a model's blocks one at a time, and pause in front of layers to read their inputs."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
+from dataclasses import dataclass, is_dataclass
 from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
-from jaxtyping import Int64
 from torch import Tensor, nn
 
-from nearplane.types import NearplaneError
+from nearplane.types import NearplaneError, naming_errors
+
+DEEPEST = 6  # objects within objects of a call's arguments that are looked at
 
 
-class Stop(Exception):
+class Stop(BaseException):
     """Ends a forward pass once the tensor that it was run for is known."""
 
 
 @dataclass(frozen=True)
 class Call:
-    """The arguments of one block for one batch of sequences."""
+    """The arguments of one block for one batch of sequences; `name` is the block's."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
-
-    def on(self, hidden: Tensor) -> "Call":
-        """Return the same call with other hidden states."""
-        if self.args:
-            return replace(self, args=(hidden, *self.args[1:]))
-        return replace(self, kwargs=self.kwargs | {"hidden_states": hidden})
-
-    def without_hidden(self) -> "Call":
-        """Return the same call with an empty tensor in the place of its hidden states."""
-        return self.on(self.hidden.new_empty(0))
-
-    def sharing(self, other: "Call") -> "Call":
-        """Return the same call with the tensors of `other` where they hold the same numbers."""
-        return Call(shared(self.args, other.args), shared(self.kwargs, other.kwargs))
+    name: str = "a block"
 
     @property
-    def hidden(self) -> Tensor:
-        return self.args[0] if self.args else self.kwargs["hidden_states"]
+    def hidden(self) -> Any:
+        """The hidden states: the first argument or `hidden_states`, or else the first tensor.
 
-    def run(self, block: nn.Module) -> Tensor:
-        """Return the block's hidden states."""
-        return hidden_of(block(*self.args, **self.kwargs))
+        Integers do not count; None if there is no such tensor.
+        """
+        named = self.kwargs.get("hidden_states")
+        given = [*self.args, *([] if named is None else [named]), *self.kwargs.values()]
+        tensors = (v for v in given if isinstance(v, Tensor) and v.is_floating_point())
+        return next(tensors, None)
 
-
-def shared(value: Any, other: Any) -> Any:
-    """Return `value` with tensors of `other` in it where they hold the same numbers."""
-    if isinstance(value, Tensor) and isinstance(other, Tensor):
-        same = value.dtype == other.dtype and value.shape == other.shape and value.equal(other)
-        return other if same else value
-    if type(value) is not type(other):
-        return value
-    if type(value) is dict:
-        return {name: shared(part, other.get(name)) for name, part in value.items()}
-    if type(value) in (tuple, list) and len(value) == len(other):
-        return type(value)(map(shared, value, other))
-    return value
+    def run(self, block: nn.Module) -> Any:
+        """Return what the block returns; NearplaneError if its code raises an error."""
+        with naming_errors(f"{self.name} ({type(block).__name__})"):
+            return block(*self.args, **self.kwargs)
 
 
-def hidden_of(output: Any) -> Tensor:
-    """Return the hidden states of a block's output, which may be a tuple that starts with them."""
-    return output[0] if isinstance(output, tuple) else output
+def hidden_of(output: Any) -> Any:
+    """Return the hidden states of a block's output: its first tensor, or None if it has none."""
+    return next(tensors_in(output), None)
 
 
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace a module's forward by another function inside a `with` block.
+def tensors_in(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists, dictionaries and dataclasses, in their order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, tuple | list):
+        for part in value:
+            yield from tensors_in(part)
+    elif isinstance(value, Mapping):
+        for part in value.values():
+            yield from tensors_in(part)
+    elif is_dataclass(value) and not isinstance(value, type):
+        for part in vars(value).values():
+            yield from tensors_in(part)
 
-    A forward that the instance had, as accelerate's hooks set one, is restored.
+
+class Containers:
+    """The dictionaries, lists and other objects among a call's arguments, and what they hold.
+
+    A block may change them. Where it is run again on the same arguments, they are put back first.
     """
-    instance_forward = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        del module.__dict__["forward"]
-        if instance_forward is not None:
-            module.__dict__["forward"] = instance_forward
+
+    def __init__(self, call: Call):
+        self.held: list[tuple[Any, Any]] = []
+        self.note((call.args, call.kwargs), set(), 0)
+
+    def note(self, value: Any, seen: set[int], depth: int) -> None:
+        plain = value is None or isinstance(value, str | bytes | int | float | Tensor | nn.Module)
+        if plain or callable(value) or id(value) in seen or depth > DEEPEST:
+            return
+        seen.add(id(value))
+        if isinstance(value, dict | list):
+            self.held.append((value, copy(value)))
+        elif not isinstance(value, tuple):
+            value = getattr(value, "__dict__", {})
+            self.held.append((value, copy(value)))
+        for part in list(value.values() if isinstance(value, dict) else value):
+            self.note(part, seen, depth + 1)
+
+    @property
+    def changed(self) -> bool:
+        """Whether one of them holds other objects than before."""
+        return any(not same_objects(value, before) for value, before in self.held)
+
+    def restore(self) -> None:
+        """Put back what they held."""
+        for value, before in self.held:
+            if isinstance(value, dict):
+                value.clear()
+                value.update(before)
+            else:
+                value[:] = before
 
 
-@contextmanager
-def replaced_blocks(
-    blocks: nn.ModuleList, forward: Callable[[int, tuple, dict], Any]
-) -> Iterator[None]:
-    """Replace every block's forward by `forward(index, args, kwargs)` inside a `with` block."""
-    with ExitStack() as stack:
-        for index, block in enumerate(blocks):
-            replacement = lambda *a, index=index, **k: forward(index, a, k)  # noqa: E731
-            stack.enter_context(replaced_forward(block, replacement))
-        yield
-
-
-def calls_of_blocks(
-    model: nn.Module, blocks: nn.ModuleList, tuples: list[bool], tokens: Int64[Tensor, "n length"]
-) -> list[Call]:
-    """Return the call of every block for one batch, by the model's own forward pass.
-
-    Blocks are replaced by the identity, so this takes no longer than the embedding. The other
-    arguments, masks and positions, do not depend on hidden states. All calls but the first have
-    an empty tensor in place of hidden states.
-
-    - `tuples`: which blocks return a tuple that starts with the hidden states.
-    """
-    calls: list[Call] = []
-
-    def record(index: int, args: tuple, kwargs: dict) -> Any:
-        call = Call(args, kwargs)
-        calls.append(call if index == 0 else call.without_hidden())
-        if index == len(blocks) - 1:
-            raise Stop
-        return (call.hidden,) if tuples[index] else call.hidden
-
-    with replaced_blocks(blocks, record), torch.no_grad():
-        try:
-            model(input_ids=tokens, use_cache=False)
-        except Stop:
-            pass
-    if len(calls) != len(blocks):
-        raise NearplaneError(
-            f"the model ran {len(calls)} of its {len(blocks)} blocks: "
-            "it does not walk them in order"
-        )
-    return calls
+def same_objects(value: Any, other: Any) -> bool:
+    """Whether two dictionaries, or two lists, hold the same objects."""
+    if isinstance(value, dict):
+        return value.keys() == other.keys() and all(value[key] is other[key] for key in value)
+    return len(value) == len(other) and all(a is b for a, b in zip(value, other, strict=True))
 
 
 class PausedRun:
@@ -157,11 +138,12 @@ class PausedRun:
             None  # the quantized weight, while one of `before` replaces it
         )
         self.args: tuple = ()  # of the layer that it stopped at last
-        self.residual = call.hidden
+        self.residual: Any = call.hidden
+        self.containers = Containers(call)
         self.greenlet: Any = greenlet(self.run)  # None once the run has ended
-        self.reached: tuple[nn.Module | None, Tensor] | None = None  # None and the end's output
+        self.reached: tuple[nn.Module | None, Any] | None = None  # None and the end's output
 
-    def run(self) -> tuple[None, Tensor]:
+    def run(self) -> tuple[None, Any]:
         hooks = [stop.register_forward_pre_hook(self.pause) for stop in list(self.remaining)]
         hooks += [layer.register_forward_hook(self.add) for layer in self.added]
         hooks += [layer.register_forward_pre_hook(self.put_before) for layer in self.before]
@@ -181,7 +163,7 @@ class PausedRun:
 
     def add(self, _: nn.Module, args: tuple, output: Tensor) -> None:
         # as in `pause`: hooks of other runs hang on the same layer
-        if getcurrent() is self.greenlet:
+        if getcurrent() is self.greenlet and self.residual is not None:
             self.residual = self.residual + output.reshape(self.residual.shape)
 
     def put_before(self, layer: nn.Module, _: tuple) -> None:
@@ -194,7 +176,7 @@ class PausedRun:
             layer.get_parameter("weight").data = self.current_weight
             self.current_weight = None
 
-    def go_on(self) -> tuple[nn.Module | None, Tensor]:
+    def go_on(self) -> tuple[nn.Module | None, Any]:
         """Run to the next pause; returns the layer and its input, or None and the block's output.
 
         At a pause whose input was not taken by `to`, it returns the same again.
@@ -213,15 +195,17 @@ class PausedRun:
         self.reached = None
         return inputs
 
-    def finish(self) -> Tensor:
-        """Run to the end and return the block's hidden states."""
-        stop, hidden = self.go_on()
+    def finish(self) -> Any:
+        """Run to the end and return what the block returns."""
+        stop, output = self.go_on()
         # the run and its greenlet refer to each other, which would keep both in memory
         self.greenlet = self.reached = None
-        self.residual = hidden
+        # the model's forward pass may free the arguments now
+        self.call, self.residual = Call((), {}, self.call.name), None
+        del self.containers
         if stop is not None:
-            raise NearplaneError("the model ran its layers in another order than before")
-        return hidden
+            raise NearplaneError(f"{self.call.name} ran its layers in another order than before")
+        return output
 
     def rest(self) -> None:
         """Stay paused until the next stage is asked for; a `RepeatedRun` frees its memory."""
@@ -232,10 +216,11 @@ class PausedRun:
         self.reached = None
 
     def close(self) -> None:
-        """End the run before the block's end, and free what it holds."""
+        """End the run before the block's end, free what it holds, put its arguments back."""
         if self.greenlet is not None:
             with torch.no_grad():
                 self.greenlet.throw()
+            self.containers.restore()
         self.greenlet = self.reached = None
 
 
@@ -287,11 +272,11 @@ class RepeatedRun:
     def go_on(self) -> None:
         """Do nothing: the run continues when its next input is asked for."""
 
-    def finish(self) -> Tensor:
-        """Run to the end and return the block's hidden states."""
-        hidden = self.current.finish()
+    def finish(self) -> Any:
+        """Run to the end and return what the block returns."""
+        output = self.current.finish()
         self.under_way = None
-        return hidden
+        return output
 
     def rest(self) -> None:
         """Free what was computed until the next stage is asked for."""
@@ -312,7 +297,7 @@ def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> lis
         if len(seen) == times:
             raise Stop
 
-    hook = layer.register_forward_pre_hook(take)
+    hook, containers = layer.register_forward_pre_hook(take), Containers(call)
     try:
         with torch.no_grad():
             call.run(block)
@@ -320,4 +305,5 @@ def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> lis
         pass
     finally:
         hook.remove()
+        containers.restore()
     return seen

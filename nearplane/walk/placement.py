@@ -6,9 +6,9 @@ at a time, and what is outside of the blocks only while that runs.
 
 import re
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -76,11 +76,16 @@ class Placement:
     dtype: torch.dtype | None = None
     limits: ActivationLimits = field(default_factory=ActivationLimits)
     device: torch.device = CPU
-    stored: dict[int, Tensor] = field(default_factory=dict)
+    stored: dict[int, Any] = field(default_factory=dict)
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
         return find_blocks(self.model)[1]
+
+    @cached_property
+    def list_name(self) -> str:
+        """The name of the list of blocks."""
+        return find_blocks(self.model)[0]
 
     def hidden_states(self) -> HiddenStates:
         """Return an empty list for the hidden states of all batches, in memory or in a file."""
@@ -104,10 +109,36 @@ class Placement:
         with self.converted((n, m) for n, m in self.model.named_modules() if m not in inside):
             yield
 
+    @contextmanager
+    def between(self) -> Iterator[None]:
+        """Convert what runs between two blocks inside a `with` block, each module when called.
+
+        Modules that the blocks are inside are running: their own tensors are converted at once.
+        """
+        inside = set(self.blocks.modules())
+        parts = [(n, m) for n, m in self.model.named_modules() if m not in inside]
+        if self.dtype is None:
+            parts = []
+        with ExitStack() as stack:
+            for name, module in parts:
+                if self.list_name == name or self.list_name.startswith(f"{name}." if name else ""):
+                    stack.enter_context(self.converted([(name, module)]))
+                else:
+                    convert = partial(self.convert_until_end, stack, name)
+                    stack.callback(module.register_forward_pre_hook(convert).remove)
+            yield
+
+    def convert_until_end(self, stack: ExitStack, name: str, module: nn.Module, _: tuple) -> None:
+        stack.enter_context(self.converted([(name, module)]))
+
     def original(self, module: nn.Module) -> Tensor:
         """Return the weight of a linear layer as it is stored, also while it is converted."""
-        weight = module.get_parameter("weight")
-        return self.stored.get(id(weight), weight).detach()
+        return self.owner(module).detach()
+
+    def owner(self, module: nn.Module) -> nn.Parameter:
+        """Return the stored parameter of a linear layer, which other layers may be tied to."""
+        weight: Any = module.get_parameter("weight")
+        return self.stored.get(id(weight), weight)
 
     @contextmanager
     def converted(self, parts: NamedModules) -> Iterator[None]:

@@ -48,6 +48,7 @@ class Rounder:
     - `layers`: all that will be rounded; `bits`: rates of those that differ from the method's own.
     - `store`: keeps finished layers for a later process; None keeps nothing.
     - `place`: how many groups were rounded. `fallbacks`: layers that were rounded to nearest.
+    - `originals`: weights as they were, of layers that run again in other blocks or later.
     """
 
     method: Method
@@ -61,7 +62,7 @@ class Rounder:
     place: int = 0
     fallbacks: list[str] = field(default_factory=list)
     rounded: set[Layer] = field(default_factory=set)
-    originals: dict[nn.Module, Tensor] = field(default_factory=dict)
+    originals: dict[nn.Parameter, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.widest = max(layer.shape[1] for layer in self.layers)
@@ -105,6 +106,8 @@ class Rounder:
         """Put quantized weights in the place of the original ones."""
         self.place += 1
         for layer, (weight, report) in zip(layers, done, strict=True):
+            if self.trace.shared(layer):
+                self.originals[self.placement.owner(layer.module)] = layer.stored.data
             layer.assign(weight.value())
             self.rounded.add(layer)
             yield layer, weight, report
@@ -135,14 +138,9 @@ class Rounder:
         return self.method.with_bpw(self.bits[layer.name])
 
     def original(self, layer: Layer) -> Float[Tensor, "rows columns"]:
-        """Return the weight as the model had it, also if another block shares and rounded it."""
-        if layer.module in self.originals:
-            return self.originals[layer.module]
+        """Return the weight as the model has it, in float32."""
         stored = self.placement.original(layer.module)
-        weight = (stored.T if layer.transposed else stored).to(torch.float32, copy=True)
-        if self.trace.shared(layer):
-            self.originals[layer.module] = weight
-        return weight
+        return (stored.T if layer.transposed else stored).to(torch.float32, copy=True)
 
     def basis_of(self, inputs: InputStatistics, layers: list[Layer]) -> tuple[Basis, str]:
         """Return the basis of a stage and ""; or the identity's basis, and why the stage has none.

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import Any
 
@@ -14,15 +14,15 @@ from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.methods import Method
 from nearplane.methods.allocation import Sensitivity
 from nearplane.model.blocks import Layer
-from nearplane.model.output_head import output_head
 from nearplane.types import Progress, no_progress
-from nearplane.walk.capture import Call, calls_of_blocks
+from nearplane.walk.capture import hidden_of
 from nearplane.walk.expert_hessians import BlockExperts
+from nearplane.walk.forward_pass import ForwardPass
 from nearplane.walk.hidden_states import HiddenStates
 from nearplane.walk.input_statistics import sum_inputs
 from nearplane.walk.placement import Placement
 from nearplane.walk.streams import Streams
-from nearplane.walk.trace import ModelTrace, head_inputs
+from nearplane.walk.trace import ModelTrace
 
 Error = tuple[Layer, Tensor]  # a layer, and an error of its weight as (out, in)
 
@@ -51,7 +51,6 @@ class Probe:
     wanted: set[str]
     progress: Progress = no_progress
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
-    calls: dict[int, list[Call]] = field(default_factory=dict)
 
     @cached_property
     def units(self) -> dict[str, str]:
@@ -64,6 +63,11 @@ class Probe:
             if layer.name in self.wanted
         }
 
+    @cached_property
+    def compared_tokens(self) -> Int64[Tensor, "n length"]:
+        """The tokens whose predictions are compared."""
+        return self.tokens[-SEQUENCES:, :LENGTH]
+
     @torch.no_grad()
     def sensitivities(self) -> dict[str, Sensitivity]:
         """Return how sensitive the model is to every unit of layers; it is left as it was."""
@@ -72,42 +76,49 @@ class Probe:
 
     def probed(self) -> Iterator[tuple[str, Sensitivity]]:
         """Run the blocks once, on the original states and on those that earlier errors gave."""
-        calls = self.calls_on(self.tokens[: max(1, HESSIAN_TOKENS // self.tokens.shape[1])])
-        self.compared_tokens = self.tokens[-SEQUENCES:, :LENGTH]
-        hidden, state = calls[0].hidden, self.copies(1)[0].hidden
-        units: list[list[list[Layer]]] = []
-        states = self.placement.hidden_states()
-        for index, block in enumerate(self.trace.blocks):
+        whole = self.begun(self.tokens[: max(1, HESSIAN_TOKENS // self.tokens.shape[1])])
+        undisturbed, others = self.begun(self.compared_tokens), Disturbed(self)
+        for call, index in enumerate(self.trace.order):
+            block, first = self.trace.blocks[index], index not in self.trace.order[:call]
+            others.states = self.placement.hidden_states() if self.keeps_in_file else None
             with self.placement.block(index):
-                call = calls[index].on(hidden)
-                disturbed = [
-                    ([layer for layer, _ in errors], self.block_output(index, state, errors))
-                    for errors in self.together(index, call)
-                ]
-                states = self.further(index, states)
-                if disturbed:
-                    units.append([layers for layers, _ in disturbed])
-                    states.append(torch.cat([output for _, output in disturbed]))
-                hidden, state = call.run(block), self.copies(1)[index].on(state).run(block)
-            # every block adds copies that the later ones run on
-            self.progress("probing the layers", ((index + 1) / len(self.trace.blocks)) ** 2)
-        reference = self.predictions(self.compared_tokens, state)
-        for number, layers in enumerate(units):
-            yield from self.compared(layers, states[number], reference)
+                others.run(index)
+                if first:
+                    for errors in self.together(index, whole):
+                        others.disturb(index, errors)
+                else:
+                    whole.go_on(whole.expect(index).run(block))
+                others.run_waiting(index)
+                output = undisturbed.expect(index).run(block)
+            others.history.append(output)
+            undisturbed.go_on(output)
+            # every block adds passes that run through the later ones
+            self.progress("probing the layers", ((call + 1) / len(self.trace.order)) ** 2)
+        whole.close()
+        reference = self.predictions(undisturbed)
+        for layers, each in others.passes:
+            yield self.compared(layers, each, reference)
 
-    def further(self, index: int, states: HiddenStates) -> HiddenStates:
-        """Return the outputs of block `index` on disturbed states."""
-        outputs = self.placement.hidden_states()
-        for number in range(len(states)):
-            hidden = states[number]
-            call = self.copies(len(hidden) // len(self.compared_tokens))[index]
-            outputs.append(call.on(hidden).run(self.trace.blocks[index]))
-        return outputs
+    @property
+    def keeps_in_file(self) -> bool:
+        """Whether hidden states are kept in a file."""
+        return self.placement.limits.directory is not None
 
-    def together(self, index: int, call: Call) -> Iterator[list[Error]]:
-        """Yield the errors added at a time: of one layer, or of all experts' layers of one kind."""
+    def begun(self, tokens: Int64[Tensor, "n length"]) -> ForwardPass:
+        """Return a forward pass that is paused at the first block."""
+        model: Any = self.placement.model
+        tokens, head = self.placement.on_device(tokens), model.get_output_embeddings()
+        begun = ForwardPass(model, self.trace.blocks, tokens, head, self.trace.name)
+        begun.go_on()
+        return begun
+
+    def together(self, index: int, whole: ForwardPass) -> Iterator[list[Error]]:
+        """Yield the errors added at a time: of one layer, or of all experts' layers of one kind.
+
+        Then runs `whole` to the next block.
+        """
         units: dict[str, list[Error]] = {}
-        for layer, error in self.errors(index, call):
+        for layer, error in self.errors(index, whole):
             unit = self.units[layer.name]
             if unit == layer.name:
                 yield [(layer, error)]
@@ -117,14 +128,17 @@ class Probe:
                 units.setdefault(unit, []).append((layer, narrow))
         yield from units.values()
 
-    def errors(self, index: int, call: Call) -> Iterator[Error]:
-        """Yield every wanted layer of a block with an error such as rounding it would leave."""
+    def errors(self, index: int, whole: ForwardPass) -> Iterator[Error]:
+        """Yield every wanted layer of a block with an error such as rounding it would leave.
+
+        Then runs `whole`, on whose inputs the errors are drawn, to the next block.
+        """
         stages = [
             stage
             for stage in self.trace.stages[index]
             if any(layer.name in self.wanted for layer in stage.layers)
         ]
-        streams = Streams.of(self.trace, index, stages, [lambda: call])
+        streams = Streams.of(self.trace, index, stages, [partial(whole.expect, index)])
         experts, device = BlockExperts(streams), self.placement.device
         for stage in stages:
             tokens = experts.tokens_of(stage)
@@ -143,50 +157,95 @@ class Probe:
                 if layer.name in self.wanted:
                     weight = layer.weight().detach().float()
                     yield layer, self.method.drawn_error(weight, basis, DRAWN_BPW, self.draws)
-        streams.finish()
+        whole.go_on(next(streams.finish()))
 
-    def block_output(self, index: int, hidden: Tensor, errors: list[Error]) -> Tensor:
-        """Return the block's hidden states with some layers disturbed."""
+    def compared(
+        self, layers: list[Layer], each: ForwardPass, reference: list[Tensor]
+    ) -> tuple[str, Sensitivity]:
+        """Return a unit's name, and the divergence of the predictions that its error leads to."""
+        found = self.predictions(each)
+        each.close()
+        floor = max(self.method.floor(*layer.shape) for layer in layers)
+        weights = sum(layer.weight().numel() for layer in layers)
+        unit = self.units[layers[0].name]
+        return unit, Sensitivity(divergence(reference, found), weights, DRAWN_BPW, floor)
+
+    def predictions(self, each: ForwardPass) -> list[Tensor]:
+        """Return the log-probabilities at the compared positions, sequence by sequence."""
+        length = self.compared_tokens.shape[1]
+        at = compared_of(length)
+        if each.inputs is not None and each.inputs.ndim == 3 and each.inputs.shape[1] == length:
+            each.go_on((each.inputs[:, at].contiguous(),))
+        elif each.inputs is not None:
+            each.go_on()
+        logits = logits_of(each.result)
+        some = logits[:, at] if logits.shape[1] == length else logits
+        return [torch.log_softmax(sequence.float(), -1) for sequence in some]
+
+
+@dataclass
+class Disturbed:
+    """The forward passes in which one unit of layers each has an error.
+
+    Where blocks change what others are given, a pass runs from the model's first block on. Else it
+    begins with the outputs of the undisturbed pass.
+
+    - `passes`: with the layers of the unit. `waiting`: passes whose unit's block is still to come.
+    - `history`: the outputs of the undisturbed pass, call by call.
+    - `states`: keeps hidden states; None leaves them in memory.
+    """
+
+    probe: Probe
+    passes: list[tuple[list[Layer], ForwardPass]] = field(default_factory=list)
+    waiting: list[ForwardPass] = field(default_factory=list)
+    history: list[Any] = field(default_factory=list)
+    states: HiddenStates | None = None
+
+    def __post_init__(self) -> None:
+        if self.probe.trace.changes_arguments:
+            count = len(set(self.probe.units.values()))
+            self.waiting = [self.probe.begun(self.probe.compared_tokens) for _ in range(count)]
+
+    def run(self, index: int) -> None:
+        """Run the disturbed passes through a block."""
+        for _, each in self.passes:
+            self.hand_on(each, each.expect(index).run(self.probe.trace.blocks[index]))
+
+    def run_waiting(self, index: int) -> None:
+        """Run the passes through a block whose errors are in later ones."""
+        for each in self.waiting:
+            self.hand_on(each, each.expect(index).run(self.probe.trace.blocks[index]))
+
+    def hand_on(self, each: ForwardPass, output: Any) -> None:
+        each.go_on(output)
+        each.keep_in(self.states, output)
+
+    def disturb(self, index: int, errors: list[Error]) -> None:
+        """Begin a pass with errors in some layers of a block, and run it to the next block."""
+        each = self.waiting.pop() if self.waiting else self.begun_anew()
         weights = [layer.stored.data for layer, _ in errors]
         try:
             for layer, error in errors:
                 layer.assign(layer.weight().detach().float() + error)
-            return self.copies(1)[index].on(hidden).run(self.trace.blocks[index])
+            output = each.expect(index).run(self.probe.trace.blocks[index])
         finally:
             for (layer, _), weight in zip(errors, weights, strict=True):
                 layer.stored.data = weight
+        self.hand_on(each, output)
+        self.passes.append(([layer for layer, _ in errors], each))
 
-    def compared(
-        self, units: list[list[Layer]], hidden: Tensor, reference: list[Tensor]
-    ) -> Iterator[tuple[str, Sensitivity]]:
-        """Yield each unit's name, and the divergence of the predictions that its error leads to."""
-        many = self.predictions(self.compared_tokens.repeat(len(units), 1), hidden)
-        for index, layers in enumerate(units):
-            found = many[index * len(reference) : (index + 1) * len(reference)]
-            floor = max(self.method.floor(*layer.shape) for layer in layers)
-            weights = sum(layer.weight().numel() for layer in layers)
-            unit = self.units[layers[0].name]
-            yield unit, Sensitivity(divergence(reference, found), weights, DRAWN_BPW, floor)
+    def begun_anew(self) -> ForwardPass:
+        """Return a pass that is where the undisturbed one is."""
+        each = self.probe.begun(self.probe.compared_tokens)
+        for output in self.history:
+            each.go_on(output)
+        return each
 
-    def copies(self, count: int) -> list[Call]:
-        """Return the arguments of all blocks for `count` copies of the compared tokens."""
-        if count not in self.calls:
-            self.calls[count] = self.calls_on(self.compared_tokens.repeat(count, 1))
-        return self.calls[count]
 
-    def calls_on(self, tokens: Int64[Tensor, "n length"]) -> list[Call]:
-        """Return the arguments of all blocks for some tokens."""
-        return calls_of_blocks(self.placement.model, self.trace.blocks, self.trace.tuples, tokens)
-
-    def predictions(self, tokens: Tensor, hidden: Tensor) -> list[Tensor]:
-        """Return the log-probabilities at the compared positions, sequence by sequence."""
-        model: Any = self.placement.model
-        given = head_inputs(model, self.trace, output_head(model), tokens, hidden)
-        head = model.get_output_embeddings()
-        return [
-            torch.log_softmax(head(sequence.contiguous()).float(), -1)
-            for sequence in given[:, compared_of(given.shape[1])]
-        ]
+def logits_of(result: Any) -> Tensor:
+    """Return the logits in what a model returns: its `logits`, or its first tensor."""
+    logits = getattr(result, "logits", None)
+    return hidden_of(result) if logits is None else logits
 
 
 def compared_of(length: int) -> slice:

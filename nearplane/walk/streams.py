@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -63,9 +64,12 @@ class Streams:
         calls: Calls,
         original: Calls = (),
         paused: int | None = None,
+        earlier: dict[nn.Module, Tensor] | None = None,
     ) -> "Streams":
         """Start the forward passes of block `index` on the calls of both streams.
 
+        - `earlier`: original weights of layers that were quantized before, in another block or when
+          this one was called first.
         - `paused`: for how many batches the run stays in memory from stage to stage; for the others
           it starts anew for every stage. None is all.
         """
@@ -80,6 +84,9 @@ class Streams:
         again = [la for stage in stages for la in run_later(stage, held < len(original))]
         later = [layer.module for layer in again if original]
         before: dict[nn.Module, Tensor | None] = dict.fromkeys(later)
+        before |= {
+            m: w for m, w in (earlier or {}).items() if original and m in set(block.modules())
+        }
 
         def started(call: Callable[[], Call], weights: dict[nn.Module, Tensor | None]) -> PausedRun:
             return PausedRun(block, stops, call(), added, weights)
@@ -178,15 +185,11 @@ class Streams:
         with torch.no_grad():
             return before_norm(lag, layer.module(inputs), adder)
 
-    def finish(
-        self, states: Callable[[], HiddenStates] = list
-    ) -> tuple[HiddenStates, HiddenStates]:
-        """Run to the block's end; returns the hidden states of both streams."""
-        both = states(), states()
-        for outputs, runs in zip(both, (self.runs, self.originals), strict=True):
+    def finish(self) -> Iterator[Any]:
+        """Run to the block's end; yields what it returns, of the quantized runs first."""
+        for runs in (self.runs, self.originals):
             for run in runs:
-                outputs.append(run.finish())
-        return both
+                yield run.finish()
 
 
 def run_later(stage: Stage, repeated: bool) -> list[Layer]:

@@ -8,13 +8,15 @@ from functools import cached_property, partial
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor, nn
 
-from nearplane.model.blocks import Layer, find_blocks
+from nearplane.model.blocks import Layer, find_blocks, linear_modules
 from nearplane.model.experts import Expert, Experts, split_experts_
 from nearplane.model.selection import linear_layers
-from nearplane.walk.capture import Stop, hidden_of, replaced_blocks
+from nearplane.types import NearplaneError, naming_errors
+from nearplane.walk.capture import Call, Containers, hidden_of, tensors_in
+from nearplane.walk.forward_pass import replaced_blocks
 from nearplane.walk.placement import Placement
 from nearplane.walk.rms_norm import is_rms_norm
 
@@ -41,32 +43,53 @@ class Stage:
 class ModelTrace:
     """What one run of a model shows: its blocks, and their stages in the order they run.
 
-    - `name`: of the list of blocks. `tuples`: which blocks return a tuple that starts with the
-      hidden states.
+    - `name`: of the list of blocks. `order`: the indices of the blocks as they were called; a block
+      may be called several times, or never.
     - `unreached`: layers that no token reached.
     - `added`: of every layer whose output is added to the hidden states, the module that computes
       the summand: the layer itself, or a norm that its output goes through.
+    - `used_again`: layers whose weight others have too, or whose block is called again.
+    - `changes_arguments`: whether a block changes a dictionary or another object that it is given.
+    - `seen`: what the model computed, until the walk has compared its own passes with it.
     """
 
     name: str
     blocks: nn.ModuleList
-    tuples: list[bool]
+    order: list[int]
     stages: list[list[Stage]]
     unreached: list[Layer]
     added: dict[str, nn.Module] = field(default_factory=dict)
+    used_again: set[nn.Module] = field(default_factory=set)
+    changes_arguments: bool = False
+    seen: "Seen" = field(default_factory=lambda: Seen())
+
+    def name_of(self, index: int) -> str:
+        """The full name of a block."""
+        return f"{self.name}.{index}"
 
     def shared(self, layer: Layer) -> bool:
-        """Whether several blocks have the layer's module in common."""
-        return self.owners[layer.module] > 1
-
-    @cached_property
-    def owners(self) -> Counter[nn.Module]:
-        """In how many blocks each module is."""
-        return Counter(module for block in self.blocks for module in block.modules())
+        """Whether the layer's weight is used again: by another layer, or in a later call."""
+        return layer.module in self.used_again
 
     @property
     def layers(self) -> list[Layer]:
         return [layer for stages in self.stages for stage in stages for layer in stage.layers]
+
+
+@dataclass
+class Seen:
+    """What a forward pass computed: the tensors that every call of a block returned, and the end.
+
+    - `tokens`: that the model was given. `end`: the tensors that the model returned.
+    """
+
+    tokens: Tensor | None = None
+    outputs: list[list[Tensor]] = field(default_factory=list)
+    end: list[Tensor] = field(default_factory=list)
+
+    def add(self, output: Any) -> None:
+        """Keep a copy of what a block returned."""
+        self.outputs.append([tensor.detach().clone() for tensor in tensors_in(output)])
 
 
 @dataclass
@@ -85,7 +108,6 @@ class BlockRecorder:
     calls: dict[str, list[Tensor]] = field(default_factory=dict)
     outputs: list[tuple[nn.Module, Tensor | None, Tensor]] = field(default_factory=list)
     inputs: list[Tensor] = field(default_factory=list)
-    is_tuple: bool = False
     stages: list[Stage] = field(default_factory=list)
     added: dict[str, nn.Module] = field(default_factory=dict)
 
@@ -129,8 +151,8 @@ class BlockRecorder:
             self.inputs.append(given)
 
     def note_output(self, output: Any) -> None:
-        self.is_tuple = isinstance(output, tuple)
-        self.inputs.append(hidden_of(output))
+        if hidden_of(output) is not None:
+            self.inputs.append(hidden_of(output))
 
     def note_made(self, module: nn.Module, args: tuple, output: Any) -> None:
         given = args[0] if args and isinstance(args[0], Tensor) else None
@@ -153,7 +175,7 @@ class BlockRecorder:
         adders: dict[str, nn.Module] = {}
         hidden = self.inputs[0] if self.inputs else None
         for module, given, made in self.outputs:
-            if hidden is None or made.numel() != hidden.numel():
+            if hidden is None or made.numel() != hidden.numel() or made.dtype != hidden.dtype:
                 continue
             # some families flatten batches on the way
             total = hidden + made.reshape(hidden.shape)
@@ -236,42 +258,43 @@ def trace_model(
     placement = placement or Placement(model)
     tokens = placement.on_device(tokens[:1, :TRACED_TOKENS])
 
+    order: list[int] = []
+    seen, changed = Seen(tokens), []
+
     def recorded(index: int, args: tuple, kwargs: dict) -> Any:
-        with placement.block(index):
-            return recorders[index].run(blocks[index], forwards[index], args, kwargs)
+        first = index not in order
+        order.append(index)
+        what = f"{name}.{index} ({type(blocks[index]).__name__})"
+        containers = Containers(Call(args, kwargs))
+        with placement.block(index), naming_errors(what):
+            run = partial(recorders[index].run, blocks[index]) if first else call
+            output = run(forwards[index], args, kwargs)
+        changed.append(containers.changed)
+        seen.add(output)
+        return output
 
     with placement.outside(), replaced_blocks(blocks, recorded), torch.no_grad():
-        model(input_ids=tokens, use_cache=False)
+        with naming_errors(f"the forward pass of {type(model).__name__}"):
+            seen.end = list(tensors_in(model(input_ids=tokens, use_cache=False)))
+    if not order:
+        raise NearplaneError(f"{type(model).__name__} runs none of its blocks {name} on text")
     unreached = [layer for recorder in recorders for layer in recorder.unreached]
     added = {name: module for recorder in recorders for name, module in recorder.added.items()}
     stages = [recorder.stages for recorder in recorders]
-    tuples = [recorder.is_tuple for recorder in recorders]
-    return ModelTrace(name, blocks, tuples, stages, unreached, added)
+    again = used_again(blocks, order)
+    return ModelTrace(name, blocks, order, stages, unreached, added, again, any(changed), seen)
 
 
-def head_inputs(
-    model: nn.Module,
-    trace: ModelTrace,
-    head: Layer,
-    tokens: Int64[Tensor, "n length"],
-    hidden: Tensor,
-) -> Float[Tensor, "n length columns"]:
-    """Return the inputs of the head for `hidden`, the output of the last block."""
-    seen: list[Tensor] = []
+def used_again(blocks: nn.ModuleList, order: list[int]) -> set[nn.Module]:
+    """Return the linear layers that share their weight, or whose block is called several times."""
+    times = Counter(order)
+    places = [
+        (module, times[index]) for index, b in enumerate(blocks) for module in linear_modules(b)
+    ]
+    owners = Counter(id(module.get_parameter("weight")) for module, _ in places)
+    return {m for m, called in places if owners[id(m.get_parameter("weight"))] > 1 or called > 1}
 
-    def take(_: nn.Module, args: tuple) -> None:
-        seen.append(args[0])
-        raise Stop
 
-    def hand_on(index: int, args: tuple, kwargs: dict) -> Any:
-        return (hidden,) if trace.tuples[index] else hidden
-
-    hook = head.module.register_forward_pre_hook(take)
-    try:
-        with replaced_blocks(trace.blocks, hand_on), torch.no_grad():
-            model(input_ids=tokens, use_cache=False)
-    except Stop:
-        pass
-    finally:
-        hook.remove()
-    return seen[0]
+def call(forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:
+    """Return what a function returns."""
+    return forward(*args, **kwargs)

@@ -1,7 +1,7 @@
 """Quantize a model block by block, each layer on the inputs that the quantized model gives it."""
 
 from collections import deque
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -11,22 +11,22 @@ from torch import Tensor, nn
 
 from nearplane.methods import Method
 from nearplane.methods.allocation import allocate
-from nearplane.model.blocks import Layer, check_finite
+from nearplane.model.blocks import Layer, check_finite, linear_modules
 from nearplane.model.experts import split_experts_
 from nearplane.model.process_memory import forget_file_pages, trim
 from nearplane.model.selection import Rules, Selection, select
 from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.calibration import check_tokens
-from nearplane.walk.capture import Call, calls_of_blocks
 from nearplane.walk.expert_hessians import BlockExperts
-from nearplane.walk.hidden_states import HiddenStates
+from nearplane.walk.forward_pass import ForwardPass, Passes
 from nearplane.walk.input_statistics import InputStatistics, sum_both_streams, sum_inputs
 from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.rounding import Done, LayerStore, Rounder
+from nearplane.walk.self_check import Witness, check_forward_passes
 from nearplane.walk.sensitivity import Probe
-from nearplane.walk.streams import Calls, StageInputs, Streams
-from nearplane.walk.trace import ModelTrace, Stage, head_inputs, trace_model
+from nearplane.walk.streams import StageInputs, Streams
+from nearplane.walk.trace import ModelTrace, Stage, trace_model
 
 BATCH_TOKENS = 2048
 
@@ -46,6 +46,7 @@ class Walk:
       again, but forward passes still go through them, so that later layers get the same inputs.
     - `ranks`: the processes that quantize together, each on its share of the tokens.
     - `placement`: where tensors live; None is in memory and in their stored types.
+    - `witnessed`: whether a few tokens follow the walk, to compare a loaded checkpoint with.
     """
 
     model: nn.Module
@@ -57,6 +58,7 @@ class Walk:
     store: LayerStore | None = None
     ranks: Ranks = ALONE
     placement: Placement | None = None
+    witnessed: bool = False
     arrivals: dict[str, dict[str, int]] = field(default_factory=dict)
     ready: "Prepared | None" = field(init=False, default=None)
 
@@ -76,7 +78,10 @@ class Walk:
             raise NearplaneError("every layer is skipped: nothing to quantize")
         selection.untie_(self.model)
         check_layers(self.method, layers)
-        check_weights(selection, trace, placement)
+        finite = partial(check_block, selection, trace)
+        check_forward_passes(trace, self.tokens, placement, finite)
+        for head in selection.heads(self.model):
+            check_finite(head)
         self.ready = Prepared(placement, selection, trace, layers)
         return self
 
@@ -143,83 +148,96 @@ class Walk:
 
     def __iter__(self) -> Iterator[Done]:
         prepared = (self if self.ready else self.prepare()).prepared
-        tokens = self.ranks.share(self.tokens)
-        batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-        with prepared.placement.outside():
-            calls, hidden = self.first_calls(batches)
-        original = hidden if self.method.compensates else []
+        passes = self.begun_passes()
+        heads = prepared.selection.heads(self.model)
+        if self.witnessed:
+            head = heads[0].module if heads else None
+            prepared.witness = Witness(self.trace, prepared.placement, head)
         forget_file_pages()
-        for index in range(len(self.trace.blocks)):
-            quantized_calls, original_calls = (
-                [partial(called, c[index], states, b) for b, c in enumerate(calls[: len(states)])]
-                for states in (hidden, original)
-            )
+        called: set[int] = set()
+        for call, index in enumerate(self.trace.order):
+            last = call == len(self.trace.order) - 1 and not self.goes_to_head
             with prepared.placement.block(index):
-                hidden, original = yield from self.quantize_block(
-                    index, quantized_calls, original_calls
-                )
-        for head in prepared.selection.heads(self.model):
-            with prepared.placement.outside():
-                yield from self.quantize_head(head, batches, hidden)
+                again = index in called
+                called.add(index)
+                yield from self.run_block(index, passes, again, last)
+        for head in heads:
+            yield from self.quantize_head(head, passes)
+        passes.close()
+        if prepared.witness is not None:
+            prepared.witness.finish()
 
-    def quantize_head(
-        self, head: Layer, batches: Sequence[Tensor], hidden: HiddenStates
+    @property
+    def goes_to_head(self) -> bool:
+        """Whether the forward passes are needed behind the last block."""
+        return bool(self.prepared.selection.outside)
+
+    def begun_passes(self) -> "Passes":
+        """Return forward passes of all batches, paused at the first block."""
+        place, tokens = self.prepared.placement, self.ranks.share(self.tokens)
+        heads = self.prepared.selection.heads(self.model)
+        head = heads[0].module if heads else None
+        streams = 1 + self.method.compensates
+        batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
+        started = [
+            ForwardPass(
+                self.model, self.trace.blocks, place.on_device(batch), head, self.trace.name
+            )
+            for _ in range(streams)
+            for batch in batches
+        ]
+        passes = Passes(started[: len(batches)], started[len(batches) :])
+        with place.outside():
+            for forward_pass in started:
+                forward_pass.go_on()
+                forward_pass.share_memory_(started[0])
+        return passes
+
+    def run_block(
+        self, index: int, passes: "Passes", again: bool, last: bool
     ) -> Generator[Done, None, None]:
-        """Quantize the output head; `hidden` is the last block's output for every batch."""
-        place = self.prepared.placement
-        inputs = (
-            head_inputs(self.model, self.trace, head, place.on_device(batch), hidden[number])
-            for number, batch in enumerate(batches)
-        )
-        done = self.rounder.finished([head])
-        if done is None:
-            given = map(StageInputs, inputs)
-            statistics = sum_inputs(head.shape[1], given, self.ranks, place.device)
-            yield from self.rounder.round([head], statistics)
-        else:
-            yield from self.rounder.put([head], done)
+        """Quantize a block stage by stage, and run the forward passes up to the next one.
 
-    def first_calls(self, batches: Sequence[Tensor]) -> tuple[list[list[Call]], HiddenStates]:
-        """Return the arguments of all blocks for every batch, and the first block's inputs."""
-        place, trace = self.prepared.placement, self.trace
-        states = place.hidden_states()
-        calls: list[list[Call]] = []
-        for batch in batches:
-            batch_calls = calls_of_blocks(
-                self.model, trace.blocks, trace.tuples, place.on_device(batch)
-            )
-            states.append(batch_calls[0].hidden)
-            batch_calls[0] = batch_calls[0].without_hidden()
-            # masks and positions are mostly the same in all batches
-            calls.append(
-                [call.sharing(first) for call, first in zip(batch_calls, calls[0], strict=True)]
-                if calls
-                else batch_calls
-            )
-        return calls, states
-
-    def quantize_block(
-        self, index: int, calls: Calls, original: Calls
-    ) -> Generator[Done, None, tuple[HiddenStates, HiddenStates]]:
-        """Quantize a block stage by stage; returns the hidden states that both streams end with.
-
-        - `calls`: the block's arguments in the quantized stream, batch by batch.
-        - `original`: those in the original stream, or nothing.
+        - `again`: whether it was called before, and is only run. `last`: the passes end here.
         """
         prepared = self.prepared
         stages = [s for s in self.trace.stages[index] if prepared.selection.among(s.layers)]
-        paused = prepared.placement.limits.paused
-        streams = Streams.of(self.trace, index, stages, calls, original, paused)
+        stages = [] if again else stages
+        calls = [partial(each.expect, index) for each in passes.quantized]
+        originals = [partial(each.expect, index) for each in passes.original]
+        limits = prepared.placement.limits
+        earlier = self.earlier_weights(index)
+        streams = Streams.of(self.trace, index, stages, calls, originals, limits.paused, earlier)
         experts = BlockExperts(streams, self.ranks, prepared.placement)
         for stage in stages:
             yield from self.quantize_stage(stage, streams, experts)
-        hidden = streams.finish(prepared.placement.hidden_states)
+        if prepared.witness is not None:
+            prepared.witness.follow(index)
+        passes.hand_on(streams.finish(), prepared.placement, last)
         for layer in (layer for stage in stages for layer in stage.layers):
             if layer in self.rounder.rounded and not self.trace.shared(layer):
                 layer.release()
         forget_file_pages()
         trim()
-        return hidden
+
+    def earlier_weights(self, index: int) -> dict[nn.Module, Tensor]:
+        """Return the original weights of the layers of a block that were quantized before."""
+        originals, owner = self.rounder.originals, self.prepared.placement.owner
+        if not originals:
+            return {}
+        modules = linear_modules(self.trace.blocks[index])
+        return {m: originals[owner(m)] for m in modules if owner(m) in originals}
+
+    def quantize_head(self, head: Layer, passes: "Passes") -> Generator[Done, None, None]:
+        """Quantize the output head, in front of which the forward passes are paused."""
+        place = self.prepared.placement
+        done = self.rounder.finished([head])
+        if done is None:
+            given = (StageInputs(each.head_inputs()) for each in passes.quantized)
+            statistics = sum_inputs(head.shape[1], given, self.ranks, place.device)
+            yield from self.rounder.round([head], statistics)
+        else:
+            yield from self.rounder.put([head], done)
 
     def quantize_stage(
         self, stage: Stage, streams: Streams, experts: BlockExperts
@@ -259,6 +277,7 @@ class Prepared:
     trace: ModelTrace
     layers: list[Layer]
     rounder: Rounder | None = None
+    witness: Witness | None = None
 
 
 def check_layers(method: Method, layers: list[Layer]) -> None:
@@ -270,19 +289,10 @@ def check_layers(method: Method, layers: list[Layer]) -> None:
             raise NearplaneError(f"{layer.name}: {error}") from error
 
 
-def check_weights(selection: Selection, trace: ModelTrace, placement: Placement) -> None:
-    """Raise NearplaneError when a weight to be quantized holds NaN or infinity."""
-    for index, stages in enumerate(trace.stages):
-        with placement.loader.loaded(index):
-            for layer in selection.among(la for stage in stages for la in stage.layers):
-                check_finite(layer)
-    for head in selection.heads(placement.model):
-        check_finite(head)
-
-
-def called(call: Call, states: HiddenStates, batch: int) -> Call:
-    """Return a block's arguments with the hidden states of one batch."""
-    return call.on(states[batch])
+def check_block(selection: Selection, trace: ModelTrace, index: int) -> None:
+    """Raise NearplaneError when a weight of a block that is quantized holds NaN or infinity."""
+    for layer in selection.among(la for stage in trace.stages[index] for la in stage.layers):
+        check_finite(layer)
 
 
 def statistics_of(

@@ -17,7 +17,8 @@ from nearplane.model.open_model import open_model
 from nearplane.model.selection import Rules
 from nearplane.types import NearplaneError
 from nearplane.walk import walk as walk_file
-from nearplane.walk.capture import Call, PausedRun, RepeatedRun, shared
+from nearplane.walk.capture import Call, PausedRun, RepeatedRun
+from nearplane.walk.forward_pass import share_memory_
 from nearplane.walk.hidden_states import StatesInFile
 from nearplane.walk.placement import ActivationLimits, Placement
 from nearplane.walk.walk import Walk
@@ -168,10 +169,11 @@ def test_what_calls_have_in_common_is_held_once():
     mask, other = torch.eye(4), torch.eye(4) * 2
     one = {"mask": mask, "parts": (mask.clone(), [other.clone()]), "n": 1}
     two = {"mask": mask.clone(), "parts": (other.clone(), [other.clone()]), "n": 2}
-    found = shared(two, one)
-    assert found["mask"] is mask and found["n"] == 2
-    assert found["parts"][0].equal(other) and found["parts"][0] is two["parts"][0]
-    assert found["parts"][1][0] is one["parts"][1][0]
+    before = two["parts"][0].data_ptr()
+    share_memory_(two, one)
+    assert two["mask"].data_ptr() == mask.data_ptr() and two["n"] == 2
+    assert two["parts"][0].equal(other) and two["parts"][0].data_ptr() == before
+    assert two["parts"][1][0].data_ptr() == one["parts"][1][0].data_ptr()
 
 
 def test_blocks_that_share_a_weight_do_not_stand_alone(tmp_path):
@@ -197,11 +199,12 @@ def test_filling_takes_buffers_too():
 def test_experts_are_not_run_again_for_every_expert(monkeypatch):
     """A block starts anew for its stages outside of experts and for its end, however many experts.
 
-    Mixtral's two stages of attention, the experts' entry, and the end: four times a batch.
+    Mixtral's two stages of attention, the experts' entry, and the end: four times for every batch
+    and for the two passes that are compared with the model's own beforehand.
     """
     model = moe.FAMILIES["mixtral"].model()
     begun = []
     run = PausedRun.run
     monkeypatch.setattr(PausedRun, "run", lambda self: begun.append(self) or run(self))
     results(model, HPTQ(bpw=9.5), limits=ActivationLimits(0))
-    assert len(begun) == 4 * len(model.model.layers) * len(TOKENS)
+    assert len(begun) == 4 * len(model.model.layers) * (len(TOKENS) + 2)

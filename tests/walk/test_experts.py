@@ -15,10 +15,10 @@ from nearplane.types import NearplaneError
 from nearplane.walk import expert_hessians
 from nearplane.walk import walk as walk_file
 from nearplane.walk.expert_hessians import ExpertTokens, borrowed
+from nearplane.walk.forward_pass import Passes
 from nearplane.walk.placement import Placement
 from nearplane.walk.report import few_token_sentences, is_nearest, layer_row, relative_loss
 from nearplane.walk.sensitivity import Probe
-from nearplane.walk.streams import Streams
 from nearplane.walk.trace import trace_model
 from nearplane.walk.walk import Walk
 from tests.walk import moe
@@ -312,14 +312,22 @@ def test_the_other_stream_is_the_original_model(family, monkeypatch):
     """ECLQ runs the original model beside: through original experts, wherever they send tokens."""
     model = moe.FAMILIES[family].model(**ONE_BLOCK.get(family, {"num_hidden_layers": 1}))
     ends = []
-    finish = Streams.finish
-    monkeypatch.setattr(Streams, "finish", lambda *a: ends.append(finish(*a)) or ends[-1])
+    hand_on = Passes.hand_on
+
+    def noted(self, outputs, *rest):
+        ends.append(list(outputs))
+        hand_on(self, iter(ends[-1]), *rest)
+
+    monkeypatch.setattr(Passes, "hand_on", noted)
     expected = []
     hook = model.model.layers[0].register_forward_hook(lambda *args: expected.append(args[2]))
     logits(model)
     hook.remove()
     walk, done = walked(model, ECLQ(bpw=9.5, allocate=False))
-    drifted, original = (torch.cat(part) for part in ends[0])
+    both = ends[len(model.model.layers)]  # the first were of the comparison with the model's own
+    drifted, original = (
+        torch.cat(part) for part in (both[: len(both) // 2], both[len(both) // 2 :])
+    )
     torch.testing.assert_close(original, expected[0], rtol=1e-4, atol=1e-4)
     assert not torch.allclose(drifted, original, rtol=1e-4, atol=1e-4)
     # experts are rounded towards their own weights, other layers towards a target

@@ -46,8 +46,7 @@ def test_the_divergence_is_that_of_the_whole_model():
     found = probe(model, {name}).sensitivities()[name].divergence
     again = probe(model, {name})
     asked = TOKENS[-probe_file.SEQUENCES :, : probe_file.LENGTH]
-    call = again.calls_on(TOKENS)[0]
-    ((layer, error),) = again.errors(0, call)
+    ((layer, error),) = again.errors(0, again.begun(TOKENS))
     with torch.no_grad():
         p = torch.log_softmax(model(input_ids=asked).logits, -1)
         layer.module.weight.data += error

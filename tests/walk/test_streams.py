@@ -49,8 +49,9 @@ def given_in_walk(model, monkeypatch, method=METHOD) -> dict[str, list[StageInpu
             seen.setdefault(stage.layers[0].name, []).append(given)
             yield given
 
+    walk = Walk(model, method, TOKENS).prepare()
     monkeypatch.setattr(Streams, "given", noting)
-    list(Walk(model, method, TOKENS))
+    list(walk)
     return seen
 
 

@@ -1,0 +1,195 @@
+"""A model's own forward pass that pauses at its blocks, so that its own code runs between them.
+
+What one block hands to another besides hidden states, through its output, a dictionary or another
+object, goes where the model would have it go: every pass has arguments of its own.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from greenlet import getcurrent, greenlet
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from nearplane.types import NearplaneError, naming_errors
+from nearplane.walk.capture import Call, hidden_of
+from nearplane.walk.hidden_states import HiddenStates
+from nearplane.walk.placement import Placement
+
+
+class ForwardPass:
+    """The forward pass of one batch. It begins, and goes on, whenever `go_on` is called.
+
+    - `head`: a module in front of which it pauses after the last block; None for no such pause.
+    - `index`: the block in front of which it is paused, None elsewhere. `call`: its arguments.
+    - `inputs`: of the head, once it is reached. `result`: what the model returns, once it has.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        blocks: nn.ModuleList,
+        tokens: Int64[Tensor, "n length"],
+        head: nn.Module | None = None,
+        list_name: str = "block",
+    ):
+        self.model, self.blocks, self.tokens, self.head = model, blocks, tokens, head
+        self.list_name = list_name
+        self.index: int | None = None
+        self.call = Call((), {})
+        self.inputs: Tensor | None = None
+        self.result: Any = None
+        self.greenlet: Any = greenlet(self.run)
+
+    def run(self, _: Any = None) -> None:
+        self.result = self.model(input_ids=self.tokens, use_cache=False)
+        self.index = None
+
+    def pause(self, index: int, args: tuple, kwargs: dict) -> Any:
+        self.index, self.call = index, Call(args, kwargs, f"{self.list_name}.{index}")
+        return self.greenlet.parent.switch()
+
+    def pause_at_head(self, _: nn.Module, args: tuple) -> Any:
+        if getcurrent() is not self.greenlet:
+            return None
+        self.index, self.call, self.inputs = None, Call((), {}), args[0]
+        return self.greenlet.parent.switch()
+
+    def go_on(self, given: Any = None) -> None:
+        """Run the model's code to the next block, or to the head, or to the end.
+
+        - `given`: the output of the block that it is paused at; at the head, its arguments.
+
+        Raises NearplaneError if the model's code raises an error.
+        """
+        behind = "" if self.index is None else f" behind {self.call.name}"
+        what = f"the forward pass of {type(self.model).__name__}{behind}"
+        head = self.head
+        hook = None if head is None else head.register_forward_pre_hook(self.pause_at_head)
+        try:
+            with replaced_blocks(self.blocks, self.pause), torch.no_grad(), naming_errors(what):
+                self.greenlet.switch(given)
+        finally:
+            if hook is not None:
+                hook.remove()
+
+    def expect(self, index: int) -> Call:
+        """Return the arguments of block `index`; NearplaneError if it is paused elsewhere."""
+        if self.index != index:
+            where = "none" if self.index is None else self.call.name
+            raise NearplaneError(
+                f"{type(self.model).__name__} goes on with {where} where it ran "
+                f"{self.list_name}.{index} before: the order of its blocks depends on the text"
+            )
+        return self.call
+
+    def head_inputs(self) -> Tensor:
+        """Return the inputs of the head; NearplaneError if the model does not reach it."""
+        if self.inputs is None:
+            name = type(self.model).__name__
+            raise NearplaneError(f"{name} does not call its output head behind its blocks")
+        return self.inputs
+
+    def share_memory_(self, other: "ForwardPass") -> None:
+        """Keep arguments only once that hold the same numbers in both passes, such as masks."""
+        share_memory_((self.call.args, self.call.kwargs), (other.call.args, other.call.kwargs))
+
+    def keep_in(self, states: HiddenStates | None, output: Any = None) -> None:
+        """Keep hidden states, of a block's output and of the next call, where `states` keeps them.
+
+        - `states`: appends tensors, and returns them; None leaves them in memory.
+        """
+        if states is None:
+            return
+        own = hidden_of(output), self.call.hidden, self.inputs
+        for tensor in {id(t): t for t in own if isinstance(t, Tensor) and t.numel()}.values():
+            states.append(tensor)
+            tensor.data = states[len(states) - 1]
+
+    def close(self) -> None:
+        """End the pass, and free what it holds."""
+        if self.greenlet:
+            with torch.no_grad():
+                self.greenlet.throw()
+        self.greenlet = None
+        self.call = Call((), {})
+
+
+@dataclass
+class Passes:
+    """The forward passes of all batches, of the quantized and of the original stream.
+
+    - `original`: empty where only one stream is run.
+    """
+
+    quantized: list[ForwardPass]
+    original: list[ForwardPass] = field(default_factory=list)
+
+    def hand_on(self, outputs: Iterator[Any], placement: Placement, last: bool = False) -> None:
+        """Give every pass the output of the block that it is paused at, and run it to the next.
+
+        - `outputs`: of the passes, quantized ones first. `last`: the passes are not run further.
+        """
+        kept = [placement.hidden_states() if placement.limits.directory else None for _ in range(2)]
+        streams = ((self.quantized, kept[0]), (self.original, kept[1]))
+        with placement.between():
+            for each, states in ((each, states) for passes, states in streams for each in passes):
+                output = next(outputs)
+                if last:
+                    each.close()
+                    continue
+                each.go_on(output)
+                each.share_memory_(self.quantized[0])
+                each.keep_in(states, output)
+                del output
+
+    def close(self) -> None:
+        """End all passes."""
+        for each in (*self.quantized, *self.original):
+            each.close()
+
+
+def share_memory_(value: Any, other: Any) -> None:
+    """Let tensors in `value` use the memory of those in `other` that hold the same numbers."""
+    if isinstance(value, Tensor) and isinstance(other, Tensor):
+        alike = value.dtype == other.dtype and value.shape == other.shape
+        if alike and value.data_ptr() != other.data_ptr() and value.equal(other):
+            value.data = other.data
+    elif type(value) is type(other) and isinstance(value, dict):
+        for name in value.keys() & other.keys():
+            share_memory_(value[name], other[name])
+    elif type(value) is type(other) and isinstance(value, tuple | list):
+        for part, twin in zip(value, other, strict=False):
+            share_memory_(part, twin)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace a module's forward by another function inside a `with` block.
+
+    A forward that the instance had, as accelerate's hooks set one, is restored.
+    """
+    instance_forward = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if instance_forward is not None:
+            module.__dict__["forward"] = instance_forward
+
+
+@contextmanager
+def replaced_blocks(
+    blocks: nn.ModuleList, forward: Callable[[int, tuple, dict], Any]
+) -> Iterator[None]:
+    """Replace every block's forward by `forward(index, args, kwargs)` inside a `with` block."""
+    with ExitStack() as stack:
+        # backwards: of a module that is listed twice, the first place counts
+        for index, block in reversed(list(enumerate(blocks))):
+            replacement = lambda *a, index=index, **k: forward(index, a, k)  # noqa: E731
+            stack.enter_context(replaced_forward(block, replacement))
+        yield

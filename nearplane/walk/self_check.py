@@ -1,0 +1,158 @@
+"""Before a layer is rounded: passes that pause at blocks compute what the model itself does.
+
+A block that keeps a state of its own between calls, or whose arguments are not all that it depends
+on, would give other hidden states in a walk than in the model.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor, nn
+
+from nearplane.types import NearplaneError
+from nearplane.walk.capture import tensors_in
+from nearplane.walk.expert_hessians import BlockExperts
+from nearplane.walk.forward_pass import ForwardPass, Passes
+from nearplane.walk.placement import Placement
+from nearplane.walk.streams import Streams
+from nearplane.walk.trace import ModelTrace, Seen
+
+# The same operations on the same numbers in the same order: equal on processors, where nothing
+# depends on the order in which threads finish. Accelerators add in any order: a few last digits.
+DIGITS = 4  # of the type's relative precision
+LEAST = 1e-5
+
+
+def check_forward_passes(
+    trace: ModelTrace,
+    tokens: Int64[Tensor, "n length"],
+    placement: Placement,
+    visit: Callable[[int], None] = lambda index: None,
+) -> None:
+    """Run two streams through the blocks, nothing rounded, and compare one with the trace.
+
+    The other runs on other tokens, so that a state in common would be seen. Frees `trace.seen`.
+
+    - `visit`: called with the index of every block while its weights are in memory.
+
+    Raises NearplaneError naming the first block whose output differs from the model's own.
+    """
+    passes = begun(trace, tokens, placement)
+    visited: set[int] = set()
+    for number, index in enumerate(trace.order):
+        with placement.block(index):
+            again = index in visited
+            visited.add(index)
+            if not again:
+                visit(index)
+            outputs = run_block(trace, index, passes, placement, [] if again else None)
+            compare(outputs[1], trace.seen.outputs[number], trace.name_of(index))
+            passes.hand_on(iter(outputs), placement)
+    for index in set(range(len(trace.blocks))) - visited:
+        with placement.block(index):
+            visit(index)
+    compare(passes.original[0].result, trace.seen.end, type(placement.model).__name__)
+    trace.seen.outputs, trace.seen.end = [], []
+    passes.close()
+
+
+def begun(trace: ModelTrace, tokens: Int64[Tensor, "n length"], placement: Placement) -> Passes:
+    """Return one pass on other tokens than the traced ones and one on these, at the first block."""
+    first = trace.seen.tokens
+    assert first is not None
+    other = placement.on_device(tokens[-1:, -first.shape[1] :])
+    other = other.flip(1) if other.equal(first) else other
+    model = placement.model
+    pair = [ForwardPass(model, trace.blocks, t, None, trace.name) for t in (other, first)]
+    with placement.outside():
+        for each in pair:
+            each.go_on()
+            each.share_memory_(pair[0])
+    return Passes(pair[:1], pair[1:])
+
+
+def run_block(
+    trace: ModelTrace, index: int, passes: Passes, placement: Placement, stages: list | None
+) -> list[Any]:
+    """Return what a block returns to both passes, having paused at its stages as the walk does."""
+    stages = trace.stages[index] if stages is None else stages
+    calls = [[lambda e=each: e.expect(index)] for each in (*passes.quantized, *passes.original)]
+    streams = Streams.of(trace, index, stages, *calls, placement.limits.paused)
+    experts = BlockExperts(streams)
+    for stage in stages:
+        experts.tokens_of(stage)
+        deque(streams.given(stage), maxlen=0)
+    return list(streams.finish())
+
+
+def compare(found: Any, expected: list[Tensor], name: str) -> None:
+    """Raise NearplaneError if the tensors that `name` returned are not the expected ones."""
+    tensors = list(tensors_in(found))
+    if [t.shape for t in tensors] != [t.shape for t in expected]:
+        raise NearplaneError(
+            f"{name} returns other tensors when the model is run block by block than in its own "
+            "forward pass: this model cannot be quantized"
+        )
+    for tensor, own in zip(tensors, expected, strict=True):
+        off = relative_difference(tensor, own)
+        if off > tolerance(own.dtype):
+            raise NearplaneError(
+                f"{name} computes something else when the model is run block by block than in its "
+                f"own forward pass (off by {off:.1e} of the hidden states' norm): it depends on "
+                "more than its arguments, so that this model cannot be quantized"
+            )
+
+
+def relative_difference(found: Tensor, expected: Tensor) -> float:
+    """Return ‖found − expected‖ / ‖expected‖; NaN and infinity count as zero."""
+    found, expected = (t.detach().double().nan_to_num(0, 0, 0) for t in (found, expected))
+    size = float(expected.norm())
+    return float((found - expected).norm()) / (size or 1.0)
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Return the largest relative difference of two computations of the same."""
+    return max(DIGITS * torch.finfo(dtype).eps, LEAST) if dtype.is_floating_point else 0.0
+
+
+@dataclass
+class Witness:
+    """A forward pass on a few tokens that follows the walk, through the blocks as it leaves them.
+
+    A checkpoint that is loaded again must compute the same (`evaluate/loaded_check.py`).
+
+    - `seen`: the tokens, and what the blocks and the model returned.
+    """
+
+    trace: ModelTrace
+    placement: Placement
+    head: nn.Module | None
+    seen: Seen = field(default_factory=Seen)
+
+    def __post_init__(self) -> None:
+        tokens = self.trace.seen.tokens
+        assert tokens is not None
+        self.seen.tokens = tokens
+        model = self.placement.model
+        self.forward = ForwardPass(model, self.trace.blocks, tokens, self.head, self.trace.name)
+        with self.placement.outside():
+            self.forward.go_on()
+
+    def follow(self, index: int) -> None:
+        """Run through a block, whose weights are in memory, and go on to the next."""
+        output = self.forward.expect(index).run(self.trace.blocks[index])
+        self.seen.add(output)
+        with self.placement.between():
+            self.forward.go_on(output)
+
+    def finish(self) -> None:
+        """Run to the model's end, through the head as it is now."""
+        if self.forward.inputs is not None:
+            with self.placement.between():
+                self.forward.go_on()
+        self.seen.end = [t.detach().clone() for t in tensors_in(self.forward.result)]
+        self.forward.close()

@@ -1,0 +1,1 @@
+"""Every causal language model class that transformers registers, as a tiny random model."""
