@@ -1,25 +1,25 @@
 """`quantize`: from a model to a checkpoint, with every finished layer handed to the writer."""
 
-import hashlib
 import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from nearplane.evaluate.loaded_check import check_loaded
 from nearplane.export.checkpoint_format import quantization_config, rounded, special_floats
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companion_files import companion_files, files_left_behind
-from nearplane.export.ledger import Ledger, digest
+from nearplane.export.ledger import Ledger, code_digest, digest
 from nearplane.export.output_directory import check_space
 from nearplane.export.uncompressed import uncompressed_tensors
 from nearplane.methods import Method
+from nearplane.model.block_loading import InMemory
 from nearplane.model.compute_dtype import AUTO, TYPES, check_arithmetic, name_of
 from nearplane.model.open_model import OpenModel, open_model, open_tokenizer, tokenizer_problem
 from nearplane.model.process_memory import available_bytes, forget_file_pages
@@ -106,12 +106,13 @@ def quantize(
         source = open_model(survey.empty, by_blocks=offload.by_blocks, tokenizer=tokenizer)
         place = Placement(source.model, source.loader, survey.compute, offload.limits(out))
         parts = {"selection": survey.selection, "store": ledger, "ranks": ranks, "placement": place}
-        walk = Walk(source.model, method, tokens, survey.selection.rules, **parts).prepare()
+        rules, witnessed = survey.selection.rules, ranks.first
+        walk = Walk(source.model, method, tokens, rules, witnessed=witnessed, **parts).prepare()
         recipe = method.recipe() | recipe_of_run(account, survey)
         differing = ledger.begin(dependencies(source, recipe, walk), resume)
         say_first(facts_of(survey, source, walk), differing, watcher)
         recipe |= allocated(walk, ledger, watcher)
-        finish = Finish(source, walk, written(walk, writer, watcher), recipe)
+        finish = Finish(source, walk, written(walk, writer, watcher), recipe, survey.empty.trusted)
         return finish.store(writer, time.perf_counter() - started)
 
 
@@ -242,30 +243,13 @@ def dependencies(source: OpenModel, recipe: dict[str, Any], walk: Walk) -> dict[
     }
 
 
-@cache
-def code_digest(package: Path = Path(__file__).parent) -> str:
-    """Return the SHA-256 of the source files that a quantized layer depends on.
-
-    These are the folders from the opened model to the rounded integers, and the kernels that
-    round; plan/, export/, evaluate/ and cli/ are not among them.
-    """
-    sha256 = hashlib.sha256()
-    folders = ("codes", "lattice", "methods", "model", "walk")
-    files = [path for folder in folders for path in sorted((package / folder).rglob("*.py"))]
-    kernels = package / "kernels"
-    files += [*sorted(kernels.rglob("nearest_plane.py")), *sorted(kernels.rglob("*.so"))]
-    for path in [*files, *(package / f"{name}.py" for name in ("op", "rows", "types"))]:
-        sha256.update(path.name.encode() + path.read_bytes())
-    return sha256.hexdigest()
-
-
 class Unwritten:
     """Takes the place of `CheckpointWriter` in all processes but the first, and writes nothing."""
 
     def add(self, name: str, tensor: torch.Tensor) -> None:
         pass
 
-    def finish(self, config: dict[str, Any], files: dict[str, Any]) -> None:
+    def finish(self, *_: Any) -> None:
         pass
 
 
@@ -277,6 +261,7 @@ class Finish:
     walk: Walk
     reports: Sequence[LayerReport]
     recipe: dict[str, Any] = field(default_factory=dict)
+    trusted: bool = False
 
     def store(self, writer: CheckpointWriter | Unwritten, seconds: float) -> dict[str, Any]:
         """Write the uncompressed tensors and other files, complete `out` and return the report."""
@@ -298,8 +283,20 @@ class Finish:
         report = run_report(self.reports, bits, self.recipe, facts)
         with tempfile.TemporaryDirectory() as path:
             files = {**stored_companions(self.source, Path(path)), "report.json": rounded(report)}
-            writer.finish(self.config(), files)
+            writer.finish(self.config(), files, self.check)
         return report
+
+    def check(self, directory: Path) -> None:
+        """Load the checkpoint that is about to appear, and compare it with the walk."""
+        witness = self.walk.prepared.witness
+        if witness is not None:
+            by_blocks = not isinstance(self.source.loader, InMemory)
+            dtype = TYPES[self.recipe["arithmetic"]]
+            with tempfile.TemporaryDirectory() as elsewhere:
+                # under its own name it is refused, as what an interrupted run leaves
+                finished = Path(elsewhere) / "checkpoint"
+                finished.symlink_to(directory, target_is_directory=True)
+                check_loaded(finished, witness, dtype, self.trusted, by_blocks)
 
     def config(self) -> dict[str, Any]:
         """Return the model's configuration with the quantization in it."""

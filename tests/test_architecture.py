@@ -27,7 +27,10 @@ ALLOWED = {
     "export": {"codes", "model", *BELOW},
     "kernels": {"lattice", "codes", *BELOW},
     "evaluate": {"walk", "export", "methods", "lattice", "codes", "model", *BELOW},
-    "pipeline": {"walk", "plan", "export", "methods", "lattice", "codes", "model", *BELOW},
+    "pipeline": {
+        *("evaluate", "walk", "plan", "export", "methods", "lattice", "codes", "model"),
+        *BELOW,
+    },
 }
 COMPOSERS = {"nearplane", "cli", "__main__"}  # may import everything, and nothing imports them
 PURE = ("lattice", "methods")

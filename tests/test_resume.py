@@ -14,10 +14,10 @@ import pytest
 import torch
 
 import nearplane as npl
-from nearplane.export.ledger import Ledger, differences
+from nearplane.export.ledger import Ledger, code_digest, differences
 from nearplane.methods import METHODS
 from nearplane.model.selection import Rules
-from nearplane.pipeline import Watcher, code_digest
+from nearplane.pipeline import Watcher
 from nearplane.plan.calibration_size import CalibrationSize
 from nearplane.types import NearplaneError
 from tests.cli import tiny

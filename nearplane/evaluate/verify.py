@@ -3,6 +3,7 @@
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from jaxtyping import Float
@@ -10,7 +11,7 @@ from torch import Tensor, nn
 
 from nearplane.evaluate.replay import decoded, replayed_losses
 from nearplane.export.checkpoint_reader import Checkpoint, check_layers, open_checkpoint
-from nearplane.export.checksums import verify_sums
+from nearplane.export.checksums import SUMS, verify_sums
 from nearplane.model.blocks import Layer, find_blocks
 from nearplane.model.compute_dtype import TYPES
 from nearplane.model.experts import split_experts_
@@ -42,7 +43,10 @@ class Findings:
 def verify(directory: str) -> Findings:
     """Check the checksums, records and certificates of a checkpoint, without the original model."""
     found = Findings()
-    found.add("every file is as SHA256SUMS says", verify_sums(directory))
+    if (Path(directory) / SUMS).exists() or not Path(directory).is_dir():
+        found.add(f"every file is as {SUMS} says", verify_sums(directory))
+    else:
+        found.checked.append(f"not checked: the bytes of the files, since {SUMS} is missing")
     broken = check_layers(directory)
     found.add("every record is whole and decodes", broken)
     if not broken:

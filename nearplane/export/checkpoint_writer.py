@@ -1,6 +1,7 @@
 """Write a checkpoint directory tensor by tensor, so that the model need not fit in memory."""
 
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -69,11 +70,17 @@ class CheckpointWriter:
         if name.endswith(fmt.RECORD):
             self.record_bytes[name.removesuffix(fmt.RECORD)] = tensor.nbytes
 
-    def finish(self, config: dict[str, Any], files: dict[str, FileContent]) -> Path:
+    def finish(
+        self,
+        config: dict[str, Any],
+        files: dict[str, FileContent],
+        check: Callable[[Path], None] = lambda directory: None,
+    ) -> Path:
         """Write the remaining files, config.json last, rename the directory to OUT and return OUT.
 
         - `config`: the model's configuration with its `quantization_config`.
         - `files`: name -> bytes, a dictionary for JSON, or the path of a file to copy.
+        - `check`: called with the complete directory before it is renamed.
         """
         self._check_layers(config)
         config_bytes = fmt.json_bytes(config)
@@ -85,6 +92,7 @@ class CheckpointWriter:
             self._write(name, files[name])
         self._write_sums(config_bytes)
         self._write(fmt.CONFIG, config_bytes)
+        check(self.directory)
         output_directory.rename_into_place(self.directory, self.target)
         self.finished = True
         self.lock.release()

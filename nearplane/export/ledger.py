@@ -12,6 +12,7 @@ import os
 import shutil
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -253,3 +254,20 @@ def _restored(number: int, description: dict[str, Any], tensors: dict[str, Tenso
 
 def _file_name(group: int) -> str:
     return f"{group:05d}.safetensors"
+
+
+@cache
+def code_digest(package: Path = Path(__file__).parents[1]) -> str:
+    """Return the SHA-256 of the source files that a quantized layer depends on.
+
+    These are the folders from the opened model to the rounded integers, and the kernels that
+    round; plan/, export/, evaluate/ and cli/ are not among them.
+    """
+    sha256 = hashlib.sha256()
+    folders = ("codes", "lattice", "methods", "model", "walk")
+    files = [path for folder in folders for path in sorted((package / folder).rglob("*.py"))]
+    kernels = package / "kernels"
+    files += [*sorted(kernels.rglob("nearest_plane.py")), *sorted(kernels.rglob("*.so"))]
+    for path in [*files, *(package / f"{name}.py" for name in ("op", "rows", "types"))]:
+        sha256.update(path.name.encode() + path.read_bytes())
+    return sha256.hexdigest()

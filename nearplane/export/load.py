@@ -1,12 +1,16 @@
 """A directory or hub name -> a transformers model whose forward pass runs on the records."""
 
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from nearplane.export import checkpoint_reader
+from nearplane.model.auto_class import auto_class
 from nearplane.model.compute_dtype import AUTO, arithmetic_for, check_arithmetic, name_of
+from nearplane.model.open_model import without_dispatch
 from nearplane.model.untrusted_files import check_blocks, forget_fetched_code, panics_as_errors
 from nearplane.types import NearplaneError, first_line
 
@@ -22,11 +26,12 @@ def load(
     dequantize: bool = False,
     trust_remote_code: bool = False,
     arithmetic: str = AUTO,
+    without: Sequence[str] = (),
 ) -> "PreTrainedModel":
     """Return the model of a checkpoint, ready to evaluate.
 
-    Equivalent to transformers' `AutoModelForCausalLM.from_pretrained`, but a checkpoint that is
-    not whole is a NearplaneError.
+    Equivalent to `from_pretrained` of transformers' `AutoModelForCausalLM`, or of the class that
+    opens models of images and sound, but a checkpoint that is not whole is a NearplaneError.
 
     - `path`: a directory, or a name on the hub.
     - `dtype`: of activations and of what is not compressed; what `arithmetic` says by default.
@@ -36,6 +41,7 @@ def load(
     - `arithmetic`: the type that products run in: "float32", "bfloat16" or "float16"; "auto" is the
       checkpoint's own, or float32 where this processor is slow at that. `save_pretrained` stores
       the checkpoint's own type again.
+    - `without`: names of modules whose tensors are not loaded; they stay on the meta device.
     """
     check_arithmetic(arithmetic)
     source = _checked(path)
@@ -50,7 +56,10 @@ def load(
     tensors = None if checkpoint is None else len(checkpoint.file_of)
     # layers are laid out once, where they will be; decoding needs no other device than the CPU
     place = None if device is None or dequantize else {"": torch.device(device)}
-    model = _complete(source, tensors, config, compute, trust_remote_code, place)
+    if without:
+        place = {"": torch.device(device or "cpu")} | dict.fromkeys(without, torch.device("meta"))
+    with without_dispatch() if without else nullcontext():
+        model = _complete(source, tensors, config, compute, trust_remote_code, place)
     if getattr(model, "hf_quantizer", None) is None:
         raise NearplaneError(f"{path} is not a nearplane checkpoint")
     if dequantize:
@@ -122,12 +131,10 @@ def _complete(
     - `tensors`: how many its files hold; None where that is not known before they are fetched.
     - `place`: transformers' device_map; on the CPU if None.
     """
-    from transformers import AutoModelForCausalLM
-
     try:
         if tensors is not None:
             check_blocks(config, tensors)
-        loaded: Any = AutoModelForCausalLM.from_pretrained(
+        loaded: Any = auto_class(config).from_pretrained(
             source,
             config=config,
             dtype=dtype,

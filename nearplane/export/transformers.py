@@ -28,6 +28,7 @@ from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import tensors_in
 from nearplane.export.linear import CompressedLinear, empty_like
 from nearplane.export.record_check import check_record
+from nearplane.export.saved_again import keep_sums
 from nearplane.model.experts import Experts, is_fused, join_experts_, split_experts_
 from nearplane.model.untrusted_files import check_numbers
 from nearplane.types import NearplaneError
@@ -90,9 +91,13 @@ class NearplaneQuantizer(HfQuantizer):
     def get_state_dict_and_metadata(self, model: "PreTrainedModel") -> tuple[Any, dict[str, str]]:
         """Return the state dict that `save_pretrained` writes, in the dtype of the checkpoint."""
         stored = self.quantization_config.stored_dtype
-        if stored is None:
+        tied = [t for t in model.all_tied_weights_keys.items() if t[0].endswith(fmt.RECORD)]
+        if stored is None and not tied:
             return None, {}
-        return cast_where_exact(model.state_dict(), getattr(torch, stored)), {}
+        state = model.state_dict()
+        # what is laid out in memory is made a record anew for each name
+        state.update({target: state[source] for target, source in tied})
+        return state if stored is None else cast_where_exact(state, getattr(torch, stored)), {}
 
     def update_dtype(self, dtype: torch.dtype) -> torch.dtype:
         # if config.json states no dtype, transformers takes that of a tensor, which may be a record
@@ -106,19 +111,17 @@ class NearplaneQuantizer(HfQuantizer):
         **kwargs: Any,
     ) -> None:
         devices = device_map if isinstance(device_map, dict) else {}
-        tied = _tied_layers(model)
         layers = self.quantization_config.layers
         split_named_experts_(model, layers, lambda name: _aliases(model, name))
         self.entries: dict[str, dict[str, Any]] = {}
         self.offloaded: set[str] = set()
+        self.twins: dict[str, str] = {}  # layer -> the one that it shares its weight with
         for stored_name, entry in layers.items():
             name = _name_in(model, stored_name)
-            if name in tied:
-                raise NearplaneError(
-                    f"{name} is compressed, but config.json ties it to another tensor: "
-                    "it must say tie_word_embeddings = false"
-                )
+            twins = _tied_to(model, name)
             model.set_submodule(name, _replacement(model.get_submodule(name), entry, name))
+            _leave_out(model, name, twins)
+            self.twins |= dict.fromkeys(twins, name)
             self.entries[name] = entry
             if is_offloaded(name, devices):
                 self.offloaded.add(name)
@@ -145,6 +148,11 @@ class NearplaneQuantizer(HfQuantizer):
             # names of the checkpoint's tensors, so that these layers keep their records
             if self.quantization_config.lay_out and name not in self.offloaded:
                 _lay_out(model.get_submodule(name), name)
+        for twin, name in self.twins.items():
+            model.set_submodule(twin, model.get_submodule(name))
+            for part in (fmt.RECORD, ".bias"):
+                model.all_tied_weights_keys[twin + part] = name + part
+        keep_sums(model)
         return model
 
     def _dequantize(
@@ -169,7 +177,7 @@ def is_offloaded(name: str, devices: dict[str, Any]) -> bool:
     """
     prefixes = [name, *reversed(parent_names(name)), ""]
     own = next((str(devices[prefix]) for prefix in prefixes if prefix in devices), "")
-    elsewhere = {str(device) for device in devices.values()} - {"cpu", "disk"}
+    elsewhere = {str(device) for device in devices.values()} - {"cpu", "disk", "meta"}
     return own == "disk" or (own == "cpu" and bool(elsewhere))
 
 
@@ -281,10 +289,34 @@ def _name_in(model: "PreTrainedModel", name: str) -> str:
     raise NearplaneError(f"config.json compresses {name!r}, which {type(model).__name__} lacks")
 
 
-def _tied_layers(model: "PreTrainedModel") -> set[str]:
-    """Return the names of the layers whose weight is tied to another tensor."""
-    tied = model.all_tied_weights_keys
-    return {name.removesuffix(".weight") for name in [*tied.keys(), *tied.values()]}
+def _tied_to(model: "PreTrainedModel", name: str) -> list[str]:
+    """Return the layers that share the weight of layer `name`.
+
+    Raises NearplaneError if something else shares it, as an embedding does.
+    """
+    pairs = model.all_tied_weights_keys.items()
+    weight = f"{name}.weight"
+    sources = {source for target, source in pairs if weight in (target, source)}
+    group = sources | {target for target, source in pairs if source in sources}
+    twins = [tied.removesuffix(".weight") for tied in sorted(group - {weight})]
+    if any(_shape_of(model.get_submodule(twin)) is None for twin in twins):
+        raise NearplaneError(
+            f"{name} is compressed, but config.json ties it to another tensor: "
+            "it must say tie_word_embeddings = false"
+        )
+    return twins
+
+
+def _leave_out(model: "PreTrainedModel", name: str, twins: list[str]) -> None:
+    """Put nothing in the place of layers that share the weight of layer `name`, for now.
+
+    transformers would ask the files for their records, and tie what are no parameters.
+    """
+    for layer in (name, *twins):
+        for part in (".weight", ".bias"):
+            model.all_tied_weights_keys.pop(layer + part, None)
+    for twin in twins:
+        model.set_submodule(twin, nn.Identity())
 
 
 def _check_present(

@@ -10,6 +10,8 @@ from nearplane.types import NearplaneError
 
 SHRINKS = 100  # candidates for a step, from the full range down to a fifth of it
 NORM = 2.4  # exponent of the error, as in GPTQ's code
+# steps below it would be denormal, and their reciprocals infinite, after any shrinking
+SMALLEST = 5 * torch.finfo(torch.float32).tiny
 CACHED = 300_000  # numbers worked on at a time, so few that they stay in a core's cache
 
 
@@ -27,7 +29,8 @@ def mse_steps(
     """Return the step of every group that minimises Σ |w − s·clip(round(w / s))|^2.4.
 
     Candidates are the step at which the codes just span the group's largest magnitude, times 1.0
-    down to 0.2 [Frantar23, code]. Steps are rounded to the 16 bits that a record stores.
+    down to 0.2 [Frantar23, code]. Steps are rounded to the 16 bits that a record stores. Groups
+    whose step would be less than SMALLEST get step 1, and so zeros.
     """
 
     def steps(rows: slice) -> tuple[Tensor]:
@@ -42,7 +45,8 @@ def _least_error(
 ) -> Float[Tensor, "rows groups"]:
     """Return the best candidate of every group, in float32."""
     full = grouped.abs().amax(2, keepdim=True) * 2 / (limits[1] - limits[0])
-    full[full == 0] = 1
+    # weights as small as this are zero
+    full[full < SMALLEST] = 1
     unit = grouped / full
     best, shrink = torch.full_like(full, torch.inf), torch.ones_like(full)
     error = torch.empty_like(unit)

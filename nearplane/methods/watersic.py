@@ -13,6 +13,7 @@ from nearplane.methods.entropy_coded import check_bpw, quantized_weight
 from nearplane.methods.method import LatticeMethod, RateMethod, check_order, check_range
 from nearplane.methods.rate import Budget, drawn_pull, first_scale, sample_rows
 from nearplane.methods.scale_search import CodedMatrix, ScaleRequest, run_searches, search_scale
+from nearplane.methods.steps import SMALLEST
 from nearplane.types import QuantizedWeight
 
 
@@ -73,7 +74,9 @@ def round_columns(
     target: Float[Tensor, "rows n"], basis: Basis, decision_step: Float[Tensor, " n"], gain: bool
 ) -> CodedMatrix:
     """Choose codes with `decision_step`; store the step of least squared error in 16 bits."""
-    decision_step = codes.round_step(decision_step.float()[None]).to(target.dtype)
+    # no denormal steps: they hold few digits, and gains change them
+    decision_step = codes.round_step(decision_step.float()[None].clamp_min(SMALLEST))
+    decision_step = decision_step.to(target.dtype)
     stored_dtype = codes.sixteen_bits(decision_step, leeway=2.0)  # gains lie between ½ and 1½
     decision_step = decision_step.to(stored_dtype).to(target.dtype)
     # weights are divided by the decision steps, and then rounded with step 1

@@ -1,6 +1,7 @@
 """Finding a model's blocks and their linear layers by walking it, not by a table of families."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -59,7 +60,15 @@ def is_linear(module: nn.Module) -> bool:
     A subclass of nn.Linear with a forward of its own, as some routers are, is no such layer.
     """
     plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
-    return plain or is_conv1d(module)
+    return plain or is_conv1d(module) or is_falcon_linear(module)
+
+
+def is_falcon_linear(module: nn.Module) -> bool:
+    """Whether `module` is Falcon's linear layer, whose own forward adds the bias by itself."""
+    return (
+        type(module).__name__ == "FalconLinear"
+        and type(module).__module__ == "transformers.models.falcon.modeling_falcon"
+    )
 
 
 def linear_modules(block: nn.Module) -> list[nn.Module]:
@@ -68,9 +77,10 @@ def linear_modules(block: nn.Module) -> list[nn.Module]:
 
 
 def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
-    """Return the name and the list of the blocks that the model runs one after the other.
+    """Return the name and the list of the blocks that the language model runs one after the other.
 
-    The ModuleList with most parameters that holds linear layers and lies in no other such list.
+    The ModuleList with most parameters that holds linear layers and lies in no other such list; of
+    a model with towers for images or sound, one inside the part that transformers calls decoder.
 
     Raises NearplaneError when the model has none.
     """
@@ -84,8 +94,20 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         raise NearplaneError(
             f"{type(model).__name__} has no list of blocks with linear layers: nothing to quantize"
         )
+    inside = set(language_part(model).modules())
+    outer = [name for name in outer if lists[name] in inside] or outer
     name = max(outer, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
     return name, lists[name]
+
+
+def language_part(model: Any) -> nn.Module:
+    """Return the part that is the language model: what transformers calls decoder, or all."""
+    try:
+        part = model.get_decoder()
+    # classes of other packages, and some of transformers', have none
+    except Exception:
+        return model
+    return part if isinstance(part, nn.Module) else model
 
 
 def check_finite(layer: Layer) -> None:

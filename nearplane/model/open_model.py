@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from nearplane.model.auto_class import auto_class
 from nearplane.model.block_loading import BlockLoader, InMemory, OnDisk, stand_alone
 from nearplane.model.blocks import find_blocks
 from nearplane.model.gguf_header import check_gguf
@@ -46,6 +47,11 @@ class EmptyModel:
     @property
     def is_gguf(self) -> bool:
         return "gguf_file" in self.where
+
+    @property
+    def trusted(self) -> bool:
+        """Whether Python files that the model brings may be run."""
+        return bool(self.where["trust_remote_code"])
 
     @property
     def readable_by_blocks(self) -> bool:
@@ -105,10 +111,8 @@ def open_without_weights(
 
 def empty_model(config: Any, trust_remote_code: bool) -> torch.nn.Module:
     """Build a model on the meta device, where tensors take no memory; `config` is not changed."""
-    from transformers import AutoModelForCausalLM
-
     with torch.device("meta"):
-        return AutoModelForCausalLM.from_config(
+        return auto_class(config).from_config(
             copy.deepcopy(config), trust_remote_code=trust_remote_code
         )
 
@@ -242,8 +246,6 @@ def load(
     With it come the names of tensors in the files that the class does not take. Raises
     NearplaneError when transformers cannot load it, or a tensor is missing.
     """
-    from transformers import AutoModelForCausalLM
-
     options: dict[str, Any] = {"dtype": dtype or UNPACKED}
     if not empty.is_gguf:
         options = {"dtype": dtype or "auto", "config": empty.config, "use_safetensors": True}
@@ -251,7 +253,7 @@ def load(
         options["device_map"] = devices
     try:
         with without_dispatch() if devices else nullcontext():
-            loaded: Any = AutoModelForCausalLM.from_pretrained(
+            loaded: Any = auto_class(empty.config).from_pretrained(
                 **empty.where, **options, output_loading_info=True
             )
     # a model's class may raise any error for unexpected files

@@ -5,8 +5,10 @@ and the command line ask it by the layers' names.
 """
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
+from typing import Any
 
 from torch import nn
 
@@ -14,6 +16,8 @@ from nearplane.model.blocks import Layer, find_blocks, is_linear
 from nearplane.model.experts import Experts
 from nearplane.model.output_head import output_head, untie
 from nearplane.types import NearplaneError
+
+FEWEST_WEIGHTS = 128  # a record takes about 150 bytes beside its codes
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,9 @@ class Selection:
     - `outside`: layers outside of the blocks that are quantized too: the output head.
     - `unsupported`: modules with matrices that are no linear layers, with their classes.
     - `routers`: modules that choose or weigh experts. `skipped`: layers that `rules` leave out.
+    - `small`: layers whose record would take as much as the weight.
+    - `beside`: parts outside of the blocks, and how many linear layers each holds: those of images,
+      for example.
     """
 
     rules: Rules
@@ -52,6 +59,8 @@ class Selection:
     unsupported: tuple[str, ...] = ()
     routers: tuple[str, ...] = ()
     skipped: tuple[str, ...] = ()
+    small: tuple[str, ...] = ()
+    beside: tuple[tuple[str, int], ...] = ()
     names: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,6 +96,11 @@ class Selection:
             *(f"{name} stays as it is: it chooses or weighs experts" for name in self.routers),
             *(f"{layer.name} was not reached by any token" for layer in unreached),
             *(f"{name} is skipped as asked" for name in self.skipped),
+            *(f"{name} stays as it is: a record would take as much" for name in self.small),
+            *(
+                f"{name} stays as it is: it is outside of the blocks ({count} linear layers)"
+                for name, count in self.beside
+            ),
         ]
 
 
@@ -105,7 +119,9 @@ def select(model: nn.Module, rules: Rules | None = None) -> Selection:
     found = [layer for prefix, block in named for layer in linear_layers(block, prefix)]
     # a weight that several layers share is quantized once, under its first name
     first = {id(layer.stored): layer.name for layer in reversed(found)}
-    layer_names = [layer.name for layer in found if first[id(layer.stored)] == layer.name]
+    once = [layer for layer in found if first[id(layer.stored)] == layer.name]
+    small = [layer.name for layer in once if layer.stored.numel() < FEWEST_WEIGHTS]
+    layer_names = [layer.name for layer in once if layer.name not in small]
     selection = Selection(
         rules=rules,
         in_blocks=tuple(name for name in layer_names if not rules.skips(name)),
@@ -113,10 +129,41 @@ def select(model: nn.Module, rules: Rules | None = None) -> Selection:
         unsupported=tuple(unsupported),
         routers=tuple(f"{prefix}.{name}" for prefix, block in named for name in routers(block)),
         skipped=tuple(name for name in layer_names if rules.skips(name)),
+        small=tuple(name for name in small if not rules.skips(name)),
+        beside=tuple(parts_beside(model, name).items()),
     )
-    if not selection.names:
+    if not selection.names and selection.skipped:
         raise NearplaneError("every layer is skipped: nothing to quantize")
+    if not selection.names:
+        raise NearplaneError(
+            f"the blocks {name} of {type(model).__name__} hold no linear layer that can be "
+            "quantized: nothing to quantize"
+        )
     return selection
+
+
+def parts_beside(model: Any, blocks: str) -> dict[str, int]:
+    """Return the largest parts outside of the blocks with linear layers, and how many each holds.
+
+    The output head is not among them.
+    """
+    head, counts = head_of(model), Counter()
+    for name, module in model.named_modules():
+        if is_linear(module) and module is not head and not name.startswith(f"{blocks}."):
+            parts = name.split(".")
+            above = (".".join(parts[:depth]) for depth in range(1, len(parts) + 1))
+            # the first name that the blocks are not inside
+            counts[next(part for part in above if not f"{blocks}.".startswith(f"{part}."))] += 1
+    return dict(counts)
+
+
+def head_of(model: Any) -> nn.Module | None:
+    """Return the output head of a model, or None if it has none."""
+    try:
+        return model.get_output_embeddings()
+    # classes of other packages may have none
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def linear_layers(block: nn.Module, prefix: str) -> list[Layer]:

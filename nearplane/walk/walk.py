@@ -286,7 +286,9 @@ def check_layers(method: Method, layers: list[Layer]) -> None:
         try:
             method.check(*layer.shape)
         except NearplaneError as error:
-            raise NearplaneError(f"{layer.name}: {error}") from error
+            raise NearplaneError(
+                f"{layer.name}: {error}; give more bits, or leave the layer as it is (--skip)"
+            ) from error
 
 
 def check_block(selection: Selection, trace: ModelTrace, index: int) -> None:

@@ -245,6 +245,17 @@ def test_inputs_of_any_size(method, scale):
 
 
 @every_method
+@pytest.mark.parametrize("size", [1e-36, 1e-39, 1e-42, 1e-45, 0.0])
+@pytest.mark.parametrize("where", [(5,), (slice(None), slice(16, 48)), (slice(None),)])
+def test_tiny_denormal_and_zero_weights(method, size, where):
+    """In a row, in groups of columns, everywhere; other rows are as good as before."""
+    p = problem(9, 24, 64, dtype=torch.float32)
+    p.weight[where] *= size
+    w = check(small(method), p.weight, p.hessian)
+    assert w.value().isfinite().all() and w.step.isfinite().all()
+
+
+@every_method
 @pytest.mark.parametrize("size", [50.0, 1e4, 1e6])
 def test_one_huge_weight(method, size):
     p = problem(10, 40, 100, dtype=torch.float32)
