@@ -31,6 +31,7 @@ from nearplane.plan.survey import Survey, survey
 from nearplane.types import LayerReport, NearplaneError, Progress, no_progress
 from nearplane.version import __version__
 from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount, calibrate
+from nearplane.walk.mixture import Mixture, as_mixture
 from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import count_bits, run_report
@@ -76,7 +77,7 @@ def quantize(
     `out` appears when all is done, or not at all. Returns the report, stored as report.json.
 
     - `model`: a directory, a hub name or a .gguf file; or its survey by `plan.survey`.
-    - `calibration`: a .txt, .jsonl or .parquet file, strings, token tensors or a data set's name.
+    - `calibration`: a file, directory or data set's name, several with weights, strings or tokens.
     - `sequences`, `length`: at most so many, of so many tokens; None: see `walk.calibration`.
     - `seconds`: instead of `sequences`, about how long the run may take; uses as many as fit.
     - `rules`: which layers to skip, and how many may fall back to round-to-nearest.
@@ -341,13 +342,18 @@ def calibrated(
 ) -> tuple[torch.Tensor, TokenAccount]:
     """Return a text's tokens and their account; says the account, and warns of a short text."""
     problem = tokenizer_problem(survey.empty.where) if tokenizer is None else ""
-    if problem and isinstance(text, str | Path):
+    text = as_mixture(text)
+    if problem and isinstance(text, str | Path | Mixture):
         raise NearplaneError(
             f"the tokenizer beside {survey.name} cannot be read: {problem}; a tokenizer.json there "
             "would be"
         )
     tokens, account = calibrate(text, tokenizer, wanted)
     watcher.says(f"calibration: {account.sentence()}")
+    for remark in account.remarks:
+        watcher.says(f"warning: {remark}")
+    if account.begins:
+        watcher.says(f"the first document begins: {json.dumps(account.begins, ensure_ascii=False)}")
     if account.sequences < wanted.sequences:
         watcher.says(
             f"warning: the text fills {account.sequences} of the {wanted.sequences} sequences "

@@ -8,7 +8,9 @@ from nearplane.cli.method_options import chosen, method_parameters
 from nearplane.cli.options import parameters_of, settings_from, with_options
 from nearplane.cli.run_settings import (
     Model,
+    More,
     Settings,
+    calibration_of,
     check_one_size,
     memory_limit,
     prepare,
@@ -20,6 +22,7 @@ from nearplane.cli.run_settings import (
 @with_options(parameters_of(Settings), method_parameters())
 def plan(
     model: Model,
+    more: More = None,
     ranks: Annotated[int, typer.Option(help="Processes that share the run")] = 1,
     device: Annotated[
         str,
@@ -34,6 +37,7 @@ def plan(
     method = chosen(settings.method, options)
     check_one_size(settings.size, options)
     seconds = time_limit(settings)
+    calibration_of(settings, more)
     prepare(settings)
     from nearplane.plan.calibration_size import check_one_given
     from nearplane.plan.devices import known

@@ -9,7 +9,9 @@ from nearplane.cli.options import parameters_of, settings_from, with_options
 from nearplane.cli.plan import plan
 from nearplane.cli.run_settings import (
     Model,
+    More,
     Settings,
+    calibration_of,
     check_one_size,
     memory_limit,
     prepare,
@@ -25,6 +27,7 @@ Out = Annotated[str, typer.Argument(metavar="OUT", help="A new or empty director
 def quantize(
     model: Model,
     out: Out,
+    more: More = None,
     dry_run: Annotated[
         bool, typer.Option("--dry-run", help="Only say what it would take, as plan does")
     ] = False,
@@ -39,9 +42,9 @@ def quantize(
     method = chosen(settings.method, options)
     check_one_size(settings.size, options)
     if dry_run:
-        return plan(model, **options)
-    seconds = time_limit(settings)
-    if settings.calibration is None:
+        return plan(model, more, **options)
+    seconds, calibration = time_limit(settings), calibration_of(settings, more)
+    if calibration is None:
         raise NearplaneError("say what to calibrate on: --calibration FILE_OR_DATASET")
     prepare(settings)
     from nearplane.cli.progress import watching
@@ -62,7 +65,7 @@ def quantize(
             found,
             out,
             found.method,
-            settings.calibration,
+            calibration,
             sequences=settings.sequences,
             length=settings.length,
             seconds=seconds,

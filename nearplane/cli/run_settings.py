@@ -25,10 +25,11 @@ class Settings:
         ),
     ] = None
     calibration: Annotated[
-        str | None,
+        list[str] | None,
         typer.Option(
-            help="Text the model is rounded on: a .txt, .jsonl or .parquet file, "
-            "or a data set as NAME[:CONFIG][:SPLIT]"
+            help="Text the model is rounded on: a .txt, .jsonl or .parquet file, packed as .gz or "
+            ".zst or not, a directory of them, or a data set as NAME[:CONFIG][:SPLIT]; several "
+            "are mixed, in proportion to weights as in a.jsonl:2 b.txt:1"
         ),
     ] = None
     sequences: Annotated[
@@ -70,6 +71,27 @@ class Settings:
     ] = False
     trust_remote_code: TrustRemoteCode = False
     threads: Annotated[int | None, typer.Option(help="Use so many cores")] = None
+
+
+More = Annotated[
+    list[str] | None,
+    typer.Argument(metavar="[SOURCE]...", help="More sources of --calibration", show_default=False),
+]
+
+
+def calibration_of(settings: Settings, more: list[str] | None) -> Any:
+    """Return the source of the calibration text, several as a mixture; None if none is given.
+
+    - `more`: the sources behind the first, which the command line takes for further arguments.
+    """
+    from nearplane.walk.mixture import Mixture, weighted
+
+    if more and not settings.calibration:
+        raise NearplaneError(f"what is {more[0]}? Texts to calibrate on follow --calibration")
+    sources = [*(settings.calibration or []), *(more or [])]
+    if len(sources) > 1:
+        return Mixture.of(sources)
+    return weighted(sources[0])[0] if sources else None
 
 
 def check_one_size(size: str | None, options: dict[str, Any]) -> None:

@@ -9,8 +9,7 @@ from torch import Tensor
 
 from nearplane.export.load import load
 from nearplane.types import NearplaneError, naming_errors
-from nearplane.walk.capture import tensors_in
-from nearplane.walk.forward_pass import replaced_blocks
+from nearplane.walk.capture import replaced_blocks, tensors_in
 from nearplane.walk.self_check import Witness
 
 # Kernels multiply by the stored values, in float32; the walk by these rounded to the model's type,

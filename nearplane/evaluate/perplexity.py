@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.calibration import opening_token
+from nearplane.walk.capture import replaced_forward
 from nearplane.walk.documents import read_text
-from nearplane.walk.forward_pass import replaced_forward
 
 BATCH_TOKENS = 4096  # tokens in one forward pass, for all of which a layer is decoded only once
 LOGIT_BYTES = 2e8  # memory that logits may take

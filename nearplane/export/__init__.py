@@ -27,7 +27,9 @@ Read `checkpoint_writer.py` first, then `checkpoint_reader.py`.
 | linear | a linear layer that multiplies by its record |
 | load | `nearplane.load`: a directory or a name on the hub -> a model |
 | transformers | the quantizer behind `from_pretrained`, `save_pretrained` and `dequantize` |
-| registration | registers that quantizer once transformers is imported |
+| registration | registers that quantizer once transformers is imported, adapters once peft is |
+| adapters | LoRA adapters of peft on compressed layers |
+| saved_again | keeps SHA256SUMS true where `save_pretrained` writes over a checkpoint |
 | vllm/ | the plugin through which vLLM serves checkpoints |
 
 To write another system's format, add a file here that begins with a table "theirs | ours" of its

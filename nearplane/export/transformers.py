@@ -29,7 +29,7 @@ from nearplane.export.checkpoint_reader import tensors_in
 from nearplane.export.linear import CompressedLinear, empty_like
 from nearplane.export.record_check import check_record
 from nearplane.export.saved_again import keep_sums
-from nearplane.model.experts import Experts, is_fused, join_experts_, split_experts_
+from nearplane.model.experts import Experts, join_experts_, split_experts_
 from nearplane.model.untrusted_files import check_numbers
 from nearplane.types import NearplaneError
 
@@ -86,7 +86,8 @@ class NearplaneQuantizer(HfQuantizer):
 
     @property
     def is_trainable(self) -> bool:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return False
+        # adapters on it are: gradients go through compressed layers
+        return True
 
     def get_state_dict_and_metadata(self, model: "PreTrainedModel") -> tuple[Any, dict[str, str]]:
         """Return the state dict that `save_pretrained` writes, in the dtype of the checkpoint."""
@@ -152,6 +153,8 @@ class NearplaneQuantizer(HfQuantizer):
             model.set_submodule(twin, model.get_submodule(name))
             for part in (fmt.RECORD, ".bias"):
                 model.all_tied_weights_keys[twin + part] = name + part
+        # `save_pretrained` is to write the names of this checkpoint, not those of another format
+        model._weight_conversions = []
         keep_sums(model)
         return model
 
@@ -163,9 +166,8 @@ class NearplaneQuantizer(HfQuantizer):
             if isinstance(module, CompressedLinear):
                 model.set_submodule(name, dequantized(module, dtype))
         join_experts_(model)
-        if any(map(is_fused, model.modules())):
-            # `save_pretrained` would reverse conversions that were for the names of split experts
-            model.__dict__.pop("_weight_conversions", None)
+        # now it is to write what transformers writes of such a model
+        model.__dict__.pop("_weight_conversions", None)
         # even a cast to the same dtype would change modules that the model keeps in float32
         return model if model.dtype == dtype else model.to(dtype)  # pyright: ignore[reportArgumentType]
 

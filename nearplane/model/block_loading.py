@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from nearplane.model.experts import split_experts_
 from nearplane.model.process_memory import forget_file_pages, trim
+from nearplane.types import NearplaneError
 
 
 @runtime_checkable
@@ -55,9 +56,17 @@ class OnDisk:
 
 
 def fill_(block: nn.Module, fresh: nn.Module) -> None:
-    """Give a block, whose experts may be split, the tensors of `fresh`, a new copy of it."""
+    """Give a block, whose experts may be split, the tensors of `fresh`, a new copy of it.
+
+    Raises NearplaneError if they have other parts, as a model has that exchanges them as it runs.
+    """
     split_experts_(fresh)
     fresh.requires_grad_(False)
+    if [name for name, _ in block.named_modules()] != [name for name, _ in fresh.named_modules()]:
+        raise NearplaneError(
+            f"a {type(block).__name__} exchanges its parts while the model runs: its blocks cannot "
+            "be read one by one"
+        )
     for name, module in block.named_modules():
         twin = fresh.get_submodule(name)
         module._parameters.update(twin._parameters)

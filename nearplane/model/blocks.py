@@ -9,6 +9,8 @@ from torch import Tensor, nn
 
 from nearplane.types import NearplaneError
 
+TOWERS = ("vision", "visual", "image", "audio", "speech")  # in names of parts beside the language
+
 
 @dataclass(frozen=True)
 class Layer:
@@ -96,6 +98,7 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
         )
     inside = set(language_part(model).modules())
     outer = [name for name in outer if lists[name] in inside] or outer
+    outer = [name for name in outer if not any(tower in name for tower in TOWERS)] or outer
     name = max(outer, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
     return name, lists[name]
 

@@ -1,8 +1,8 @@
 """Experts as separate linear layers, in place of modules that keep them in 3-D tensors.
 
 The layers are called EXPERTS.INDEX.down_proj and so on, and are loaded, run and rounded like any
-others. This file imports only torch; attributes of the replaced module say how transformers stores
-its matrices.
+others. This file imports no library but torch; attributes of the replaced module say how
+transformers stores its matrices.
 
 | theirs, of one expert | ours |
 |---|---|
@@ -18,6 +18,10 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
+
+from nearplane.types import NearplaneError
+
+SAMPLED = 4  # tokens on which experts are compared
 
 # attributes that transformers' decorator sets on modules with fused experts
 TRAITS = ("has_gate", "has_bias", "is_transposed", "is_concatenated", "has_post_expert_norm")
@@ -141,10 +145,50 @@ def split_experts_(model: nn.Module, only: Collection[str] | None = None) -> Non
     """Replace the fused experts of `model` by `Experts`; only interleaved matrices are copied.
 
     - `only`: names of the modules to replace; all if None.
+
+    Raises NearplaneError if experts that hold weights compute something else one by one.
     """
     for name, module in list(model.named_modules()):
         if is_fused(module) and (only is None or name in only):
-            model.set_submodule(name, Experts(module))
+            given = sample_of(module)
+            together = None if given is None else ran(module, given)
+            split = Experts(module)
+            if given and together is not None and far(split(*given), together):
+                raise NearplaneError(
+                    f"the experts {name} ({type(module).__name__}) compute something else one by "
+                    "one than together: this model cannot be quantized"
+                )
+            model.set_submodule(name, split)
+
+
+def sample_of(fused: Any) -> tuple[Tensor, Tensor, Tensor] | None:
+    """Return a few tokens, their experts and their weights; None on the meta device."""
+    weight = next(layers_in(fused, first_of(fused)))[0]
+    if weight.is_meta:
+        return None
+    experts, columns = len(fused.down_proj), weight.shape[1]
+    numbers = torch.arange(SAMPLED * columns, device=weight.device)
+    tokens = torch.sin(numbers.double() * 0.7 + 1).view(SAMPLED, columns).to(weight.dtype)
+    index = torch.arange(SAMPLED * 2, device=weight.device).view(SAMPLED, 2) % experts
+    shares = torch.tensor([0.7, 0.3], device=weight.device, dtype=weight.dtype)
+    return tokens, index, shares.expand(SAMPLED, 2)
+
+
+@torch.no_grad()
+def ran(fused: Any, given: tuple[Tensor, Tensor, Tensor]) -> Tensor | None:
+    """Return what fused experts compute; None where they need more than tokens and experts."""
+    try:
+        return fused(*given)
+    # the implementation may be any function that a model brings
+    except Exception:
+        return None
+
+
+def far(found: Tensor, expected: Tensor) -> bool:
+    """Whether two results differ by more than their type's rounding, if they are finite."""
+    apart = (found.double() - expected.double()).norm()
+    limit = max(16 * torch.finfo(expected.dtype).eps, 1e-4) * expected.double().norm()
+    return bool(apart > limit)
 
 
 def join_experts_(model: nn.Module, kept: Collection[str] = ()) -> None:

@@ -10,7 +10,7 @@ from nearplane.types import NearplaneError
 
 def output_head(model: Any) -> Layer:
     """Return the layer that makes logits; raises NearplaneError when the model has none."""
-    head = model.get_output_embeddings()
+    head = head_of(model)
     if head is None or not is_linear(head):
         raise NearplaneError(f"{type(model).__name__} has no linear output head to quantize")
     name = next(name for name, module in model.named_modules() if module is head)
@@ -29,3 +29,12 @@ def untie(model: Any, head: Layer) -> None:
 def vocabulary(model: Any) -> int:
     """Return the size of a model's vocabulary: the rows of its output head."""
     return model.get_output_embeddings().weight.shape[0]
+
+
+def head_of(model: Any) -> nn.Module | None:
+    """Return the output head of a model, or None if it has none."""
+    try:
+        return model.get_output_embeddings()
+    # classes of other packages may have none
+    except (AttributeError, NotImplementedError):
+        return None

@@ -14,9 +14,10 @@ from torch import nn
 
 from nearplane.model.blocks import Layer, find_blocks, is_linear
 from nearplane.model.experts import Experts
-from nearplane.model.output_head import output_head, untie
+from nearplane.model.output_head import head_of, output_head, untie
 from nearplane.types import NearplaneError
 
+ROUTER_NAMES = ("gate", "router")
 FEWEST_WEIGHTS = 128  # a record takes about 150 bytes beside its codes
 
 
@@ -157,15 +158,6 @@ def parts_beside(model: Any, blocks: str) -> dict[str, int]:
     return dict(counts)
 
 
-def head_of(model: Any) -> nn.Module | None:
-    """Return the output head of a model, or None if it has none."""
-    try:
-        return model.get_output_embeddings()
-    # classes of other packages may have none
-    except (AttributeError, NotImplementedError):
-        return None
-
-
 def linear_layers(block: nn.Module, prefix: str) -> list[Layer]:
     """Return the linear layers of a block, routers left out; one that appears twice comes once."""
     routing = {part for router in routers(block).values() for part in router.modules()}
@@ -180,14 +172,15 @@ def routers(block: nn.Module) -> dict[str, nn.Module]:
     """Return the parts that choose or weigh experts, by their names in the block.
 
     A router is a module beside the experts whose matrices all have one row for each expert, or one
-    row.
+    row; or that is called gate or router, as those of several layers are.
     """
     routers_by_name: dict[str, nn.Module] = {}
     for name, parent in block.named_modules():
         counts = {count for child in parent.children() if (count := experts_in(child))}
         for part, child in parent.named_children() if counts else ():
             rows = {len(p) for p in child.parameters() if p.ndim == 2}
-            if rows and rows <= counts | {1} and not experts_in(child):
+            called = part in ROUTER_NAMES or "router" in type(child).__name__.lower()
+            if rows and (called or rows <= counts | {1}) and not experts_in(child):
                 routers_by_name[f"{name}.{part}".lstrip(".")] = child
     return routers_by_name
 

@@ -1,8 +1,8 @@
 """Calibration text -> sequences of tokens, with an account of every token."""
 
 import hashlib
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass, field, replace
 from math import ceil
 from pathlib import Path
 from typing import Any
@@ -12,7 +12,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from nearplane.types import NearplaneError
-from nearplane.walk.documents import read_documents
+from nearplane.walk.documents import Source, read_documents
+from nearplane.walk.mixture import Mixture, as_mixture, interleaved
 
 DEFAULT_LENGTH = 512  # tokens of a sequence, or the most that the model takes
 # The error of a Hessian of n columns falls as n / tokens; docs/CALIBRATION.md has its effect
@@ -20,7 +21,9 @@ TOKENS_A_COLUMN = 24  # by default, for each column of the widest layer
 FEWEST_TOKENS, MOST_TOKENS = 16 * 1024, 128 * 2048
 READ = 16  # at most this many times the tokens in use are read, to pick sequences from a long text
 
-Text = str | Path | list[str] | Tensor | list[Tensor]
+SHOWN = 80  # characters of the first document
+
+Text = str | Path | list[str] | list[Path] | dict[str, float] | Mixture | Tensor | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,9 @@ class TokenAccount:
 
     - `opened_by`: the token that every sequence starts with; None if there is none.
     - `fingerprint`: SHA-256 of the sequences.
+    - `weights`: of a mixture's sources; {} for one source.
+    - `begins`: how the first document begins, as the model sees it; it is not stored.
+    - `remarks`: on what was not read.
     """
 
     source: str
@@ -57,6 +63,9 @@ class TokenAccount:
     fingerprint: str
     chat_template: bool = False
     spread: bool = False
+    weights: dict[str, float] = field(default_factory=dict)
+    begins: str = ""
+    remarks: tuple[str, ...] = ()
 
     def sentence(self) -> str:
         """Return the account as one line for people."""
@@ -68,7 +77,9 @@ class TokenAccount:
         )
 
     def for_json(self) -> dict[str, Any]:
-        return asdict(self)
+        private = ("begins", "remarks")
+        kept = {name: value for name, value in asdict(self).items() if name not in private}
+        return kept if self.weights else {n: v for n, v in kept.items() if n != "weights"}
 
 
 def default_length(model: Any) -> int:
@@ -106,6 +117,9 @@ def calibrate(
     Raises NearplaneError for text that is missing, unreadable or too short for one sequence.
     """
     check_size(wanted.sequences, wanted.length)
+    text = as_mixture(text)
+    if isinstance(text, Mixture):
+        return calibrate_mixture(text, tokenizer, wanted)
     some = text[0] if isinstance(text, list) and text else text
     if isinstance(some, Tensor) and some.is_floating_point():
         raise NearplaneError("calibration tensors must hold tokens, which are integers")
@@ -114,13 +128,16 @@ def calibrate(
             raise NearplaneError("the calibration tensor holds no token")
         tokens = text[: wanted.sequences].long()
         return tokens, account_of(tokens, "token tensors", len(text), text.numel(), None)
-    name, documents = tokenized(text, tokenizer, wanted)
+    source, documents = tokenized(text, tokenizer, wanted)
+    name = source.name
     bos = opening_token(tokenizer) if tokenizer is not None else None
     if wanted.chat_template:
         # a template may have written the opening token itself
         documents = (document[document[:1] == [bos] :] for document in documents)
     body = wanted.length - (bos is not None)
     enough = wanted.sequences * body * (READ if wanted.spread else 1)
+    first: list[list[int]] = []
+    documents = noting_first(documents, first)
     stream, count = join(documents, getattr(tokenizer, "eos_token_id", None), enough)
     if len(stream) < body:
         raise NearplaneError(
@@ -129,7 +146,61 @@ def calibrate(
         )
     packed = pack(stream[:enough], body, wanted.sequences, bos)
     account = account_of(packed, name, count, len(stream), bos)
-    return packed, replace(account, chat_template=wanted.chat_template, spread=wanted.spread)
+    account = replace(account, chat_template=wanted.chat_template, spread=wanted.spread)
+    begins = "" if tokenizer is None or not first else beginning(tokenizer, first[0])
+    return packed, replace(account, begins=begins, remarks=(source.remark,) * bool(source.remark))
+
+
+def calibrate_mixture(
+    mixture: Mixture, tokenizer: Any, wanted: CalibrationRequest
+) -> tuple[Int64[Tensor, "n length"], TokenAccount]:
+    """Return the sequences of all sources, each in proportion to its weight, and one account.
+
+    Raises NearplaneError for fewer sequences than sources.
+    """
+    if wanted.sequences < len(mixture.weights):
+        raise NearplaneError(
+            f"{wanted.sequences} sequences cannot come from {len(mixture.weights)} sources: "
+            "use more sequences"
+        )
+    parts, accounts = [], []
+    for source, count in mixture.sequences(wanted.sequences).items():
+        tokens, account = calibrate(source, tokenizer, replace(wanted, sequences=count))
+        parts.append(tokens)
+        short = f"{source} fills {len(tokens)} of its {count} sequences"
+        accounts.append(
+            replace(account, remarks=(*account.remarks, *[short] * (len(tokens) < count)))
+        )
+    packed = interleaved(parts)
+    return packed, replace(
+        accounts[0],
+        source=mixture.name(),
+        documents=sum(each.documents for each in accounts),
+        sequences=len(packed),
+        used=sum(each.used for each in accounts),
+        dropped=sum(each.dropped for each in accounts),
+        fingerprint=hashlib.sha256(packed.contiguous().numpy().tobytes()).hexdigest(),
+        weights=dict(mixture.weights),
+        remarks=tuple(remark for each in accounts for remark in each.remarks),
+    )
+
+
+def noting_first(documents: Iterable[list[int]], first: list[list[int]]) -> Iterator[list[int]]:
+    """Yield the documents, and put the first that is not empty into `first`."""
+    for document in documents:
+        if len(document) and not first:
+            first.append(list(document))
+        yield document
+
+
+def beginning(tokenizer: Any, document: list[int]) -> str:
+    """Return the first SHOWN characters of a document that is given as tokens."""
+    try:
+        text = tokenizer.decode(document[:SHOWN])
+    # tokens may have been given that the tokenizer does not know
+    except Exception:
+        return ""
+    return text[:SHOWN]
 
 
 def opening_token(tokenizer: Any) -> int | None:
@@ -141,19 +212,20 @@ def opening_token(tokenizer: Any) -> int | None:
 
 def tokenized(
     text: Text, tokenizer: Any, wanted: CalibrationRequest
-) -> tuple[str, Iterable[list[int]]]:
-    """Return the text's name and its documents as lists of tokens."""
+) -> tuple[Source, Iterable[list[int]]]:
+    """Return where a text comes from, and its documents as lists of tokens."""
+    tensors_only = Source("token tensors", [])
     if isinstance(text, Tensor):
-        return "token tensors", [text.flatten().tolist()]
+        return tensors_only, [text.flatten().tolist()]
     if isinstance(text, list):
         tensors = [part for part in text if isinstance(part, Tensor)]
         if tensors and len(tensors) == len(text):
-            return "token tensors", [part.flatten().tolist() for part in tensors]
+            return tensors_only, [part.flatten().tolist() for part in tensors]
     if tokenizer is None:
         raise NearplaneError("the model has no tokenizer: calibrate with token tensors")
     documents: Any = text  # read_documents refuses what is no text
-    name, documents = read_documents(documents, tokenizer if wanted.chat_template else None)
-    return name, (tokenizer(d, add_special_tokens=False).input_ids for d in documents)
+    source = read_documents(documents, tokenizer if wanted.chat_template else None)
+    return source, (tokenizer(d, add_special_tokens=False).input_ids for d in source.documents)
 
 
 def join(

@@ -1,6 +1,7 @@
 """Run a model's blocks one at a time, and pause in front of layers to read their inputs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from copy import copy
 from dataclasses import dataclass, is_dataclass
 from typing import Any
@@ -37,10 +38,45 @@ class Call:
         tensors = (v for v in given if isinstance(v, Tensor) and v.is_floating_point())
         return next(tensors, None)
 
+    def copied(self) -> "Call":
+        """Return the same call with copies of the tensors that are arguments."""
+        args = tuple(part.clone() if isinstance(part, Tensor) else part for part in self.args)
+        kwargs = {n: p.clone() if isinstance(p, Tensor) else p for n, p in self.kwargs.items()}
+        return Call(args, kwargs, self.name)
+
     def run(self, block: nn.Module) -> Any:
         """Return what the block returns; NearplaneError if its code raises an error."""
         with naming_errors(f"{self.name} ({type(block).__name__})"):
             return block(*self.args, **self.kwargs)
+
+
+@contextmanager
+def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    """Replace a module's forward by another function inside a `with` block.
+
+    A forward that the instance had, as accelerate's hooks set one, is restored.
+    """
+    instance_forward = module.__dict__.get("forward")
+    module.__dict__["forward"] = forward
+    try:
+        yield
+    finally:
+        del module.__dict__["forward"]
+        if instance_forward is not None:
+            module.__dict__["forward"] = instance_forward
+
+
+@contextmanager
+def replaced_blocks(
+    blocks: nn.ModuleList, forward: Callable[[int, tuple, dict], Any]
+) -> Iterator[None]:
+    """Replace every block's forward by `forward(index, args, kwargs)` inside a `with` block."""
+    with ExitStack() as stack:
+        # backwards: of a module that is listed twice, the first place counts
+        for index, block in reversed(list(enumerate(blocks))):
+            replacement = lambda *a, index=index, **k: forward(index, a, k)  # noqa: E731
+            stack.enter_context(replaced_forward(block, replacement))
+        yield
 
 
 def hidden_of(output: Any) -> Any:

@@ -1,18 +1,34 @@
-"""Reading documents: .txt, .jsonl, .parquet, a list of strings or a `datasets` name."""
+"""Reading documents: text, JSON, parquet, compressed or not, a directory, or a `datasets` name."""
 
+import gzip
 import json
-from collections.abc import Iterable, Iterator
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.records import is_message, texts_of
 
+COMPRESSED = (".gz", ".zst")
+TEXTS = (".txt", ".md")  # a file is one document
+SHOWN_FILES = 5  # names of files in a sentence
+
 Record = tuple[str, Any]  # what names a record in an error, and the record
 
 
-def read_documents(text: str | Path | list[str], chat: Any = None) -> tuple[str, Iterable[str]]:
-    """Return the name of a source and its documents as strings.
+@dataclass(frozen=True)
+class Source:
+    """Documents, the name of what they come from, and a remark on what was not read; or ""."""
+
+    name: str
+    documents: Iterable[str]
+    remark: str = ""
+
+
+def read_documents(text: str | Path | list[str], chat: Any = None) -> Source:
+    """Return the documents of a file, a directory, a data set or a list of strings.
 
     - `chat`: a tokenizer whose chat template every document goes through, or None.
 
@@ -20,7 +36,7 @@ def read_documents(text: str | Path | list[str], chat: Any = None) -> tuple[str,
     """
     if isinstance(text, list):
         strings = ((f"string {number}", entry) for number, entry in enumerate(text, 1))
-        return f"{len(text)} strings", documents_of(strings, chat)
+        return Source(f"{len(text)} strings", documents_of(strings, chat))
     path = Path(text)
     try:
         is_directory, exists = path.is_dir(), path.exists()
@@ -28,13 +44,42 @@ def read_documents(text: str | Path | list[str], chat: Any = None) -> tuple[str,
         said = f"the calibration file {str(text)[:40]!r}... cannot be opened: {error.strerror}"
         raise NearplaneError(f"{said}; text itself is given as a list of strings") from error
     if is_directory:
-        raise NearplaneError(f"the calibration text {path} is a directory: name a file in it")
-    if not exists:
-        return str(text), documents_of(read_dataset(str(text)), chat)
-    readers = {".jsonl": read_jsonl, ".json": read_json, ".parquet": read_parquet}
-    if path.suffix in readers:
-        return str(text), documents_of(readers[path.suffix](path), chat)
-    return str(text), documents_of(((str(path), whole) for whole in read_text(path)), chat)
+        return read_directory(path, chat)
+    records = read_file(path) if exists else read_dataset(str(text))
+    return Source(str(text), documents_of(records, chat))
+
+
+def read_directory(path: Path, chat: Any) -> Source:
+    """Return the documents of all files in a directory and its folders, in the order of names.
+
+    Raises NearplaneError if no file's name ends as that of a file of text does.
+    """
+    files = sorted(file for file in path.rglob("*") if file.is_file())
+    readable = [file for file in files if kind_of(file) in (*READERS, *TEXTS)]
+    if not readable:
+        known = ", ".join((*TEXTS, *READERS))
+        raise NearplaneError(f"the directory {path} holds no file that ends in {known}")
+    others = [str(file.relative_to(path)) for file in files if file not in readable]
+    more = f" and {len(others) - SHOWN_FILES} more" if len(others) > SHOWN_FILES else ""
+    remark = f"not read: {', '.join(others[:SHOWN_FILES])}{more}" if others else ""
+    records = (record for file in readable for record in read_file(file))
+    return Source(str(path), documents_of(records, chat), remark)
+
+
+def kind_of(path: Path) -> str:
+    """Return the end of a file's name without that of its compression: .jsonl of a.jsonl.gz."""
+    packed = path.suffix in COMPRESSED
+    return (Path(path.stem) if packed else path).suffix.lower()
+
+
+def read_file(path: Path) -> Iterator[Record]:
+    """Yield the records of one file; a file of text is one."""
+    reader = READERS.get(kind_of(path))
+    if reader is None:
+        return ((str(path), whole) for whole in read_text(path))
+    if reader is read_parquet and path.suffix in COMPRESSED:
+        raise NearplaneError(f"{path} is compressed twice: parquet files are compressed inside")
+    return reader(path)
 
 
 def documents_of(records: Iterable[Record], chat: Any) -> Iterator[str]:
@@ -44,13 +89,42 @@ def documents_of(records: Iterable[Record], chat: Any) -> Iterator[str]:
 
 
 def read_text(path: Path) -> Iterator[str]:
-    """Yield the file as one document, without a byte order mark."""
+    """Yield the file as one document, unpacked, without a byte order mark."""
     try:
-        yield path.read_text(encoding="utf-8-sig")
+        text = unpacked(path).decode("utf-8-sig")
+        yield text.replace("\r\n", "\n").replace("\r", "\n")
     except UnicodeDecodeError as error:
         raise NearplaneError(f"{path} is not UTF-8 text (byte {error.start})") from error
     except OSError as error:
-        raise NearplaneError(f"{path} cannot be read: {error.strerror}") from error
+        raise NearplaneError(f"{path} cannot be read: {error.strerror or error}") from error
+
+
+def unpacked(path: Path) -> bytes:
+    """Return the bytes of a file, of a .gz or .zst file those that were packed."""
+    if path.suffix == ".gz":
+        try:
+            return gzip.decompress(path.read_bytes())
+        except (EOFError, zlib.error) as error:
+            raise NearplaneError(f"{path} is no whole gzip file: {first_line(error)}") from error
+    if path.suffix != ".zst":
+        return path.read_bytes()
+    try:
+        import zstandard
+    except ImportError as error:
+        raise NearplaneError(
+            f"reading {path} needs zstandard: pip install nearplane[data]"
+        ) from error
+    packed, parts = path.read_bytes(), []
+    try:
+        while packed:  # a file may be several frames
+            frame = zstandard.ZstdDecompressor().decompressobj()
+            parts.append(frame.decompress(packed))
+            if not frame.eof:
+                raise NearplaneError(f"{path} is no whole zstd file: its end is missing")
+            packed = frame.unused_data
+    except zstandard.ZstdError as error:
+        raise NearplaneError(f"{path} is no whole zstd file: {first_line(error)}") from error
+    return b"".join(parts)
 
 
 def read_json(path: Path) -> Iterator[Record]:
@@ -115,7 +189,7 @@ def read_dataset(name: str) -> Iterator[Record]:
     parts = name.split(":")
     hub_name, config = parts[0], parts[1] if len(parts) == 3 else None
     missing = NearplaneError(f"there is no file {name}, and no data set of that name can be loaded")
-    if name.endswith((".txt", ".json", ".jsonl", ".parquet")):
+    if name.endswith((".txt", ".json", ".jsonl", ".parquet", *COMPRESSED)):
         raise NearplaneError(f"the calibration file {name} does not exist")
     try:
         import datasets
@@ -128,3 +202,10 @@ def read_dataset(name: str) -> Iterator[Record]:
         yield from ((f"record {number} of {name}", r) for number, r in enumerate(records, 1))
     except (OSError, ValueError, datasets.exceptions.DatasetsError) as error:
         raise NearplaneError(f"{missing}: {first_line(error)}") from error
+
+
+READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
+    ".json": read_json,
+    ".jsonl": read_jsonl,
+    ".parquet": read_parquet,
+}

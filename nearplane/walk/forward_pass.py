@@ -4,8 +4,7 @@ What one block hands to another besides hidden states, through its output, a dic
 object, goes where the model would have it go: every pass has arguments of its own.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,9 +14,10 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from nearplane.types import NearplaneError, naming_errors
-from nearplane.walk.capture import Call, hidden_of
+from nearplane.walk.capture import Call, hidden_of, replaced_blocks
 from nearplane.walk.hidden_states import HiddenStates
 from nearplane.walk.placement import Placement
+from nearplane.walk.trace import ModelTrace
 
 
 class ForwardPass:
@@ -31,13 +31,11 @@ class ForwardPass:
     def __init__(
         self,
         model: nn.Module,
-        blocks: nn.ModuleList,
+        trace: ModelTrace,
         tokens: Int64[Tensor, "n length"],
         head: nn.Module | None = None,
-        list_name: str = "block",
     ):
-        self.model, self.blocks, self.tokens, self.head = model, blocks, tokens, head
-        self.list_name = list_name
+        self.model, self.trace, self.tokens, self.head = model, trace, tokens, head
         self.index: int | None = None
         self.call = Call((), {})
         self.inputs: Tensor | None = None
@@ -49,7 +47,7 @@ class ForwardPass:
         self.index = None
 
     def pause(self, index: int, args: tuple, kwargs: dict) -> Any:
-        self.index, self.call = index, Call(args, kwargs, f"{self.list_name}.{index}")
+        self.index, self.call = index, Call(args, kwargs, self.trace.name_of(index))
         return self.greenlet.parent.switch()
 
     def pause_at_head(self, _: nn.Module, args: tuple) -> Any:
@@ -70,21 +68,28 @@ class ForwardPass:
         head = self.head
         hook = None if head is None else head.register_forward_pre_hook(self.pause_at_head)
         try:
-            with replaced_blocks(self.blocks, self.pause), torch.no_grad(), naming_errors(what):
+            with (
+                replaced_blocks(self.trace.blocks, self.pause),
+                torch.no_grad(),
+                naming_errors(what),
+            ):
                 self.greenlet.switch(given)
         finally:
             if hook is not None:
                 hook.remove()
 
     def expect(self, index: int) -> Call:
-        """Return the arguments of block `index`; NearplaneError if it is paused elsewhere."""
+        """Return the arguments of block `index`; NearplaneError if it is paused elsewhere.
+
+        They are copies where blocks change tensors that they are given.
+        """
         if self.index != index:
             where = "none" if self.index is None else self.call.name
             raise NearplaneError(
                 f"{type(self.model).__name__} goes on with {where} where it ran "
-                f"{self.list_name}.{index} before: the order of its blocks depends on the text"
+                f"{self.trace.name_of(index)} before: the order of its blocks depends on the text"
             )
-        return self.call
+        return self.call.copied() if self.trace.changes_in_place else self.call
 
     def head_inputs(self) -> Tensor:
         """Return the inputs of the head; NearplaneError if the model does not reach it."""
@@ -164,32 +169,3 @@ def share_memory_(value: Any, other: Any) -> None:
     elif type(value) is type(other) and isinstance(value, tuple | list):
         for part, twin in zip(value, other, strict=False):
             share_memory_(part, twin)
-
-
-@contextmanager
-def replaced_forward(module: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    """Replace a module's forward by another function inside a `with` block.
-
-    A forward that the instance had, as accelerate's hooks set one, is restored.
-    """
-    instance_forward = module.__dict__.get("forward")
-    module.__dict__["forward"] = forward
-    try:
-        yield
-    finally:
-        del module.__dict__["forward"]
-        if instance_forward is not None:
-            module.__dict__["forward"] = instance_forward
-
-
-@contextmanager
-def replaced_blocks(
-    blocks: nn.ModuleList, forward: Callable[[int, tuple, dict], Any]
-) -> Iterator[None]:
-    """Replace every block's forward by `forward(index, args, kwargs)` inside a `with` block."""
-    with ExitStack() as stack:
-        # backwards: of a module that is listed twice, the first place counts
-        for index, block in reversed(list(enumerate(blocks))):
-            replacement = lambda *a, index=index, **k: forward(index, a, k)  # noqa: E731
-            stack.enter_context(replaced_forward(block, replacement))
-        yield

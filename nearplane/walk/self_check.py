@@ -67,7 +67,7 @@ def begun(trace: ModelTrace, tokens: Int64[Tensor, "n length"], placement: Place
     other = placement.on_device(tokens[-1:, -first.shape[1] :])
     other = other.flip(1) if other.equal(first) else other
     model = placement.model
-    pair = [ForwardPass(model, trace.blocks, t, None, trace.name) for t in (other, first)]
+    pair = [ForwardPass(model, trace, t) for t in (other, first)]
     with placement.outside():
         for each in pair:
             each.go_on()
@@ -138,7 +138,7 @@ class Witness:
         assert tokens is not None
         self.seen.tokens = tokens
         model = self.placement.model
-        self.forward = ForwardPass(model, self.trace.blocks, tokens, self.head, self.trace.name)
+        self.forward = ForwardPass(model, self.trace, tokens, self.head)
         with self.placement.outside():
             self.forward.go_on()
 

@@ -14,6 +14,7 @@ from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.methods import Method
 from nearplane.methods.allocation import Sensitivity
 from nearplane.model.blocks import Layer
+from nearplane.model.output_head import head_of
 from nearplane.types import Progress, no_progress
 from nearplane.walk.capture import hidden_of
 from nearplane.walk.expert_hessians import BlockExperts
@@ -107,8 +108,8 @@ class Probe:
     def begun(self, tokens: Int64[Tensor, "n length"]) -> ForwardPass:
         """Return a forward pass that is paused at the first block."""
         model: Any = self.placement.model
-        tokens, head = self.placement.on_device(tokens), model.get_output_embeddings()
-        begun = ForwardPass(model, self.trace.blocks, tokens, head, self.trace.name)
+        tokens, head = self.placement.on_device(tokens), head_of(model)
+        begun = ForwardPass(model, self.trace, tokens, head)
         begun.go_on()
         return begun
 

@@ -15,8 +15,7 @@ from nearplane.model.blocks import Layer, find_blocks, linear_modules
 from nearplane.model.experts import Expert, Experts, split_experts_
 from nearplane.model.selection import linear_layers
 from nearplane.types import NearplaneError, naming_errors
-from nearplane.walk.capture import Call, Containers, hidden_of, tensors_in
-from nearplane.walk.forward_pass import replaced_blocks
+from nearplane.walk.capture import Call, Containers, hidden_of, replaced_blocks, tensors_in
 from nearplane.walk.placement import Placement
 from nearplane.walk.rms_norm import is_rms_norm
 
@@ -50,6 +49,7 @@ class ModelTrace:
       the summand: the layer itself, or a norm that its output goes through.
     - `used_again`: layers whose weight others have too, or whose block is called again.
     - `changes_arguments`: whether a block changes a dictionary or another object that it is given.
+    - `changes_in_place`: whether a block changes a tensor that it is given.
     - `seen`: what the model computed, until the walk has compared its own passes with it.
     """
 
@@ -61,6 +61,7 @@ class ModelTrace:
     added: dict[str, nn.Module] = field(default_factory=dict)
     used_again: set[nn.Module] = field(default_factory=set)
     changes_arguments: bool = False
+    changes_in_place: bool = False
     seen: "Seen" = field(default_factory=lambda: Seen())
 
     def name_of(self, index: int) -> str:
@@ -259,17 +260,19 @@ def trace_model(
     tokens = placement.on_device(tokens[:1, :TRACED_TOKENS])
 
     order: list[int] = []
-    seen, changed = Seen(tokens), []
+    seen, changed, in_place = Seen(tokens), [], []
 
     def recorded(index: int, args: tuple, kwargs: dict) -> Any:
         first = index not in order
         order.append(index)
         what = f"{name}.{index} ({type(blocks[index]).__name__})"
-        containers = Containers(Call(args, kwargs))
+        containers, given = Containers(Call(args, kwargs)), list(tensors_in((args, kwargs)))
+        versions = [tensor._version for tensor in given]
         with placement.block(index), naming_errors(what):
             run = partial(recorders[index].run, blocks[index]) if first else call
             output = run(forwards[index], args, kwargs)
         changed.append(containers.changed)
+        in_place.append(versions != [tensor._version for tensor in given])
         seen.add(output)
         return output
 
@@ -282,7 +285,8 @@ def trace_model(
     added = {name: module for recorder in recorders for name, module in recorder.added.items()}
     stages = [recorder.stages for recorder in recorders]
     again = used_again(blocks, order)
-    return ModelTrace(name, blocks, order, stages, unreached, added, again, any(changed), seen)
+    changes = any(changed), any(in_place)
+    return ModelTrace(name, blocks, order, stages, unreached, added, again, *changes, seen)
 
 
 def used_again(blocks: nn.ModuleList, order: list[int]) -> set[nn.Module]:

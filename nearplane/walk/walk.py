@@ -180,9 +180,7 @@ class Walk:
         streams = 1 + self.method.compensates
         batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
         started = [
-            ForwardPass(
-                self.model, self.trace.blocks, place.on_device(batch), head, self.trace.name
-            )
+            ForwardPass(self.model, self.trace, place.on_device(batch), head)
             for _ in range(streams)
             for batch in batches
         ]

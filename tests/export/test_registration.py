@@ -9,7 +9,13 @@ REGISTERED = """
 from transformers.quantizers.auto import AUTO_QUANTIZER_MAPPING, AUTO_QUANTIZATION_CONFIG_MAPPING
 assert AUTO_QUANTIZER_MAPPING["nearplane"].__name__ == "NearplaneQuantizer"
 assert AUTO_QUANTIZATION_CONFIG_MAPPING["nearplane"].__name__ == "NearplaneConfig"
-assert not [f for f in sys.meta_path if type(f).__name__ == "AwaitingFinder"]
+waiting = [f.awaited for f in sys.meta_path if type(f).__name__ == "AwaitingFinder"]
+assert waiting in ([], ["peft.tuners.lora.model"])
+"""
+ADAPTERS = """
+import peft, sys
+from nearplane.export.adapters import _create_new_module
+assert peft.tuners.lora.model.LoraModel._create_new_module is _create_new_module
 """
 LEAN = """
 import torch, time
@@ -41,6 +47,12 @@ def run(program: str) -> None:
 @pytest.mark.parametrize("name", PROGRAMS)
 def test_registered_in_any_order_of_imports(name):
     run(PROGRAMS[name] + REGISTERED)
+
+
+@pytest.mark.parametrize("first", ["import nearplane", "import peft\nimport nearplane"])
+def test_peft_is_taught_in_any_order_of_imports(first):
+    pytest.importorskip("peft")
+    run(first + ADAPTERS + REGISTERED)
 
 
 def test_import_is_lean():

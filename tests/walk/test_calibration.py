@@ -308,8 +308,8 @@ def test_bad_sources_get_one_sentence(text, said):
         calibrate(text, tokenizer(), FEW)
 
 
-def test_a_directory_is_refused(tmp_path):
-    with pytest.raises(NearplaneError, match="is a directory"):
+def test_an_empty_directory_is_refused(tmp_path):
+    with pytest.raises(NearplaneError, match="holds no file that ends in"):
         calibrate(tmp_path, tokenizer(), FEW)
 
 

@@ -1,5 +1,6 @@
 """Records as people have them: what a document is made of, with a chat template and without."""
 
+import gzip
 import json
 from pathlib import Path
 
@@ -96,10 +97,33 @@ FILES = {
 @pytest.mark.parametrize("name", FILES)
 def test_files_of_records(name, tmp_path: Path):
     (tmp_path / name).write_bytes(FILES[name].encode())
-    source, documents = read_documents(tmp_path / name)
-    assert source == str(tmp_path / name) and list(documents) == ["one", "two"]
+    source = read_documents(tmp_path / name)
+    assert source.name == str(tmp_path / name) and list(source.documents) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name", FILES)
+@pytest.mark.parametrize("packed", [".gz", ".zst"])
+def test_files_that_are_packed(name, packed, tmp_path: Path):
+    pack = gzip.compress if packed == ".gz" else pytest.importorskip("zstandard").compress
+    path = tmp_path / f"{name}{packed}"
+    path.write_bytes(pack(FILES[name].encode()))
+    assert list(read_documents(path).documents) == ["one", "two"]
+    path.write_bytes(path.read_bytes()[:-9])
+    with pytest.raises(NearplaneError, match="no whole|not UTF-8"):
+        list(read_documents(path).documents)
+
+
+def test_a_directory_is_all_its_files_of_text(tmp_path: Path):
+    (tmp_path / "b").mkdir()
+    for name, content in (("b/c.txt", "three"), ("a.jsonl", FILES["lines.json"]), ("z.pdf", "")):
+        (tmp_path / name).write_text(content)
+    source = read_documents(tmp_path)
+    assert list(source.documents) == ["one", "two", "three"] and source.remark == "not read: z.pdf"
+    (tmp_path / "only").mkdir()
+    with pytest.raises(NearplaneError, match="holds no file that ends in"):
+        read_documents(tmp_path / "only")
 
 
 def test_a_text_has_no_byte_order_mark(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
-    assert list(read_documents(tmp_path / "a.txt")[1]) == ["one\ntwo"]
+    assert list(read_documents(tmp_path / "a.txt").documents) == ["one\ntwo"]

@@ -1,0 +1,48 @@
+"""docs/FAMILIES.md says what becomes of every family that transformers registers."""
+
+import pytest
+import transformers
+
+from nearplane.methods import ECLQ
+from tests.families import table, zoo
+from tests.families.outcome import WORKS, outcome
+
+# of every kind of block: what differs is named. All families are in `make test-long`
+SOME = [
+    "bloom",  # blocks return tuples, attention with ALiBi
+    "deepseek_v3",  # experts with a router and shared ones, dense blocks before
+    "falcon_h1",  # attention beside Mamba in one block
+    "gemma3n_text",  # keys and values shared by blocks, hidden states of four dimensions
+    "glm_moe_dsa",  # chosen positions that a block hands to the next
+    "hrm_text",  # blocks called several times
+    "llava",  # a tower for images
+    "openai-gpt",  # blocks return a list; Conv1D
+    "rwkv",  # a state between tokens
+    "xlnet",  # two streams of its own
+    "zamba2",  # layers tied across blocks
+]
+
+
+def test_every_family_has_a_row():
+    """Of the installed transformers: another version has others, which the next run will say."""
+    assert f"transformers {transformers.__version__} registers" in table.PATH.read_text()
+    assert list(table.rows()) == zoo.families()
+
+
+def test_nearly_all_families_work():
+    """Of those that transformers builds, runs on text and loads again: 95 %, and none fails."""
+    rows = [row for row in table.rows().values() if f"| {table.NOT_RUN}" not in row]
+    works = [row for row in rows if f"| {WORKS} |" in row]
+    assert len(works) >= 0.95 * len(rows)
+    assert all(f"| {WORKS} |" in row or "| refused: " in row for row in rows)
+
+
+@pytest.mark.parametrize("family", SOME)
+def test_a_family_goes_all_the_way(family):
+    assert outcome(family, {"eclq": ECLQ(bpw=9.5)}).row() == table.rows()[family]
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("family", zoo.families())
+def test_every_family_is_what_its_row_says(family):
+    assert outcome(family).row() == table.rows()[family]
