@@ -21,7 +21,8 @@ import torch
 import nearplane as npl
 from nearplane.model.open_model import open_model
 from nearplane.walk.calibration import CalibrationRequest, calibrate
-from nearplane.walk.capture import PausedRun, calls_of_blocks
+from nearplane.walk.capture import PausedRun
+from nearplane.walk.forward_pass import ForwardPass
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.trace import trace_model
 
@@ -44,12 +45,12 @@ def layers(wanted: argparse.Namespace):
     size = CalibrationRequest(wanted.sequences, wanted.length)
     tokens, _ = calibrate(wanted.calibration, source.tokenizer, size)
     trace = trace_model(source.model, tokens)
-    call = calls_of_blocks(source.model, trace.blocks, trace.tuples, tokens)
-    hidden, count = call[0].hidden, len(trace.blocks)
+    whole, count = ForwardPass(source.model, trace, tokens), len(trace.blocks)
+    whole.go_on()
     chosen = {round((i + 0.5) * count / wanted.blocks) for i in range(wanted.blocks)}
     for index, block in enumerate(trace.blocks):
         stages = trace.stages[index]
-        run = PausedRun(block, [s.layers[0].module for s in stages], call[index].on(hidden))
+        run = PausedRun(block, [s.layers[0].module for s in stages], whole.expect(index))
         for stage in stages:
             inputs = run.to(stage.layers[0].module)
             if index in chosen:
@@ -57,7 +58,7 @@ def layers(wanted: argparse.Namespace):
                 moment.add(inputs)
                 for layer in stage.layers:
                     yield layer.name, layer.weight().detach().float(), moment.mean()
-        hidden = run.finish()
+        whole.go_on(run.finish())
 
 
 def rotation(n: int) -> torch.Tensor:

@@ -31,10 +31,10 @@ from nearplane.plan.survey import Survey, survey
 from nearplane.types import LayerReport, NearplaneError, Progress, no_progress
 from nearplane.version import __version__
 from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount, calibrate
-from nearplane.walk.mixture import Mixture, as_mixture
 from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import count_bits, run_report
+from nearplane.walk.sources import Sources, as_sources
 from nearplane.walk.walk import Walk
 
 SHOWN = 20  # names of tensors in a sentence
@@ -106,15 +106,14 @@ def quantize(
         tokens, account = calibrated(survey, tokenizer, calibration, request, watcher)
         source = open_model(survey.empty, by_blocks=offload.by_blocks, tokenizer=tokenizer)
         place = Placement(source.model, source.loader, survey.compute, offload.limits(out))
-        parts = {"selection": survey.selection, "store": ledger, "ranks": ranks, "placement": place}
-        rules, witnessed = survey.selection.rules, ranks.first
-        walk = Walk(source.model, method, tokens, rules, witnessed=witnessed, **parts).prepare()
+        parts = {"store": ledger, "ranks": ranks, "placement": place, "sampled": ranks.first}
+        walk = Walk(source.model, method, tokens, selection=survey.selection, **parts).prepare()
         recipe = method.recipe() | recipe_of_run(account, survey)
         differing = ledger.begin(dependencies(source, recipe, walk), resume)
         say_first(facts_of(survey, source, walk), differing, watcher)
         recipe |= allocated(walk, ledger, watcher)
-        finish = Finish(source, walk, written(walk, writer, watcher), recipe, survey.empty.trusted)
-        return finish.store(writer, time.perf_counter() - started)
+        reports, trusted = written(walk, writer, watcher), survey.empty.trusted
+        return Finish(source, walk, reports, recipe, trusted).store(writer, started)
 
 
 @contextmanager
@@ -264,8 +263,11 @@ class Finish:
     recipe: dict[str, Any] = field(default_factory=dict)
     trusted: bool = False
 
-    def store(self, writer: CheckpointWriter | Unwritten, seconds: float) -> dict[str, Any]:
-        """Write the uncompressed tensors and other files, complete `out` and return the report."""
+    def store(self, writer: CheckpointWriter | Unwritten, started: float) -> dict[str, Any]:
+        """Write the uncompressed tensors and other files, complete `out` and return the report.
+
+        - `started`: when the run began, by `time.perf_counter`.
+        """
         layers = {report.name for report in self.reports}
         other_bytes = other_numbers = 0
         for name, tensor in uncompressed_tensors(self.source.model, layers, self.source.loader):
@@ -276,7 +278,7 @@ class Finish:
         bits = count_bits(self.reports, other_bytes, other_numbers)
         facts = {
             "model": self.source.name,
-            "seconds": seconds,
+            "seconds": time.perf_counter() - started,
             "left_out": self.walk.left_out,
             "fallbacks": self.walk.fallbacks,
             "experts": self.walk.arrivals,
@@ -289,15 +291,15 @@ class Finish:
 
     def check(self, directory: Path) -> None:
         """Load the checkpoint that is about to appear, and compare it with the walk."""
-        witness = self.walk.prepared.witness
-        if witness is not None:
+        sample = self.walk.prepared.sample
+        if sample is not None:
             by_blocks = not isinstance(self.source.loader, InMemory)
             dtype = TYPES[self.recipe["arithmetic"]]
             with tempfile.TemporaryDirectory() as elsewhere:
                 # under its own name it is refused, as what an interrupted run leaves
                 finished = Path(elsewhere) / "checkpoint"
                 finished.symlink_to(directory, target_is_directory=True)
-                check_loaded(finished, witness, dtype, self.trusted, by_blocks)
+                check_loaded(finished, sample, dtype, self.trusted, by_blocks)
 
     def config(self) -> dict[str, Any]:
         """Return the model's configuration with the quantization in it."""
@@ -342,8 +344,8 @@ def calibrated(
 ) -> tuple[torch.Tensor, TokenAccount]:
     """Return a text's tokens and their account; says the account, and warns of a short text."""
     problem = tokenizer_problem(survey.empty.where) if tokenizer is None else ""
-    text = as_mixture(text)
-    if problem and isinstance(text, str | Path | Mixture):
+    text = as_sources(text)
+    if problem and isinstance(text, str | Path | Sources):
         raise NearplaneError(
             f"the tokenizer beside {survey.name} cannot be read: {problem}; a tokenizer.json there "
             "would be"

@@ -84,13 +84,13 @@ def calibration_of(settings: Settings, more: list[str] | None) -> Any:
 
     - `more`: the sources behind the first, which the command line takes for further arguments.
     """
-    from nearplane.walk.mixture import Mixture, weighted
+    from nearplane.walk.sources import Sources, weighted
 
     if more and not settings.calibration:
         raise NearplaneError(f"what is {more[0]}? Texts to calibrate on follow --calibration")
     sources = [*(settings.calibration or []), *(more or [])]
     if len(sources) > 1:
-        return Mixture.of(sources)
+        return Sources.of(sources)
     return weighted(sources[0])[0] if sources else None
 
 

@@ -17,6 +17,7 @@ from nearplane.evaluate.perplexity import (
     scored_logits,
     with_progress,
 )
+from nearplane.model.output_head import vocabulary
 from nearplane.types import NearplaneError, Progress, no_progress
 
 MODELS = 2  # logits of so many models are in memory at once
@@ -95,7 +96,7 @@ def divergence(
 
 def check_vocabularies(model: Any, reference: Any) -> None:
     """Raise NearplaneError unless both models have vocabularies of the same size."""
-    sizes = [m.get_output_embeddings().weight.shape[0] for m in (model, reference)]
+    sizes = [vocabulary(m) for m in (model, reference)]
     if sizes[0] != sizes[1]:
         raise NearplaneError(
             f"the vocabularies differ: {sizes[0]} tokens against the reference's {sizes[1]}; "

@@ -10,7 +10,7 @@ from torch import Tensor
 from nearplane.export.load import load
 from nearplane.types import NearplaneError, naming_errors
 from nearplane.walk.capture import replaced_blocks, tensors_in
-from nearplane.walk.self_check import Witness
+from nearplane.walk.self_check import SamplePass
 
 # Kernels multiply by the stored values, in float32; the walk by these rounded to the model's type,
 # in its arithmetic. So outputs differ by a few of the type's last digits for most tokens; for all
@@ -20,7 +20,7 @@ DIGITS, LEAST = 8, 1e-3
 
 def check_loaded(
     directory: Path,
-    witness: Witness,
+    sample: SamplePass,
     dtype: torch.dtype,
     trust_remote_code: bool = False,
     by_blocks: bool = False,
@@ -35,16 +35,15 @@ def check_loaded(
 
     Raises NearplaneError if the checkpoint cannot be loaded or run, or computes something else.
     """
-    name, seen = witness.trace.name, witness.seen
+    name, seen = sample.trace.name, sample.seen
     assert seen.tokens is not None
-    names = [f"{name}.{index}" for index in range(len(witness.trace.blocks))]
+    names = [f"{name}.{index}" for index in range(len(sample.trace.blocks))]
     options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trust_remote_code}
     with naming_errors("loading the checkpoint that was made"):
-        apart = {"without": names} if by_blocks else {}
-        model: Any = load(directory, **options, **apart)
+        model: Any = load(directory, **options, without=names if by_blocks else ())
     blocks = model.get_submodule(name)
     forwards = [block.forward for block in blocks]
-    expected = iter(zip(witness.trace.order, seen.outputs, strict=True))
+    expected = iter(zip(sample.trace.order, seen.outputs, strict=True))
 
     def checked(index: int, args: tuple, kwargs: dict) -> Any:
         wanted, outputs = next(expected, (None, []))

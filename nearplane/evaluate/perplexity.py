@@ -7,11 +7,13 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from nearplane.model.output_head import vocabulary
 from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.calibration import opening_token
 from nearplane.walk.capture import replaced_forward
@@ -19,6 +21,9 @@ from nearplane.walk.documents import read_text
 
 BATCH_TOKENS = 4096  # tokens in one forward pass, for all of which a layer is decoded only once
 LOGIT_BYTES = 2e8  # memory that logits may take
+COMPARED = 16  # tokens on which the head behind the body is compared with the whole model
+# model -> whether its head can be run apart from its body
+HEADS_APART: WeakKeyDictionary[nn.Module, bool] = WeakKeyDictionary()
 BYTES_PER_LOGIT = 12  # one in the model's dtype, one in float32 and a temporary of the loss
 
 
@@ -198,12 +203,18 @@ def scored_logits(
     """Yield the logits that predict the last `scored` tokens of each window, and these tokens.
 
     The body (`base_model`) runs once; the output head runs on some tokens at a time, so that the
-    logits of a large vocabulary take little memory.
+    logits of a large vocabulary take little memory. A model of which this would not give its own
+    logits runs as a whole.
 
     - `models`: how many models' logits are in memory at the same time.
     """
     whole: Any = model
     tokens = tokens.to(next(model.parameters()).device)
+    if not head_is_apart(whole, tokens[:1, :COMPARED]):
+        with torch.no_grad():
+            logits = whole(input_ids=tokens, use_cache=False).logits
+        yield logits[:, -scored - 1 : -1], tokens[:, -scored:]
+        return
     with torch.no_grad():
         output = whole.base_model(input_ids=tokens, use_cache=False)
     hidden = output[0][:, -scored - 1 : -1]
@@ -215,10 +226,32 @@ def scored_logits(
         yield head_logits(whole, output, part, target), target
 
 
+def head_is_apart(model: Any, tokens: Int64[Tensor, "one some"]) -> bool:
+    """Whether last hidden states, put into the model again, give its own logits; found out once."""
+    if model not in HEADS_APART:
+        HEADS_APART[model] = head_gives_logits(model, tokens)
+    return HEADS_APART[model]
+
+
+@torch.no_grad()
+def head_gives_logits(model: Any, tokens: Int64[Tensor, "one some"]) -> bool:
+    """Whether the model's logits are those of its body's hidden states, but for rounding."""
+    expected = model(input_ids=tokens, use_cache=False).logits
+    try:
+        output = model.base_model(input_ids=tokens, use_cache=False)
+        found = head_logits(model, output, output[0], tokens)
+    # bodies return what they like
+    except Exception:
+        return False
+    if found.shape != expected.shape:
+        return False
+    limit = 8 * torch.finfo(expected.dtype).eps * expected.float().norm()
+    return bool((found.float() - expected.float()).norm() <= limit)
+
+
 def tokens_per_slice(model: Any, windows: int) -> int:
     """Return how many tokens of each window the output head is computed for at once."""
-    vocabulary = model.get_output_embeddings().weight.shape[0]
-    return max(1, int(LOGIT_BYTES / (vocabulary * BYTES_PER_LOGIT * windows)))
+    return max(1, int(LOGIT_BYTES / (vocabulary(model) * BYTES_PER_LOGIT * windows)))
 
 
 def head_logits(

@@ -18,7 +18,7 @@ from nearplane.model.experts import split_experts_
 from nearplane.model.open_model import OpenModel, open_model, open_without_weights
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import CalibrationRequest, Text, calibrate
-from nearplane.walk.mixture import Mixture
+from nearplane.walk.sources import Sources
 
 # the numbers of a certificate are stored with 7 digits
 DIGITS_TOLERANCE = 1e-6
@@ -196,7 +196,7 @@ def calibration_tokens(
     )
     text = calibration if calibration is not None else stored.get("source", "")
     if calibration is None and stored.get("weights"):
-        text = Mixture(stored["weights"])
+        text = Sources(stored["weights"])
     try:
         tokens, again = calibrate(text, source.tokenizer, wanted)
     except NearplaneError as error:

@@ -8,6 +8,7 @@ from typing import Any
 
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora.model import LoraModel
+from peft.tuners.tuners_utils import BaseTunerLayer
 
 from nearplane.export.linear import CompressedLinear
 from nearplane.types import NearplaneError
@@ -42,7 +43,7 @@ _created_by_peft = LoraModel._create_new_module
 
 def _create_new_module(lora_config: Any, adapter_name: str, target: Any, **options: Any) -> Any:
     """Return what takes the place of a layer that an adapter is put on."""
-    base = target.get_base_layer() if isinstance(target, lora.BaseTunerLayer) else target
+    base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
     if isinstance(base, CompressedLinear) and options.get("parameter_name") is None:
         options.pop("parameter_name", None)
         return CompressedLoraLinear(target, adapter_name, config=lora_config, **options)

@@ -114,6 +114,10 @@ class NearplaneQuantizer(HfQuantizer):
         devices = device_map if isinstance(device_map, dict) else {}
         layers = self.quantization_config.layers
         split_named_experts_(model, layers, lambda name: _aliases(model, name))
+        for module in model.modules():
+            if any(isinstance(child, Experts) for child in module.children()):
+                # some classes would initialise the fused matrices from here
+                module._is_hf_initialized = True  # pyright: ignore[reportArgumentType]
         self.entries: dict[str, dict[str, Any]] = {}
         self.offloaded: set[str] = set()
         self.twins: dict[str, str] = {}  # layer -> the one that it shares its weight with
@@ -154,8 +158,8 @@ class NearplaneQuantizer(HfQuantizer):
             for part in (fmt.RECORD, ".bias"):
                 model.all_tied_weights_keys[twin + part] = name + part
         # `save_pretrained` is to write the names of this checkpoint, not those of another format
-        model._weight_conversions = []
-        keep_sums(model)
+        model.__dict__["_weight_conversions"] = []
+        keep_sums()
         return model
 
     def _dequantize(

@@ -27,8 +27,11 @@ def untie(model: Any, head: Layer) -> None:
 
 
 def vocabulary(model: Any) -> int:
-    """Return the size of a model's vocabulary: the rows of its output head."""
-    return model.get_output_embeddings().weight.shape[0]
+    """Return the size of a model's vocabulary: the rows of its output head, or what it says."""
+    head = head_of(model)
+    if head is None:
+        return int(model.config.get_text_config().vocab_size)
+    return head.get_parameter("weight").shape[0]
 
 
 def head_of(model: Any) -> nn.Module | None:

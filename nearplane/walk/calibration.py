@@ -13,7 +13,7 @@ from torch import Tensor
 
 from nearplane.types import NearplaneError
 from nearplane.walk.documents import Source, read_documents
-from nearplane.walk.mixture import Mixture, as_mixture, interleaved
+from nearplane.walk.sources import Sources, as_sources, interleaved
 
 DEFAULT_LENGTH = 512  # tokens of a sequence, or the most that the model takes
 # The error of a Hessian of n columns falls as n / tokens; docs/CALIBRATION.md has its effect
@@ -23,7 +23,7 @@ READ = 16  # at most this many times the tokens in use are read, to pick sequenc
 
 SHOWN = 80  # characters of the first document
 
-Text = str | Path | list[str] | list[Path] | dict[str, float] | Mixture | Tensor | list[Tensor]
+Text = str | Path | list[str] | list[Path] | dict[str, float] | Sources | Tensor | list[Tensor]
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class TokenAccount:
 
     - `opened_by`: the token that every sequence starts with; None if there is none.
     - `fingerprint`: SHA-256 of the sequences.
-    - `weights`: of a mixture's sources; {} for one source.
+    - `weights`: of several sources; {} for one.
     - `begins`: how the first document begins, as the model sees it; it is not stored.
     - `remarks`: on what was not read.
     """
@@ -117,9 +117,9 @@ def calibrate(
     Raises NearplaneError for text that is missing, unreadable or too short for one sequence.
     """
     check_size(wanted.sequences, wanted.length)
-    text = as_mixture(text)
-    if isinstance(text, Mixture):
-        return calibrate_mixture(text, tokenizer, wanted)
+    text = as_sources(text)
+    if isinstance(text, Sources):
+        return calibrate_sources(text, tokenizer, wanted)
     some = text[0] if isinstance(text, list) and text else text
     if isinstance(some, Tensor) and some.is_floating_point():
         raise NearplaneError("calibration tensors must hold tokens, which are integers")
@@ -151,20 +151,20 @@ def calibrate(
     return packed, replace(account, begins=begins, remarks=(source.remark,) * bool(source.remark))
 
 
-def calibrate_mixture(
-    mixture: Mixture, tokenizer: Any, wanted: CalibrationRequest
+def calibrate_sources(
+    sources: Sources, tokenizer: Any, wanted: CalibrationRequest
 ) -> tuple[Int64[Tensor, "n length"], TokenAccount]:
     """Return the sequences of all sources, each in proportion to its weight, and one account.
 
     Raises NearplaneError for fewer sequences than sources.
     """
-    if wanted.sequences < len(mixture.weights):
+    if wanted.sequences < len(sources.weights):
         raise NearplaneError(
-            f"{wanted.sequences} sequences cannot come from {len(mixture.weights)} sources: "
+            f"{wanted.sequences} sequences cannot come from {len(sources.weights)} sources: "
             "use more sequences"
         )
     parts, accounts = [], []
-    for source, count in mixture.sequences(wanted.sequences).items():
+    for source, count in sources.sequences(wanted.sequences).items():
         tokens, account = calibrate(source, tokenizer, replace(wanted, sequences=count))
         parts.append(tokens)
         short = f"{source} fills {len(tokens)} of its {count} sequences"
@@ -174,13 +174,13 @@ def calibrate_mixture(
     packed = interleaved(parts)
     return packed, replace(
         accounts[0],
-        source=mixture.name(),
+        source=sources.name(),
         documents=sum(each.documents for each in accounts),
         sequences=len(packed),
         used=sum(each.used for each in accounts),
         dropped=sum(each.dropped for each in accounts),
         fingerprint=hashlib.sha256(packed.contiguous().numpy().tobytes()).hexdigest(),
-        weights=dict(mixture.weights),
+        weights=dict(sources.weights),
         remarks=tuple(remark for each in accounts for remark in each.remarks),
     )
 

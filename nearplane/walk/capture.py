@@ -320,6 +320,10 @@ class RepeatedRun:
             self.under_way.close()
         self.under_way = None
 
+    def close(self) -> None:
+        """End the run before the block's end, and free what it holds."""
+        self.rest()
+
 
 def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> list[Tensor]:
     """Return the inputs of `layer` when the block runs `call`; the run ends at the last of them.

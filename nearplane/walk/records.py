@@ -114,9 +114,12 @@ def messages_of(entries: list[Any], where: str) -> Messages:
             raise NearplaneError(f"{here} is no message with a role and a content")
         role = entry.get("role", entry.get("from", "user"))
         content = entry.get("content", entry.get("value"))
-        speaker = SPEAKERS.get(role, role) if isinstance(role, str) else "user"
+        content = joined_parts(content, here, entry)
+        if not isinstance(role, str):
+            raise NearplaneError(f"{here} has a role that is no text: {role!r}")
+        speaker = SPEAKERS.get(role, role)
         others = {k: v for k, v in entry.items() if k not in ("from", "value")}
-        found.append(others | {"role": speaker, "content": joined_parts(content, here, entry)})
+        found.append(others | {"role": speaker, "content": content})
     return found
 
 

@@ -6,7 +6,9 @@ on, would give other hidden states in a walk than in the model.
 
 from collections import deque
 from collections.abc import Callable
+from contextlib import closing
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,23 +43,22 @@ def check_forward_passes(
 
     Raises NearplaneError naming the first block whose output differs from the model's own.
     """
-    passes = begun(trace, tokens, placement)
-    visited: set[int] = set()
-    for number, index in enumerate(trace.order):
-        with placement.block(index):
-            again = index in visited
-            visited.add(index)
-            if not again:
+    with closing(begun(trace, tokens, placement)) as passes:
+        visited: set[int] = set()
+        for number, index in enumerate(trace.order):
+            with placement.block(index):
+                again = index in visited
+                visited.add(index)
+                if not again:
+                    visit(index)
+                outputs = run_block(trace, index, passes, placement, [] if again else None)
+                compare(outputs[1], trace.seen.outputs[number], trace.name_of(index))
+                passes.hand_on(iter(outputs), placement)
+        for index in set(range(len(trace.blocks))) - visited:
+            with placement.block(index):
                 visit(index)
-            outputs = run_block(trace, index, passes, placement, [] if again else None)
-            compare(outputs[1], trace.seen.outputs[number], trace.name_of(index))
-            passes.hand_on(iter(outputs), placement)
-    for index in set(range(len(trace.blocks))) - visited:
-        with placement.block(index):
-            visit(index)
-    compare(passes.original[0].result, trace.seen.end, type(placement.model).__name__)
-    trace.seen.outputs, trace.seen.end = [], []
-    passes.close()
+        compare(passes.original[0].result, trace.seen.end, type(placement.model).__name__)
+        trace.seen.outputs, trace.seen.end = [], []
 
 
 def begun(trace: ModelTrace, tokens: Int64[Tensor, "n length"], placement: Placement) -> Passes:
@@ -80,8 +81,11 @@ def run_block(
 ) -> list[Any]:
     """Return what a block returns to both passes, having paused at its stages as the walk does."""
     stages = trace.stages[index] if stages is None else stages
-    calls = [[lambda e=each: e.expect(index)] for each in (*passes.quantized, *passes.original)]
-    streams = Streams.of(trace, index, stages, *calls, placement.limits.paused)
+    calls, original = (
+        [partial(each.expect, index) for each in stream]
+        for stream in (passes.quantized, passes.original)
+    )
+    streams = Streams.of(trace, index, stages, calls, original, placement.limits.paused)
     experts = BlockExperts(streams)
     for stage in stages:
         experts.tokens_of(stage)
@@ -120,7 +124,7 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 @dataclass
-class Witness:
+class SamplePass:
     """A forward pass on a few tokens that follows the walk, through the blocks as it leaves them.
 
     A checkpoint that is loaded again must compute the same (`evaluate/loaded_check.py`).

@@ -191,6 +191,11 @@ class Streams:
             for run in runs:
                 yield run.finish()
 
+    def close(self) -> None:
+        """End the runs that have not ended, and free what they hold."""
+        for run in (*self.runs, *self.originals):
+            run.close()
+
 
 def run_later(stage: Stage, repeated: bool) -> list[Layer]:
     """Return the layers of a stage that original runs may call after they were quantized.

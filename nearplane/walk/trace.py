@@ -3,7 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from typing import Any
 
@@ -19,7 +19,7 @@ from nearplane.walk.capture import Call, Containers, hidden_of, replaced_blocks,
 from nearplane.walk.placement import Placement
 from nearplane.walk.rms_norm import is_rms_norm
 
-TRACED_TOKENS = 16
+TRACED_TOKENS, MANY_TOKENS = 16, 512
 
 
 @dataclass(frozen=True)
@@ -246,19 +246,28 @@ def trace_model(
 ) -> ModelTrace:
     """Run the model on a few tokens and return its blocks and stages.
 
-    Fused experts of `model` are replaced by `Experts`.
+    Where some layers are reached by none of TRACED_TOKENS, as experts may be, up to MANY_TOKENS are
+    run to find their stages. Fused experts of `model` are replaced by `Experts`.
 
     - `placement`: of the weights; None is in memory and as stored.
 
-    Raises NearplaneError when the model has no blocks.
+    Raises NearplaneError when the model has no blocks, or fails.
     """
+    placement = placement or Placement(model)
+    few = traced(model, placement.on_device(tokens[:1, :TRACED_TOKENS]), placement)
+    if not few.unreached:
+        return few
+    rows = tokens[:: max(1, len(tokens) * tokens.shape[1] // MANY_TOKENS)]
+    many = traced(model, placement.on_device(rows[:, :MANY_TOKENS]), placement)
+    return replace(few, stages=many.stages, unreached=many.unreached, added=many.added)
+
+
+def traced(model: nn.Module, tokens: Int64[Tensor, "n length"], placement: Placement) -> ModelTrace:
+    """Run the model on some tokens and return what that shows."""
     split_experts_(model)
     name, blocks = find_blocks(model)
     recorders = [BlockRecorder.of(block, f"{name}.{index}") for index, block in enumerate(blocks)]
     forwards = [block.forward for block in blocks]
-    placement = placement or Placement(model)
-    tokens = placement.on_device(tokens[:1, :TRACED_TOKENS])
-
     order: list[int] = []
     seen, changed, in_place = Seen(tokens), [], []
 

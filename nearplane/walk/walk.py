@@ -2,6 +2,7 @@
 
 from collections import deque
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
 
@@ -23,7 +24,7 @@ from nearplane.walk.input_statistics import InputStatistics, sum_both_streams, s
 from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.rounding import Done, LayerStore, Rounder
-from nearplane.walk.self_check import Witness, check_forward_passes
+from nearplane.walk.self_check import SamplePass, check_forward_passes
 from nearplane.walk.sensitivity import Probe
 from nearplane.walk.streams import StageInputs, Streams
 from nearplane.walk.trace import ModelTrace, Stage, trace_model
@@ -40,13 +41,13 @@ class Walk:
     that were rounded to nearest; `left_out` what was not quantized, and why; `arrivals` counts the
     tokens that were routed to each expert.
 
-    - `selection`: which layers are quantized; chosen by `rules` if None.
+    - `selection`: which layers are quantized, and its rules; chosen by `rules` if None.
     - `bits`: rates of layers that differ from the method's own.
     - `store`: keeps finished layers for a later process. Layers that it has are not rounded
       again, but forward passes still go through them, so that later layers get the same inputs.
     - `ranks`: the processes that quantize together, each on its share of the tokens.
     - `placement`: where tensors live; None is in memory and in their stored types.
-    - `witnessed`: whether a few tokens follow the walk, to compare a loaded checkpoint with.
+    - `sampled`: whether a few tokens follow the walk, to compare a loaded checkpoint with.
     """
 
     model: nn.Module
@@ -58,9 +59,13 @@ class Walk:
     store: LayerStore | None = None
     ranks: Ranks = ALONE
     placement: Placement | None = None
-    witnessed: bool = False
+    sampled: bool = False
     arrivals: dict[str, dict[str, int]] = field(default_factory=dict)
     ready: "Prepared | None" = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        if self.selection is not None:
+            self.rules = self.selection.rules
 
     def prepare(self) -> "Walk":
         """Run the model on a few tokens, to see which layers share inputs, and check the weights.
@@ -148,24 +153,24 @@ class Walk:
 
     def __iter__(self) -> Iterator[Done]:
         prepared = (self if self.ready else self.prepare()).prepared
-        passes = self.begun_passes()
         heads = prepared.selection.heads(self.model)
-        if self.witnessed:
+        if self.sampled:
             head = heads[0].module if heads else None
-            prepared.witness = Witness(self.trace, prepared.placement, head)
-        forget_file_pages()
-        called: set[int] = set()
-        for call, index in enumerate(self.trace.order):
-            last = call == len(self.trace.order) - 1 and not self.goes_to_head
-            with prepared.placement.block(index):
-                again = index in called
-                called.add(index)
-                yield from self.run_block(index, passes, again, last)
-        for head in heads:
-            yield from self.quantize_head(head, passes)
-        passes.close()
-        if prepared.witness is not None:
-            prepared.witness.finish()
+            prepared.sample = SamplePass(self.trace, prepared.placement, head)
+        # closed after an error too: passes hold files open
+        with closing(self.begun_passes()) as passes:
+            forget_file_pages()
+            called: set[int] = set()
+            for call, index in enumerate(self.trace.order):
+                last = call == len(self.trace.order) - 1 and not self.goes_to_head
+                with prepared.placement.block(index):
+                    again = index in called
+                    called.add(index)
+                    yield from self.run_block(index, passes, again, last)
+            for head in heads:
+                yield from self.quantize_head(head, passes)
+        if prepared.sample is not None:
+            prepared.sample.finish()
 
     @property
     def goes_to_head(self) -> bool:
@@ -206,12 +211,13 @@ class Walk:
         limits = prepared.placement.limits
         earlier = self.earlier_weights(index)
         streams = Streams.of(self.trace, index, stages, calls, originals, limits.paused, earlier)
-        experts = BlockExperts(streams, self.ranks, prepared.placement)
-        for stage in stages:
-            yield from self.quantize_stage(stage, streams, experts)
-        if prepared.witness is not None:
-            prepared.witness.follow(index)
-        passes.hand_on(streams.finish(), prepared.placement, last)
+        with closing(streams):
+            experts = BlockExperts(streams, self.ranks, prepared.placement)
+            for stage in stages:
+                yield from self.quantize_stage(stage, streams, experts)
+            if prepared.sample is not None:
+                prepared.sample.follow(index)
+            passes.hand_on(streams.finish(), prepared.placement, last)
         for layer in (layer for stage in stages for layer in stage.layers):
             if layer in self.rounder.rounded and not self.trace.shared(layer):
                 layer.release()
@@ -275,7 +281,7 @@ class Prepared:
     trace: ModelTrace
     layers: list[Layer]
     rounder: Rounder | None = None
-    witness: Witness | None = None
+    sample: SamplePass | None = None
 
 
 def check_layers(method: Method, layers: list[Layer]) -> None:

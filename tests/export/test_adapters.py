@@ -88,7 +88,6 @@ def test_what_would_change_the_weight_is_refused(case):
 
 
 def test_other_layers_are_peft_s_own():
-    path, targets = case
     model = peft.get_peft_model(
         tiny.FAMILIES["llama"](), peft.LoraConfig(target_modules=["q_proj"])
     )

@@ -140,9 +140,11 @@ def test_sharded_checkpoint(tmp_path):
     assert_same_logits(npl.load(tmp_path / "out"), dense)
 
 
-def test_training_is_refused(written):
+def test_transformers_trains_adapters_on_it(written):
+    """Only these: no compressed weight is a parameter (test_adapters.py)."""
     model = npl.load(written("llama").path)
-    assert model.hf_quantizer.is_trainable is False
+    assert model.hf_quantizer.is_trainable is True
+    assert not any(name.endswith("_proj.weight") for name, _ in model.named_parameters())
 
 
 def test_no_directory(tmp_path):

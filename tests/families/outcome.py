@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import nearplane as npl
+from nearplane.evaluate.perplexity import losses
 from nearplane.evaluate.verify import verify, verify_against
 from nearplane.methods import ECLQ, HPTQ, Method
 from nearplane.pipeline import quantize
@@ -101,6 +102,9 @@ def go_all_the_way(
     loaded, plain = npl.load(out), npl.load(out, dequantize=True)
     mine, theirs, original = (logits(m, tokens) for m in (loaded, plain, model))
     close(mine, theirs, "kernels")
+    scored = losses(loaded, tokens, LENGTH - 1)
+    whole = nn.functional.cross_entropy(mine[:, :-1].mT, tokens[:, 1:], reduction="none")
+    close(scored.float(), whole, "losses")
     spread = float((original - original.mean(-1, keepdim=True)).norm())
     off = float((theirs - original).norm()) / spread
     assert off < FAR, f"the quantized model is off by {off:.3f}"

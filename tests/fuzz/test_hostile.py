@@ -275,7 +275,8 @@ def test_bad_lines_of_a_calibration_file(name, tmp_path):
         ([{"content": 1}], "content that is int and holds no text"),
         ([{"role": [], "content": {"a": []}}], "content that is dict and holds no text"),
         ([{"content": "a"}], "the chat template refuses line 1 of"),
-        ([{"role": [], "content": "a"}], "the chat template refuses line 1 of"),
+        ([{"role": "odd", "content": "a"}], "the chat template refuses line 1 of"),
+        ([{"role": [], "content": "a"}], "a role that is no text"),
     ],
 )
 def test_a_template_that_fails_is_said(messages, says, tmp_path):

@@ -12,7 +12,7 @@ from nearplane.methods import ECLQ, HPTQ
 from nearplane.types import NearplaneError
 from nearplane.walk import walk as walk_file
 from nearplane.walk.placement import ActivationLimits, Placement
-from nearplane.walk.self_check import Witness
+from nearplane.walk.self_check import SamplePass
 from nearplane.walk.sensitivity import Probe, compared_of
 from nearplane.walk.streams import Streams
 from nearplane.walk.trace import trace_model
@@ -104,12 +104,12 @@ def test_what_blocks_hand_to_each_other(kind, limits, method, tmp_path):
     if limits.paused == 0:
         limits = ActivationLimits(0, tmp_path)
     place = Placement(model, limits=limits)
-    walk = Walk(model, method, TOKENS, placement=place, witnessed=True)
+    walk = Walk(model, method, TOKENS, placement=place, sampled=True)
     values = {layer.name: weight.value() for layer, weight, _ in walk}
     assert len(values) == 6
     for name, value in values.items():
         plain.get_submodule(name).weight.data.copy_(value)
-    seen = walk.prepared.witness.seen
+    seen = walk.prepared.sample.seen
     with torch.no_grad():
         assert seen.end[0].equal(plain(seen.tokens))
 
@@ -220,8 +220,8 @@ def test_an_error_of_a_block_names_it(error):
     assert caught.value.__cause__ is error and "\n" not in str(caught.value)
 
 
-def test_a_witness_follows_the_walk_only_if_asked():
+def test_a_sample_follows_the_walk_only_if_asked():
     walk = Walk(Blocks(Residual(a=linear())), METHODS[0], TOKENS)
-    assert list(walk) and walk.prepared.witness is None
-    walk = Walk(Blocks(Residual(a=linear())), METHODS[0], TOKENS, witnessed=True)
-    assert list(walk) and isinstance(walk.prepared.witness, Witness)
+    assert list(walk) and walk.prepared.sample is None
+    walk = Walk(Blocks(Residual(a=linear())), METHODS[0], TOKENS, sampled=True)
+    assert list(walk) and isinstance(walk.prepared.sample, SamplePass)

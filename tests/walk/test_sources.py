@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import CalibrationRequest, calibrate
-from nearplane.walk.mixture import Mixture, interleaved, weighted
+from nearplane.walk.sources import Sources, interleaved, weighted
 
 
 class Words:
@@ -29,23 +29,23 @@ class Words:
     st.integers(6, 500),
 )
 def test_shares_add_up_and_are_within_one_of_the_weights(weights, count):
-    mixture = Mixture({f"{index}": weight for index, weight in enumerate(weights)})
-    found = mixture.sequences(count)
-    shares = {name: count * weight / sum(weights) for name, weight in mixture.weights.items()}
+    sources = Sources({f"{index}": weight for index, weight in enumerate(weights)})
+    found = sources.sequences(count)
+    shares = {name: count * weight / sum(weights) for name, weight in sources.weights.items()}
     # sources that get less than one sequence get one, at the cost of nobody
     assert count <= sum(found.values()) <= count + len(weights)
     assert all(n >= 1 for n in found.values())
     assert all(n <= max(1, shares[name] + 1 + 1e-9) for name, n in found.items())
 
 
-def test_a_mixture_of_files(tmp_path: Path):
+def test_several_files(tmp_path: Path):
     for letter in "ab":
         (tmp_path / f"{letter}.txt").write_text(letter * 1000)
     sources = {str(tmp_path / "a.txt"): 3, str(tmp_path / "b.txt"): 1}
     tokens, account = calibrate(sources, Words(), CalibrationRequest(8, 10))
     assert tokens[:, 0].tolist() == [97, 97, 98, 97, 97, 97, 98, 97]
     assert account.sequences == 8 and account.weights == sources and account.begins == "a" * 80
-    again, second = calibrate(Mixture(account.weights), Words(), CalibrationRequest(8, 10))
+    again, second = calibrate(Sources(account.weights), Words(), CalibrationRequest(8, 10))
     assert again.equal(tokens) and second.fingerprint == account.fingerprint
     assert "begins" not in account.for_json()
     with pytest.raises(NearplaneError, match="use more sequences"):
@@ -73,9 +73,9 @@ def test_weights_are_written_behind_a_colon(said, source, weight):
 
 
 @pytest.mark.parametrize("sources", [["a:0", "b"], ["a", "a:2"], []])
-def test_odd_mixtures_are_refused(sources):
+def test_odd_sources_are_refused(sources):
     with pytest.raises(NearplaneError):
-        Mixture.of(sources)
+        Sources.of(sources)
 
 
 @given(st.lists(st.integers(1, 9), min_size=1, max_size=4))

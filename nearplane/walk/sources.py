@@ -16,7 +16,7 @@ WEIGHTED = re.compile(r"(.+):([0-9]+(?:\.[0-9]+)?)")
 
 
 @dataclass(frozen=True)
-class Mixture:
+class Sources:
     """Sources, and their weights: of n sequences, source i gives about n · wᵢ / Σ w.
 
     - `weights`: name of a file, directory or data set -> a number above 0.
@@ -28,14 +28,14 @@ class Mixture:
 
     def __post_init__(self) -> None:
         if not self.weights:
-            raise NearplaneError("a mixture needs at least one source")
+            raise NearplaneError("there is no source of calibration text")
         for source, weight in self.weights.items():
             if not isinstance(weight, int | float) or not 0 < weight < float("inf"):
                 raise NearplaneError(f"the weight of {source} must be above 0, not {weight}")
 
     @classmethod
-    def of(cls, sources: Sequence[str | Path]) -> "Mixture":
-        """Return the mixture that is written as SOURCE or SOURCE:WEIGHT; a weight unsaid is 1.
+    def of(cls, sources: Sequence[str | Path]) -> "Sources":
+        """Return the sources that are written as SOURCE or SOURCE:WEIGHT; a weight unsaid is 1.
 
         Raises NearplaneError for a source that is named twice.
         """
@@ -69,13 +69,14 @@ def weighted(source: str) -> tuple[str, float]:
     return parts[1], float(parts[2])
 
 
-def as_mixture(text: Any) -> Any:
-    """Return a mixture for several paths, weighted sources or one SOURCE:WEIGHT; else `text`."""
+def as_sources(text: Any) -> Any:
+    """Return several paths, or a dictionary of weights, as `Sources`; anything else as it is."""
     if isinstance(text, Mapping):
-        return Mixture({str(source): weight for source, weight in text.items()})
-    if isinstance(text, list | tuple) and text and all(isinstance(part, Path) for part in text):
-        return Mixture.of(text) if len(text) > 1 else text[0]
-    return text
+        return Sources({str(source): weight for source, weight in text.items()})
+    if not isinstance(text, list | tuple) or not text or not all(isinstance(p, Path) for p in text):
+        return text
+    paths = list(text)
+    return Sources.of(paths) if len(paths) > 1 else paths[0]
 
 
 def interleaved(parts: list[Int64[Tensor, "n length"]]) -> Int64[Tensor, "n length"]:
