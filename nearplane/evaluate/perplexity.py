@@ -239,7 +239,8 @@ def head_gives_logits(model: Any, tokens: Int64[Tensor, "one some"]) -> bool:
     expected = model(input_ids=tokens, use_cache=False).logits
     try:
         output = model.base_model(input_ids=tokens, use_cache=False)
-        found = head_logits(model, output, output[0], tokens)
+        # other tokens: a model that does not call its body through this name would read them
+        found = head_logits(model, output, output[0], tokens.roll(1, 1))
     # bodies return what they like
     except Exception:
         return False

@@ -190,10 +190,16 @@ class Walk:
             for batch in batches
         ]
         passes = Passes(started[: len(batches)], started[len(batches) :])
+        states = place.hidden_states() if place.limits.directory else None
         with place.outside():
-            for forward_pass in started:
-                forward_pass.go_on()
-                forward_pass.share_memory_(started[0])
+            for number, each in enumerate(started):
+                each.go_on()
+                each.share_memory_(started[0])
+                if number < len(batches):
+                    each.keep_in(states)
+                else:
+                    # both streams begin with the same hidden states
+                    each.share_memory_(started[number - len(batches)])
         return passes
 
     def run_block(

@@ -10,6 +10,7 @@ from transformers import Gemma2Config, Gemma2ForCausalLM, GPT2Config, GPT2LMHead
 from nearplane.evaluate import perplexity as module
 from nearplane.evaluate.perplexity import (
     WindowOptions,
+    head_is_apart,
     losses,
     perplexity,
     text_windows,
@@ -17,6 +18,7 @@ from nearplane.evaluate.perplexity import (
 )
 from nearplane.types import NearplaneError
 from tests.cli import tiny
+from tests.families import zoo
 
 STREAM = torch.arange(2, 302) % 300
 
@@ -112,3 +114,13 @@ def test_impossible_cuts_are_refused(wrong):
 def test_the_text_follows_the_tokenizer_habit(text):
     assert text_windows(text, tiny.tokenizer(bos=True), WindowOptions(32)).bos == 0
     assert text_windows(text, tiny.tokenizer(bos=False), WindowOptions(32)).bos is None
+
+
+@pytest.mark.parametrize("family", ["bart", "gemma2", "llama", "openai-gpt", "rwkv"])
+def test_losses_are_those_of_the_model_s_own_logits(family):
+    """Also of models that do not call their body where its hidden states could be put in."""
+    model = zoo.tiny_model(family)
+    tokens = torch.randint(3, 99, (2, 24), generator=torch.Generator().manual_seed(0))
+    expected = plain_nll(model, tokens, 23)
+    torch.testing.assert_close(losses(model, tokens, 23), expected, rtol=1e-4, atol=1e-4)
+    assert head_is_apart(model, tokens) == (family != "bart")
