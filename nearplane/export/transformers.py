@@ -166,9 +166,11 @@ class NearplaneQuantizer(HfQuantizer):
         self, model: "PreTrainedModel", dtype: torch.dtype | None = None
     ) -> "PreTrainedModel":
         dtype = model.dtype if dtype is None else dtype
-        for name, module in list(model.named_modules()):
+        decoded: dict[nn.Module, nn.Module] = {}  # layers that shared a record share a weight
+        for name, module in list(model.named_modules(remove_duplicate=False)):
             if isinstance(module, CompressedLinear):
-                model.set_submodule(name, dequantized(module, dtype))
+                decoded[module] = decoded.get(module) or dequantized(module, dtype)
+                model.set_submodule(name, decoded[module])
         join_experts_(model)
         # now it is to write what transformers writes of such a model
         model.__dict__.pop("_weight_conversions", None)

@@ -1,9 +1,14 @@
 """docs/FAMILIES.md says what becomes of every family that transformers registers."""
 
 import pytest
+import torch
 import transformers
+from transformers import AutoModelForCausalLM
 
-from nearplane.methods import ECLQ
+import nearplane as npl
+from nearplane.export.linear import CompressedLinear
+from nearplane.methods import ECLQ, HPTQ
+from nearplane.pipeline import quantize
 from tests.families import table, zoo
 from tests.families.outcome import WORKS, outcome
 
@@ -40,6 +45,20 @@ def test_nearly_all_families_work():
 @pytest.mark.parametrize("family", SOME)
 def test_a_family_goes_all_the_way(family):
     assert outcome(family, {"eclq": ECLQ(bpw=9.5)}).row() == table.rows()[family]
+
+
+def test_tied_layers_are_dequantized_and_saved(tmp_path):
+    """Zamba's blocks share the weights of their attention: one record, and one weight afterwards."""
+    model = zoo.tiny_model("zamba2")
+    model.save_pretrained(tmp_path / "model")
+    tokens = torch.randint(3, 99, (2, 24))
+    quantize(tmp_path / "model", tmp_path / "out", HPTQ(bpw=9.5), tokens)
+    plain = npl.load(tmp_path / "out", dequantize=True)
+    assert not any(isinstance(module, CompressedLinear) for module in plain.modules())
+    plain.save_pretrained(tmp_path / "plain")
+    again = AutoModelForCausalLM.from_pretrained(tmp_path / "plain").eval()
+    with torch.no_grad():
+        assert again(tokens).logits.equal(plain(tokens).logits)
 
 
 @pytest.mark.long
