@@ -48,7 +48,7 @@ def test_a_family_goes_all_the_way(family):
 
 
 def test_tied_layers_are_dequantized_and_saved(tmp_path):
-    """Zamba's blocks share the weights of their attention: one record, and one weight afterwards."""
+    """Blocks share the weights of their attention: one record, and one weight afterwards."""
     model = zoo.tiny_model("zamba2")
     model.save_pretrained(tmp_path / "model")
     tokens = torch.randint(3, 99, (2, 24))
