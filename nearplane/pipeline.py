@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from nearplane.evaluate.loaded_check import check_loaded
+from nearplane.evaluate.loaded_check import LoadedCheckError, check_loaded
 from nearplane.export.checkpoint_format import quantization_config, rounded, special_floats
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companion_files import companion_files, files_left_behind
@@ -122,6 +122,9 @@ def keeping(ledger: Ledger, watcher: Watcher, resume: bool) -> Iterator[None]:
     ledger.refuse_without_resume(resume)
     try:
         yield
+    except LoadedCheckError:
+        ledger.remove()
+        raise
     except BaseException:
         if ledger.finished_layers:
             watcher.says(
@@ -336,7 +339,9 @@ def check_output(out: str | Path, survey: Survey, watcher: Watcher) -> None:
         return
     companions = companion_files(survey.name)
     for name in files_left_behind(survey.name, companions):
-        watcher.says(f"{name} is not copied: it is no file of a tokenizer, processor or licence")
+        watcher.says(
+            f"{name} is left behind: it is neither read nor a tokenizer's, processor's or licence's"
+        )
 
 
 def calibrated(

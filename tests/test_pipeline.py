@@ -88,7 +88,7 @@ def test_text_and_companions(source, place):
     assert tokenizer("the plane").input_ids == tiny.tokenizer(True)("the plane").input_ids
     assert [layers for _, layers in counted] == [14] * 14
     assert [name for name, _ in counted] == [row["name"] for row in report["layers"]]
-    assert said[0].startswith("notes.txt is not copied")
+    assert said[0].startswith("notes.txt is left behind")
     assert said[1].startswith("calibration: 6 sequences of 20 tokens from 1 documents of 1 strings")
     calibration = report["recipe"]["calibration"]
     assert calibration["sequences"] == 6 and calibration["opened_by"] == 0

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 import typer
 
 from nearplane.cli.options import Arithmetic, TrustRemoteCode
-from nearplane.types import NearplaneError, Progress
+from nearplane.types import NearplaneError, Progress, naming_errors
 
 Dequantize = Annotated[
     bool,
@@ -46,7 +46,7 @@ def evaluate(
     from nearplane.model.positions import check_positions, position_limit
 
     check_arithmetic(arithmetic)
-    options = WindowOptions(context or CONTEXT, stride, windows)
+    options = WindowOptions(CONTEXT if context is None else context, stride, windows)
     quiet()
     opened, tokenizer = open_any(model, dequantize, arithmetic, trust_remote_code)
     if tokenizer is None:
@@ -110,7 +110,8 @@ def run(
     model, tokenizer = open_any(directory, dequantize, arithmetic, trust_remote_code)
     if tokenizer is None:
         raise NearplaneError(f"{directory} has no tokenizer that can be read")
-    inputs = prompt_inputs(tokenizer, prompt, chat)
+    with naming_errors("making tokens of the prompt"):
+        inputs = prompt_inputs(tokenizer, prompt, chat)
     check_positions(model, inputs["input_ids"].shape[1] + tokens, "prompt, or fewer --tokens")
     print_continuation(model, tokenizer, inputs, tokens)
 
@@ -131,7 +132,8 @@ def open_any(
         source = open_model(name, trust_remote_code, dtype=compute)
         return source.model, source.tokenizer
     options = {"arithmetic": arithmetic, "trust_remote_code": trust_remote_code}
-    return load(name, dequantize=dequantize, **options), load_tokenizer(name)
+    tokenizer = load_tokenizer(name, trust_remote_code)
+    return load(name, dequantize=dequantize, **options), tokenizer
 
 
 def bits_sentence(name: str, trust_remote_code: bool = False) -> str:
@@ -180,4 +182,5 @@ def print_continuation(model: Any, tokenizer: Any, inputs: Any, tokens: int) -> 
         pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
     )
     arguments = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
-    model.generate(**arguments, generation_config=config, streamer=streamer)
+    with naming_errors(f"writing with {type(model).__name__}"):
+        model.generate(**arguments, generation_config=config, streamer=streamer)

@@ -27,9 +27,9 @@ class Settings:
     calibration: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text the model is rounded on: a .txt, .jsonl or .parquet file, packed as .gz or "
-            ".zst or not, a directory of them, or a data set as NAME[:CONFIG][:SPLIT]; several "
-            "are mixed, in proportion to weights as in a.jsonl:2 b.txt:1"
+            help="Text the model is rounded on: a .txt, .jsonl, .csv or .parquet file, packed or "
+            "not, a directory of them, or a data set as NAME[:CONFIG][:SPLIT]; several are mixed, "
+            "in proportion to weights as in a.jsonl:2 b.txt:1"
         ),
     ] = None
     sequences: Annotated[

@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
+from nearplane.model.forward_arguments import forward_arguments, logits_of
 from nearplane.model.output_head import vocabulary
 from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.calibration import opening_token
@@ -212,11 +213,11 @@ def scored_logits(
     tokens = tokens.to(next(model.parameters()).device)
     if not head_is_apart(whole, tokens[:1, :COMPARED]):
         with torch.no_grad():
-            logits = whole(input_ids=tokens, use_cache=False).logits
+            logits = logits_of(whole(**forward_arguments(whole, tokens)))
         yield logits[:, -scored - 1 : -1], tokens[:, -scored:]
         return
     with torch.no_grad():
-        output = whole.base_model(input_ids=tokens, use_cache=False)
+        output = whole.base_model(**forward_arguments(whole.base_model, tokens))
     hidden = output[0][:, -scored - 1 : -1]
     some = tokens_per_slice(whole, len(tokens) * models)
     for first in range(0, scored, some):
@@ -236,9 +237,9 @@ def head_is_apart(model: Any, tokens: Int64[Tensor, "one some"]) -> bool:
 @torch.no_grad()
 def head_gives_logits(model: Any, tokens: Int64[Tensor, "one some"]) -> bool:
     """Whether the model's logits are those of its body's hidden states, but for rounding."""
-    expected = model(input_ids=tokens, use_cache=False).logits
+    expected = logits_of(model(**forward_arguments(model, tokens)))
     try:
-        output = model.base_model(input_ids=tokens, use_cache=False)
+        output = model.base_model(**forward_arguments(model.base_model, tokens))
         # other tokens: a model that does not call its body through this name would read them
         found = head_logits(model, output, output[0], tokens.roll(1, 1))
     # bodies return what they like
@@ -269,4 +270,4 @@ def head_logits(
     given = type(output)(**{**output, "last_hidden_state": hidden})
     # families scale or cap logits in ways of their own, which only their forward knows
     with replaced_forward(model.base_model, lambda *_, **__: given), torch.no_grad():
-        return model(input_ids=target, use_cache=False).logits
+        return logits_of(model(**forward_arguments(model, target)))

@@ -85,6 +85,8 @@ def verify_against(
     split_experts_(source.model)
     found.add("weight errors recomputed", list(wrong_weights(checkpoint, source)))
     tokens, why_not = calibration_tokens(checkpoint, source, calibration)
+    if tokens is None and calibration is not None:
+        raise NearplaneError(f"the calibration loss cannot be checked, because {why_not}")
     if tokens is None:
         found.checked.append(f"not checked: the calibration loss, because {why_not}")
         return found

@@ -6,9 +6,11 @@ on, switched off, saved and loaded, but nothing can be merged into a record.
 
 from typing import Any
 
+from peft.tuners import tuners_utils
 from peft.tuners.lora import layer as lora
 from peft.tuners.lora.model import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
+from torch import nn
 
 from nearplane.export.linear import CompressedLinear
 from nearplane.types import NearplaneError
@@ -50,4 +52,18 @@ def _create_new_module(lora_config: Any, adapter_name: str, target: Any, **optio
     return _created_by_peft(lora_config, adapter_name, target, **options)
 
 
+def _include_compressed_layers(peft_config: Any, model: Any) -> Any:
+    """Return the configuration with "all-linear" spelled out, compressed layers among them."""
+    wanted = getattr(peft_config, "target_modules", None)
+    named = {n for n, m in model.named_modules() if isinstance(m, CompressedLinear)}
+    if not (named and isinstance(wanted, str) and wanted.lower() == "all-linear"):
+        return _included_by_peft(peft_config, model)
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+    plain = {n for n, m in model.named_modules() if isinstance(m, nn.Linear) and m is not head}
+    peft_config.target_modules = named | plain
+    return peft_config
+
+
 LoraModel._create_new_module = staticmethod(_create_new_module)
+_included_by_peft = tuners_utils._maybe_include_all_linear_layers
+tuners_utils._maybe_include_all_linear_layers = _include_compressed_layers

@@ -1,5 +1,6 @@
 """The files of the source model that are copied into the checkpoint unchanged."""
 
+import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
@@ -43,6 +44,10 @@ WEIGHTS = (
     "*.ot",
 )
 
+# the same weights for other programs
+OTHER_FORMS = ("*model*.bin", "tf_model.h5", "flax_model.msgpack", "*.onnx", "rust_model.ot")
+OTHER_FORMS += ("consolidated*", "*.gguf", "original/*")
+
 
 def companion_files(source: str | Path) -> dict[str, Path]:
     """Return relative name -> path of the tokenizer, processor, licence and code files.
@@ -66,18 +71,42 @@ def companion_files(source: str | Path) -> dict[str, Path]:
 
 
 def files_left_behind(source: str | Path, companions: Iterable[str]) -> list[str]:
-    """Return the names in a model's directory that are neither weights nor copied, sorted.
+    """Return the names of files in a model's directory that are not read nor copied, sorted.
 
-    Hidden files are not among them; of a name on the hub nothing is known, and [] returned.
+    Of a folder of which nothing is copied, it is the folder's. Hidden files are not among them; of
+    a name on the hub nothing is known, and [] returned.
 
     - `companions`: the relative names that `companion_files` returned.
     """
     directory = Path(source).expanduser()
     if not directory.is_dir():
         return []
-    copied = {name.split("/")[0] for name in companions}
-    names = (path for path in directory.iterdir() if not _matches(path, (*OWN, *WEIGHTS, ".*")))
-    return sorted(path.name for path in names if path.name not in copied)
+    known = {*companions, *read_weights(directory)}
+    folders = {name.rpartition("/")[0] for name in known}
+    left = set()
+    for path in directory.rglob("*"):
+        name = path.relative_to(directory).as_posix()
+        parts = name.split("/")
+        if path.is_dir() or name in known or any(part.startswith(".") for part in parts):
+            continue
+        if len(parts) == 1 and _matches(path, (*OWN, *OTHER_FORMS)):
+            continue
+        # the first folder of which nothing is copied stands for all in it
+        outer = ("/".join(parts[:depth]) for depth in range(1, len(parts)))
+        left.add(next((folder for folder in outer if folder not in folders), name))
+    return sorted(left)
+
+
+def read_weights(directory: Path) -> set[str]:
+    """Return the names of the weight files in a directory that transformers reads."""
+    names = {path.name for path in directory.glob("*.safetensors")}
+    for index in directory.glob("*.safetensors.index.json"):
+        try:
+            return set(json.loads(index.read_bytes())["weight_map"].values())
+        # whoever opens the model says what is wrong with it
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            return names
+    return {"model.safetensors"} if "model.safetensors" in names else names
 
 
 def _matches(path: Path, patterns: tuple[str, ...]) -> bool:

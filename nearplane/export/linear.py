@@ -79,10 +79,11 @@ class CompressedLinear(nn.Module):
             self.form, self.laid = resident.RECORD, None
             self.register_buffer("record", record)
 
+    # the argument has the name that nn.Linear's has
     def forward(
-        self, x: Float[Tensor, "*batch in_features"]
+        self, input: Float[Tensor, "*batch in_features"]
     ) -> Float[Tensor, "*batch out_features"]:
-        return resident.product(x, self._bytes, self.form, self.out_features, self.bias)
+        return resident.product(input, self._bytes, self.form, self.out_features, self.bias)
 
     def extra_repr(self) -> str:
         bpw = 8 * self.stored_bytes / (self.in_features * self.out_features)

@@ -11,7 +11,12 @@ from nearplane.export import checkpoint_reader
 from nearplane.model.auto_class import auto_class
 from nearplane.model.compute_dtype import AUTO, arithmetic_for, check_arithmetic, name_of
 from nearplane.model.open_model import without_dispatch
-from nearplane.model.untrusted_files import check_blocks, forget_fetched_code, panics_as_errors
+from nearplane.model.untrusted_files import (
+    check_blocks,
+    forget_fetched_code,
+    panics_as_errors,
+    told_to_trust,
+)
 from nearplane.types import NearplaneError, first_line
 
 if TYPE_CHECKING:
@@ -67,17 +72,20 @@ def load(
     return (model if device is None else model.to(device)).eval()  # pyright: ignore[reportArgumentType]
 
 
-def load_tokenizer(path: str | Path) -> "PreTrainedTokenizerBase":
-    """Return the tokenizer that was stored with a checkpoint."""
+def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
+    """Return the tokenizer that was stored with a checkpoint.
+
+    - `trust_remote_code`: run the Python files that the tokenizer of an unusual model brings.
+    """
     from transformers import AutoTokenizer
 
     source = _checked(path)
     try:
         with panics_as_errors():
-            return AutoTokenizer.from_pretrained(source, trust_remote_code=False)
+            return AutoTokenizer.from_pretrained(source, trust_remote_code=trust_remote_code)
     # the files may hold anything, and every tokenizer has errors of its own for that
     except Exception as error:
-        said = first_line(error)
+        said = told_to_trust(error)
         raise NearplaneError(f"{path} has no tokenizer that can be read: {said}") from error
 
 
@@ -105,7 +113,7 @@ def _config(source: str, trusted: bool) -> Any:
         config = AutoConfig.from_pretrained(source, trust_remote_code=trusted)
     # config.json may hold anything, and every model has errors of its own for that
     except Exception as error:
-        raise NearplaneError(f"{source} cannot be loaded: {first_line(error)}") from error
+        raise NearplaneError(f"{source} cannot be loaded: {told_to_trust(error)}") from error
     if not trusted:
         forget_fetched_code(config)
     return config

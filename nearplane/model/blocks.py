@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 from nearplane.types import NearplaneError
 
+# what a subclass may define without being another layer
+HARMLESS = {
+    *("__module__", "__doc__", "__init__", "__annotations__", "__parameters__", "__orig_bases__"),
+    *("extra_repr", "reset_parameters", "__firstlineno__", "__static_attributes__"),
+}
 TOWERS = ("vision", "visual", "image", "audio", "speech")  # in names of parts beside the language
 
 
@@ -61,8 +66,18 @@ def is_linear(module: nn.Module) -> bool:
 
     A subclass of nn.Linear with a forward of its own, as some routers are, is no such layer.
     """
-    plain = isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+    if module._parameters.get("weight") is None or "forward" in vars(module):
+        return False  # its weight is computed from others, or its forward replaced
+    plain = isinstance(module, nn.Linear) and not changed_names(type(module))
     return plain or is_conv1d(module) or is_falcon_linear(module)
+
+
+def changed_names(kind: type) -> set[str]:
+    """Return what a subclass of nn.Linear defines anew, so that it is more than that."""
+    own = set()
+    for base in kind.__mro__[: kind.__mro__.index(nn.Linear)]:
+        own |= vars(base).keys()
+    return own - HARMLESS
 
 
 def is_falcon_linear(module: nn.Module) -> bool:
@@ -78,10 +93,10 @@ def linear_modules(block: nn.Module) -> list[nn.Module]:
     return [module for module in block.modules() if is_linear(module)]
 
 
-def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
+def find_blocks(model: nn.Module) -> tuple[str, Any]:
     """Return the name and the list of the blocks that the language model runs one after the other.
 
-    The ModuleList with most parameters that holds linear layers and lies in no other such list; of
+    The list with most parameters whose modules have linear layers, and that is in no other such; of
     a model with towers for images or sound, one inside the part that transformers calls decoder.
 
     Raises NearplaneError when the model has none.
@@ -89,18 +104,26 @@ def find_blocks(model: nn.Module) -> tuple[str, nn.ModuleList]:
     lists = {
         name: module
         for name, module in model.named_modules()
-        if isinstance(module, nn.ModuleList) and any(is_linear(m) for m in module.modules())
+        if isinstance(module, nn.ModuleList | nn.Sequential) and holds_blocks(module)
     }
     outer = [n for n in lists if not any(n.startswith(o + ".") for o in lists)]
     if not outer:
         raise NearplaneError(
-            f"{type(model).__name__} has no list of blocks with linear layers: nothing to quantize"
+            f"{type(model).__name__} has no ModuleList or Sequential of blocks with linear layers "
+            "in them: nothing to quantize"
         )
     inside = set(language_part(model).modules())
     outer = [name for name in outer if lists[name] in inside] or outer
     outer = [name for name in outer if not any(tower in name for tower in TOWERS)] or outer
     name = max(outer, key=lambda n: sum(p.numel() for p in lists[n].parameters()))
     return name, lists[name]
+
+
+def holds_blocks(modules: nn.ModuleList | nn.Sequential) -> bool:
+    """Whether a list, numbered from 0, holds modules with linear layers inside."""
+    numbered = list(modules._modules) == [str(index) for index in range(len(modules))]
+    inside = (m for block in modules for m in block.modules() if m is not block)
+    return numbered and any(map(is_linear, inside))
 
 
 def language_part(model: Any) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from nearplane.model.blocks import Layer
 from nearplane.model.experts import Experts
+from nearplane.model.forward_arguments import first_input, forward_arguments
 
 TOKENS = 4
 
@@ -34,21 +35,26 @@ def meta_run(model: Any, layers: list[Layer]) -> MetaRun:
     alive: list[Tensor] = []  # keeps the inputs in memory, so that each has an id() of its own
     shares: dict[nn.Module, float] = {}
 
-    def note(layer: Layer, _: nn.Module, args: tuple[Tensor, ...]) -> None:
-        alive.append(args[0])
-        groups.setdefault(id(args[0]), []).append(layer)
+    def note(layer: Layer, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        given = first_input(args, kwargs)
+        alive.append(given)
+        groups.setdefault(id(given), []).append(layer)
 
     def note_share(experts: Experts, args: tuple[Tensor, ...]) -> None:
         share = args[1].shape[1] / len(experts)
         shares.update(dict.fromkeys(experts.modules(), share))
 
-    hooks = [la.module.register_forward_pre_hook(partial(note, la)) for la in layers]
+    hooks: list[Any] = [
+        la.module.register_forward_pre_hook(partial(note, la), with_kwargs=True) for la in layers
+    ]
     mixtures = [module for module in model.modules() if isinstance(module, Experts)]
     hooks += [experts.register_forward_pre_hook(note_share) for experts in mixtures]
     try:
         with torch.no_grad():
-            model(**meta_inputs(TOKENS), use_cache=False)
-    except (RuntimeError, NotImplementedError, ValueError, TypeError, AttributeError):
+            inputs = meta_inputs(TOKENS)
+            model(**inputs | forward_arguments(model, inputs["input_ids"]))
+    # whatever a model's code raises: it was not made for a run without numbers
+    except Exception:
         groups = {}
     finally:
         for hook in hooks:

@@ -16,7 +16,12 @@ from nearplane.model.block_loading import BlockLoader, InMemory, OnDisk, stand_a
 from nearplane.model.blocks import find_blocks
 from nearplane.model.gguf_header import check_gguf
 from nearplane.model.process_memory import forget_file_pages
-from nearplane.model.untrusted_files import check_blocks, forget_fetched_code, panics_as_errors
+from nearplane.model.untrusted_files import (
+    check_blocks,
+    forget_fetched_code,
+    panics_as_errors,
+    told_to_trust,
+)
 from nearplane.model.weight_files import check_fit, read_shapes
 from nearplane.types import NearplaneError, first_line
 
@@ -216,10 +221,9 @@ def open_config(name: str | Path, where: dict[str, Any]) -> Any:
         config = AutoConfig.from_pretrained(**where)
     # a model's class may raise any error for an unexpected config.json
     except Exception as error:
-        said = first_line(error)
-        if "trust_remote_code" in str(error):
-            said = "it brings Python files of its own: look at them, then give --trust-remote-code"
-        raise NearplaneError(f"the model {name} cannot be opened: {said}") from error
+        raise NearplaneError(f"the model {name} cannot be opened: {told_to_trust(error)}") from (
+            error
+        )
     if getattr(config, "transformers_weights", None) is not None:
         raise NearplaneError(f"the model {name} names weights that are not its own")
     if not where["trust_remote_code"]:

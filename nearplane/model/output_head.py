@@ -19,8 +19,8 @@ def output_head(model: Any) -> Layer:
 
 def untie(model: Any, head: Layer) -> None:
     """Give the head a weight of its own where it shares the embedding's, and update the config."""
-    shared = model.get_input_embeddings()
-    if head.module.weight is shared.weight:
+    shared: Any = embedding_of(model)
+    if shared is not None and head.module.weight is shared.weight:
         head.module.weight = nn.Parameter(shared.weight.detach(), requires_grad=False)
     for config in (model.config, model.config.get_text_config()):
         config.tie_word_embeddings = False
@@ -32,6 +32,15 @@ def vocabulary(model: Any) -> int:
     if head is None:
         return int(model.config.get_text_config().vocab_size)
     return head.get_parameter("weight").shape[0]
+
+
+def embedding_of(model: Any) -> nn.Module | None:
+    """Return the embedding of tokens of a model, or None if it does not name one."""
+    try:
+        return model.get_input_embeddings()
+    # classes of other packages may have none
+    except (AttributeError, NotImplementedError):
+        return None
 
 
 def head_of(model: Any) -> nn.Module | None:

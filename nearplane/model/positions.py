@@ -4,6 +4,7 @@ from typing import Any
 
 from torch import nn
 
+from nearplane.model.output_head import embedding_of
 from nearplane.types import NearplaneError
 
 OFFSETS = range(4)  # rows that some tables have before the first position
@@ -16,7 +17,7 @@ def position_limit(model: Any) -> int | None:
     configuration has positions, or a few more.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None)
-    words = model.get_input_embeddings()
+    words = embedding_of(model)
     tables = (m for m in model.modules() if isinstance(m, nn.Embedding) and m is not words)
     if isinstance(limit, int) and any(t.num_embeddings - limit in OFFSETS for t in tables):
         return limit

@@ -126,7 +126,7 @@ def select(model: nn.Module, rules: Rules | None = None) -> Selection:
     selection = Selection(
         rules=rules,
         in_blocks=tuple(name for name in layer_names if not rules.skips(name)),
-        outside=(output_head(model).name,) if rules.lm_head else (),
+        outside=heads_to_quantize(model, rules),
         unsupported=tuple(unsupported),
         routers=tuple(f"{prefix}.{name}" for prefix, block in named for name in routers(block)),
         skipped=tuple(name for name in layer_names if rules.skips(name)),
@@ -141,6 +141,16 @@ def select(model: nn.Module, rules: Rules | None = None) -> Selection:
             "quantized: nothing to quantize"
         )
     return selection
+
+
+def heads_to_quantize(model: nn.Module, rules: Rules) -> tuple[str, ...]:
+    """Return the name of the output head, if it is to be quantized and not skipped by name."""
+    name = output_head(model).name if rules.lm_head else ""
+    if name and rules.skips(name):
+        raise NearplaneError(
+            f"--skip leaves out {name}, which --lm-head asks for: give one of them"
+        )
+    return (name,) if name else ()
 
 
 def parts_beside(model: Any, blocks: str) -> dict[str, int]:
@@ -176,23 +186,26 @@ def routers(block: nn.Module) -> dict[str, nn.Module]:
     """
     routers_by_name: dict[str, nn.Module] = {}
     for name, parent in block.named_modules():
-        counts = {count for child in parent.children() if (count := experts_in(child))}
+        named = parent.named_children()
+        counts = {count for part, child in named if (count := experts_in(child, part))}
         for part, child in parent.named_children() if counts else ():
             rows = {len(p) for p in child.parameters() if p.ndim == 2}
             called = part in ROUTER_NAMES or "router" in type(child).__name__.lower()
-            if rows and (called or rows <= counts | {1}) and not experts_in(child):
+            if rows and (called or rows <= counts | {1}) and not experts_in(child, part):
                 routers_by_name[f"{name}.{part}".lstrip(".")] = child
     return routers_by_name
 
 
-def experts_in(module: nn.Module) -> int:
+def experts_in(module: nn.Module, name: str) -> int:
     """Return how many experts a module holds, one by one or as 3-D tensors; 0 if it holds none.
 
     Convolutions have 3-D tensors too: of modules that are not split, those count whose class is
-    called after experts.
+    called after experts, and lists whose name is.
     """
     if isinstance(module, Experts):
         return len(module)
+    if isinstance(module, nn.ModuleList | nn.ModuleDict):
+        return len(module) if "expert" in name.lower() and len(module) > 1 else 0
     if "expert" not in type(module).__name__.lower():
         return 0
     stacked = {len(p) for p in module.parameters(recurse=False) if p.ndim == 3}

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from nearplane.types import NearplaneError
+from nearplane.types import NearplaneError, first_line
 
 # numbers that a model may have beside those of its files, such as tables of positions and masks
 FREE_NUMBERS = 2**28
@@ -21,6 +21,13 @@ def panics_as_errors() -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise RuntimeError(f"a library failed: {error}") from error
+
+
+def told_to_trust(error: Exception) -> str:
+    """Return the first line of an error, or which option runs the code that it asks for."""
+    if "trust_remote_code" not in str(error):
+        return first_line(error)
+    return "it brings Python files of its own: look at them, then give --trust-remote-code"
 
 
 def forget_fetched_code(config: Any) -> None:

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from nearplane.model.output_head import embedding_of, vocabulary
 from nearplane.types import NearplaneError
 from nearplane.walk.documents import Source, read_documents
 from nearplane.walk.sources import Sources, as_sources, interleaved
@@ -282,7 +283,8 @@ def account_of(
 
 def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:
     """Raise NearplaneError when a token is not in the model's vocabulary."""
-    known = model.get_input_embeddings().weight.shape[0]
+    embedding = embedding_of(model)
+    known = vocabulary(model) if embedding is None else embedding.get_parameter("weight").shape[0]
     low, high = (int(token) for token in tokens.aminmax())
     if low < 0 or high >= known:
         raise NearplaneError(

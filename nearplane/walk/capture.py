@@ -3,13 +3,14 @@
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from copy import copy
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass
 from typing import Any
 
 import torch
 from greenlet import getcurrent, greenlet
 from torch import Tensor, nn
 
+from nearplane.model.forward_arguments import first_input
 from nearplane.types import NearplaneError, naming_errors
 
 DEEPEST = 6  # objects within objects of a call's arguments that are looked at
@@ -95,8 +96,8 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
         for part in value.values():
             yield from tensors_in(part)
     elif is_dataclass(value) and not isinstance(value, type):
-        for part in vars(value).values():
-            yield from tensors_in(part)
+        for part in fields(value):
+            yield from tensors_in(getattr(value, part.name))
 
 
 class Containers:
@@ -180,7 +181,10 @@ class PausedRun:
         self.reached: tuple[nn.Module | None, Any] | None = None  # None and the end's output
 
     def run(self) -> tuple[None, Any]:
-        hooks = [stop.register_forward_pre_hook(self.pause) for stop in list(self.remaining)]
+        hooks: list[Any] = [
+            stop.register_forward_pre_hook(self.pause, with_kwargs=True)
+            for stop in list(self.remaining)
+        ]
         hooks += [layer.register_forward_hook(self.add) for layer in self.added]
         hooks += [layer.register_forward_pre_hook(self.put_before) for layer in self.before]
         hooks += [layer.register_forward_hook(self.put_back) for layer in self.before]
@@ -190,12 +194,13 @@ class PausedRun:
             for hook in hooks:
                 hook.remove()
 
-    def pause(self, layer: nn.Module, args: tuple) -> None:
+    def pause(self, layer: nn.Module, args: tuple, kwargs: dict | None = None) -> None:
+        # torch calls the hook of a run that has ended meanwhile once more, without the names
         # the hooks of every run hang on the same layers; only the current run has reached one
         if layer in self.remaining and getcurrent() is self.greenlet:
             self.remaining.remove(layer)
             self.args = args
-            self.greenlet.parent.switch((layer, args[0]))
+            self.greenlet.parent.switch((layer, first_input(args, kwargs)))
 
     def add(self, _: nn.Module, args: tuple, output: Tensor) -> None:
         # as in `pause`: hooks of other runs hang on the same layer
@@ -332,12 +337,13 @@ def inputs_of(block: nn.Module, layer: nn.Module, times: int, call: Call) -> lis
     """
     seen: list[Tensor] = []
 
-    def take(_: nn.Module, args: tuple) -> None:
-        seen.append(args[0])
+    def take(_: nn.Module, args: tuple, kwargs: dict) -> None:
+        seen.append(first_input(args, kwargs))
         if len(seen) == times:
             raise Stop
 
-    hook, containers = layer.register_forward_pre_hook(take), Containers(call)
+    hook = layer.register_forward_pre_hook(take, with_kwargs=True)
+    containers = Containers(call)
     try:
         with torch.no_grad():
             call.run(block)

@@ -1,7 +1,11 @@
 """Reading documents: text, JSON, parquet, compressed or not, a directory, or a `datasets` name."""
 
+import bz2
+import csv
 import gzip
+import io
 import json
+import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
@@ -11,7 +15,12 @@ from typing import Any
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.records import is_message, texts_of
 
-COMPRESSED = (".gz", ".zst")
+COMPRESSED = (".gz", ".zst", ".bz2", ".xz")
+UNPACKERS: dict[str, Callable[[bytes], bytes]] = {
+    ".gz": gzip.decompress,
+    ".bz2": bz2.decompress,
+    ".xz": lzma.decompress,
+}
 TEXTS = (".txt", ".md")  # a file is one document
 SHOWN_FILES = 5  # names of files in a sentence
 
@@ -68,7 +77,7 @@ def read_directory(path: Path, chat: Any) -> Source:
 
 def kind_of(path: Path) -> str:
     """Return the end of a file's name without that of its compression: .jsonl of a.jsonl.gz."""
-    packed = path.suffix in COMPRESSED
+    packed = path.suffix.lower() in COMPRESSED
     return (Path(path.stem) if packed else path).suffix.lower()
 
 
@@ -77,7 +86,7 @@ def read_file(path: Path) -> Iterator[Record]:
     reader = READERS.get(kind_of(path))
     if reader is None:
         return ((str(path), whole) for whole in read_text(path))
-    if reader is read_parquet and path.suffix in COMPRESSED:
+    if reader is read_parquet and path.suffix.lower() in COMPRESSED:
         raise NearplaneError(f"{path} is compressed twice: parquet files are compressed inside")
     return reader(path)
 
@@ -100,13 +109,15 @@ def read_text(path: Path) -> Iterator[str]:
 
 
 def unpacked(path: Path) -> bytes:
-    """Return the bytes of a file, of a .gz or .zst file those that were packed."""
-    if path.suffix == ".gz":
+    """Return the bytes of a file; of a packed one, those that were packed."""
+    kind = path.suffix.lower()
+    if kind in UNPACKERS:
         try:
-            return gzip.decompress(path.read_bytes())
-        except (EOFError, zlib.error) as error:
-            raise NearplaneError(f"{path} is no whole gzip file: {first_line(error)}") from error
-    if path.suffix != ".zst":
+            return UNPACKERS[kind](path.read_bytes())
+        except (EOFError, OSError, ValueError, zlib.error, lzma.LZMAError) as error:
+            said = first_line(error)
+            raise NearplaneError(f"{path} is no whole {kind[1:]} file: {said}") from error
+    if kind != ".zst":
         return path.read_bytes()
     try:
         import zstandard
@@ -204,8 +215,20 @@ def read_dataset(name: str) -> Iterator[Record]:
         raise NearplaneError(f"{missing}: {first_line(error)}") from error
 
 
+def read_table(path: Path) -> Iterator[Record]:
+    """Yield one record a row of a .csv or .tsv file, whose first line names the columns."""
+    between = "\t" if kind_of(path) == ".tsv" else ","
+    try:
+        rows = csv.DictReader(io.StringIO("".join(read_text(path))), delimiter=between, strict=True)
+        yield from ((f"row {number} of {path}", row) for number, row in enumerate(rows, 1))
+    except csv.Error as error:
+        raise NearplaneError(f"{path} is no readable table: {first_line(error)}") from error
+
+
 READERS: dict[str, Callable[[Path], Iterator[Record]]] = {
     ".json": read_json,
     ".jsonl": read_jsonl,
     ".parquet": read_parquet,
+    ".csv": read_table,
+    ".tsv": read_table,
 }

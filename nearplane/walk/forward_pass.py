@@ -13,6 +13,7 @@ from greenlet import getcurrent, greenlet
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from nearplane.model.forward_arguments import first_input, forward_arguments
 from nearplane.types import NearplaneError, naming_errors
 from nearplane.walk.capture import Call, hidden_of, replaced_blocks
 from nearplane.walk.hidden_states import HiddenStates
@@ -43,18 +44,19 @@ class ForwardPass:
         self.greenlet: Any = greenlet(self.run)
 
     def run(self, _: Any = None) -> None:
-        self.result = self.model(input_ids=self.tokens, use_cache=False)
+        self.result = self.model(**forward_arguments(self.model, self.tokens))
         self.index = None
 
     def pause(self, index: int, args: tuple, kwargs: dict) -> Any:
         self.index, self.call = index, Call(args, kwargs, self.trace.name_of(index))
         return self.greenlet.parent.switch()
 
-    def pause_at_head(self, _: nn.Module, args: tuple) -> Any:
+    def pause_at_head(self, _: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
         if getcurrent() is not self.greenlet:
             return None
-        self.index, self.call, self.inputs = None, Call((), {}), args[0]
-        return self.greenlet.parent.switch()
+        self.index, self.call, self.inputs = None, Call((), {}), first_input(args, kwargs)
+        given = self.greenlet.parent.switch()
+        return None if given is None else (given, {})
 
     def go_on(self, given: Any = None) -> None:
         """Run the model's code to the next block, or to the head, or to the end.
@@ -66,7 +68,8 @@ class ForwardPass:
         behind = "" if self.index is None else f" behind {self.call.name}"
         what = f"the forward pass of {type(self.model).__name__}{behind}"
         head = self.head
-        hook = None if head is None else head.register_forward_pre_hook(self.pause_at_head)
+        hook = self.pause_at_head
+        hook = None if head is None else head.register_forward_pre_hook(hook, with_kwargs=True)
         try:
             with (
                 replaced_blocks(self.trace.blocks, self.pause),

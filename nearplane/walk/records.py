@@ -17,6 +17,7 @@ ANSWERED = (
 )
 # who speaks, as data sets in the format of ShareGPT say it
 SPEAKERS = {"human": "user", "gpt": "assistant", "chatgpt": "assistant", "bot": "assistant"}
+CALLS = ("tool_calls", "function_call")
 SHOWN_NAMES, SHOWN_NAME = 8, 40  # names of fields in an error message, and characters of each
 
 Messages = list[dict[str, Any]]
@@ -46,11 +47,12 @@ def text_of(record: Any, where: str, chat: Any) -> str:
         plain = held if isinstance(held, str) else "\n".join(filter(None, map(plain_text, held)))
         return encodable(plain, where)
     messages = [{"role": "user", "content": held}] if isinstance(held, str) else held
+    tools = record.get("tools") if isinstance(record, dict) else None
     if not getattr(chat, "chat_template", None):
         raise NearplaneError(
             "this model's tokenizer has no chat template: leave --chat-template out"
         )
-    return encodable(templated(messages, where, chat), where)
+    return encodable(templated(messages, where, chat, tools), where)
 
 
 def contents_of(record: Any, where: str) -> str | Messages:
@@ -74,19 +76,40 @@ def contents_of(record: Any, where: str) -> str | Messages:
             f"{where} has none of the fields {known}: it has {named(record) or 'no fields'}"
         )
     found = record[field]
+    if field in CHAT_FIELDS and isinstance(found, str):
+        found = parsed(found)
     if isinstance(found, list):
-        return messages_of(found, f"{field} in {where}")
+        return [*system_of(record), *messages_of(found, f"{field} in {where}")]
     return checked_text(found, field, where)
+
+
+def parsed(text: str) -> Any:
+    """Return the conversation that a text holds as JSON, or the text."""
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError):
+        return text
+    return found if isinstance(found, list) else text
+
+
+def system_of(record: dict[str, Any]) -> Messages:
+    """Return the system's message that a record has in a field of its own, in a list."""
+    said = record.get("system")
+    return [{"role": "system", "content": said}] if isinstance(said, str) and said else []
 
 
 def answer_of(record: dict[str, Any], names: tuple[str, str, str], where: str) -> Messages:
     """Return a question, with what it is about, and its answer as messages."""
     question, about, answer = names
+    if isinstance(record[question], list) and isinstance(record[answer], list):
+        parts = ((record[name], f"{name} in {where}") for name in (question, answer))
+        return [message for part, here in parts for message in messages_of(part, here)]
     asked = [checked_text(record[question], question, where)]
     if record.get(about):
         asked.append(checked_text(record[about], about, where))
     answered = checked_text(record[answer], answer, where)
     return [
+        *system_of(record),
         {"role": "user", "content": "\n\n".join(asked)},
         {"role": "assistant", "content": answered},
     ]
@@ -110,10 +133,12 @@ def messages_of(entries: list[Any], where: str) -> Messages:
     found = []
     for number, entry in enumerate(entries, 1):
         here = f"message {number} of {where}"
-        if not isinstance(entry, dict) or not {"content", "value", "tool_calls"} & entry.keys():
+        if not isinstance(entry, dict) or not {"content", "value", *CALLS} & entry.keys():
             raise NearplaneError(f"{here} is no message with a role and a content")
-        role = entry.get("role", entry.get("from", "user"))
-        content = entry.get("content", entry.get("value"))
+        # tables give every column to every message, with null where it has none
+        role = first_given(entry, "role", "from")
+        role = "user" if role is None else role
+        content = first_given(entry, "content", "value")
         content = joined_parts(content, here, entry)
         if not isinstance(role, str):
             raise NearplaneError(f"{here} has a role that is no text: {role!r}")
@@ -123,14 +148,19 @@ def messages_of(entries: list[Any], where: str) -> Messages:
     return found
 
 
+def first_given(entry: dict[str, Any], *names: str) -> Any:
+    """Return the first of some fields that is there and not null; None if there is none."""
+    return next((entry[name] for name in names if entry.get(name) is not None), None)
+
+
 def joined_parts(content: Any, where: str, message: dict[str, Any]) -> str:
     """Return a message's text: of typed parts, that of those with text; "" beside tool calls."""
     if isinstance(content, str):
         return content
-    if content is None and message.get("tool_calls"):
+    if content is None and any(message.get(name) for name in CALLS):
         return ""
     if isinstance(content, list) and all(isinstance(part, str | dict) for part in content):
-        texts = [part if isinstance(part, str) else part.get("text", "") for part in content]
+        texts = [part if isinstance(part, str) else part.get("text") or "" for part in content]
         if all(isinstance(text, str) for text in texts) and any(texts):
             return "".join(texts)
     kind = "null" if content is None else type(content).__name__
@@ -139,8 +169,9 @@ def joined_parts(content: Any, where: str, message: dict[str, Any]) -> str:
 
 def plain_text(message: dict[str, Any]) -> str:
     """Return what a message says without a template; tool calls as JSON."""
-    calls = message.get("tool_calls")
-    said = [message["content"]] if message["content"] else []
+    calls = first_given(message, *CALLS)
+    thought = message.get("reasoning_content")
+    said = [part for part in (thought, message["content"]) if isinstance(part, str) and part]
     return "\n".join([*said, json.dumps(calls, ensure_ascii=False)] if calls else said)
 
 
@@ -150,10 +181,12 @@ def named(record: dict[str, Any]) -> str:
     return ", ".join(name if name.isprintable() and name else repr(name) for name in names)
 
 
-def templated(messages: Messages, where: str, chat: Any) -> str:
-    """Return the messages in the tokenizer's chat template."""
+def templated(messages: Messages, where: str, chat: Any, tools: Any = None) -> str:
+    """Return the messages in the tokenizer's chat template, with the tools that they may call."""
+    given = parsed(tools) if isinstance(tools, str) else tools
+    options = {"tools": given} if isinstance(given, list) and given else {}
     try:
-        return chat.apply_chat_template(messages, tokenize=False)
+        return chat.apply_chat_template(messages, tokenize=False, **options)
     # a template is a program that comes with the model, and may fail in any way
     except Exception as error:
         said = first_line(error)

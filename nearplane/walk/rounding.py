@@ -160,7 +160,8 @@ class Rounder:
             if len(self.fallbacks) / len(self.layers) > self.rules.fallback_share:
                 raise NearplaneError(
                     f"{len(self.fallbacks)} of {len(self.layers)} layers could not be rounded on "
-                    f"their inputs ({', '.join(self.fallbacks[:3])}: {error})"
+                    f"their inputs ({', '.join(self.fallbacks[:3])}: {error}); leave them as they "
+                    "are with --skip"
                 ) from error
             return self.method.basis(torch.eye(len(hessian), device=hessian.device)), str(error)
 

@@ -15,8 +15,10 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
-from nearplane.types import NearplaneError
-from nearplane.walk.capture import tensors_in
+from nearplane.model.blocks import Layer
+from nearplane.model.forward_arguments import forward_arguments
+from nearplane.types import NearplaneError, first_line
+from nearplane.walk.capture import replaced_blocks, tensors_in
 from nearplane.walk.expert_hessians import BlockExperts
 from nearplane.walk.forward_pass import ForwardPass, Passes
 from nearplane.walk.placement import Placement
@@ -58,7 +60,7 @@ def check_forward_passes(
             with placement.block(index):
                 visit(index)
         compare(passes.original[0].result, trace.seen.end, type(placement.model).__name__)
-        trace.seen.outputs, trace.seen.end = [], []
+        trace.seen.outputs = []
 
 
 def begun(trace: ModelTrace, tokens: Int64[Tensor, "n length"], placement: Placement) -> Passes:
@@ -121,6 +123,76 @@ def relative_difference(found: Tensor, expected: Tensor) -> float:
 def tolerance(dtype: torch.dtype) -> float:
     """Return the largest relative difference of two computations of the same."""
     return max(DIGITS * torch.finfo(dtype).eps, LEAST) if dtype.is_floating_point else 0.0
+
+
+class StandIn(nn.Module):
+    """What a compressed layer is to a model's code: no nn.Linear, with a weight to read only."""
+
+    def __init__(self, linear: Any):
+        super().__init__()
+        self.linear = linear
+        rows, columns = Layer("", linear).shape
+        self.in_features, self.out_features = columns, rows
+        self.register_parameter("bias", linear.bias)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.linear.weight.detach()
+
+    def forward(self, input: Tensor) -> Tensor:
+        return self.linear(input)
+
+
+def check_replaceable(
+    model: nn.Module, trace: ModelTrace, layers: list[Layer], placement: Placement
+) -> None:
+    """Run the model with stand-ins for the compressed layers, so that no work is done in vain.
+
+    Raises NearplaneError naming the first layer that the model needs as it is.
+    """
+    inside = [layer for layer in layers if not isinstance(layer.module, nn.Embedding)]
+    problem = problem_without(model, trace, inside, placement)
+    if not problem:
+        return
+    for layer in inside:
+        if problem_without(model, trace, [layer], placement):
+            raise NearplaneError(
+                f"{type(model).__name__} uses {layer.name} otherwise than as a linear layer "
+                f"({problem}): leave it as it is with --skip"
+            )
+    raise NearplaneError(f"{type(model).__name__} does not run with compressed layers: {problem}")
+
+
+def problem_without(
+    model: nn.Module, trace: ModelTrace, layers: list[Layer], placement: Placement
+) -> str:
+    """Return what is wrong when stand-ins are in the place of some layers; "" if nothing is."""
+    wanted = {layer.module for layer in layers}
+    named = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if m in wanted]
+    stand_ins = {module: StandIn(module) for module in wanted}
+    forwards, tokens = [block.forward for block in trace.blocks], trace.seen.tokens
+    assert tokens is not None
+
+    def run(index: int, args: tuple, kwargs: dict) -> Any:
+        with placement.block(index):
+            return forwards[index](*args, **kwargs)
+
+    try:
+        for name, module in named:
+            model.set_submodule(name, stand_ins[module])
+        with placement.outside(), replaced_blocks(trace.blocks, run), torch.no_grad():
+            found = list(tensors_in(model(**forward_arguments(model, tokens))))
+    # a model's code may fail in any way
+    except Exception as error:
+        return f"{type(error).__name__}: {first_line(error)}"
+    finally:
+        for name, module in named:
+            model.set_submodule(name, module)
+    try:
+        compare(found, trace.seen.end, type(model).__name__)
+    except NearplaneError:
+        return "its results change"
+    return ""
 
 
 @dataclass

@@ -14,9 +14,9 @@ from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.methods import Method
 from nearplane.methods.allocation import Sensitivity
 from nearplane.model.blocks import Layer
+from nearplane.model.forward_arguments import logits_of
 from nearplane.model.output_head import head_of
-from nearplane.types import Progress, no_progress
-from nearplane.walk.capture import hidden_of
+from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.expert_hessians import BlockExperts
 from nearplane.walk.forward_pass import ForwardPass
 from nearplane.walk.hidden_states import HiddenStates
@@ -181,6 +181,11 @@ class Probe:
             each.go_on()
         logits = logits_of(each.result)
         some = logits[:, at] if logits.shape[1] == length else logits
+        if not torch.isfinite(some).all():
+            raise NearplaneError(
+                f"the predictions of {type(self.placement.model).__name__} hold NaN or infinity on "
+                "the calibration text: repair its weights, or give another --arithmetic"
+            )
         return [torch.log_softmax(sequence.float(), -1) for sequence in some]
 
 
@@ -241,12 +246,6 @@ class Disturbed:
         for output in self.history:
             each.go_on(output)
         return each
-
-
-def logits_of(result: Any) -> Tensor:
-    """Return the logits in what a model returns: its `logits`, or its first tensor."""
-    logits = getattr(result, "logits", None)
-    return hidden_of(result) if logits is None else logits
 
 
 def compared_of(length: int) -> slice:

@@ -40,7 +40,7 @@ class Sources:
         Raises NearplaneError for a source that is named twice.
         """
         parsed = [weighted(str(source)) for source in sources]
-        names = [name for name, _ in parsed]
+        names = [str(Path(name).resolve()) if Path(name).exists() else name for name, _ in parsed]
         twice = next((name for name in names if names.count(name) > 1), None)
         if twice is not None:
             raise NearplaneError(f"the calibration names {twice} twice: give it a weight instead")
@@ -64,6 +64,9 @@ class Sources:
 def weighted(source: str) -> tuple[str, float]:
     """Return a source and its weight, of SOURCE:WEIGHT; a file of that whole name has weight 1."""
     parts = WEIGHTED.fullmatch(source)
+    file, colon, weight = source.rpartition(":")
+    if parts is None and colon and Path(file).is_file() and not Path(source).exists():
+        raise NearplaneError(f"the weight of {file} must be a number above 0, not {weight!r}")
     if parts is None or Path(source).exists():
         return source, 1.0
     return parts[1], float(parts[2])

@@ -177,6 +177,8 @@ class Streams:
         layer = stage.layers[0]
         if len(stage.layers) > 1 or layer.name not in self.added:
             return None
+        if original.residual is None or run.residual is None:
+            return None  # hidden states are inside of another object
         lag = original.residual.float() - run.residual.float()
         lag = lag.reshape(*inputs.shape[:-1], -1)
         adder = self.added[layer.name]

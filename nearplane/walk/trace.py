@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from nearplane.model.blocks import Layer, find_blocks, linear_modules
 from nearplane.model.experts import Expert, Experts, split_experts_
+from nearplane.model.forward_arguments import first_input, forward_arguments
 from nearplane.model.selection import linear_layers
 from nearplane.types import NearplaneError, naming_errors
 from nearplane.walk.capture import Call, Containers, hidden_of, replaced_blocks, tensors_in
@@ -134,7 +135,7 @@ class BlockRecorder:
         entries = [(layer.name, layer.module) for layer in self.layers]
         entries += [(name, mixture.entry) for name, mixture in self.mixtures.items()]
         hooks: list[Any] = [
-            module.register_forward_pre_hook(partial(self.note_call, name))
+            module.register_forward_pre_hook(partial(self.note_call, name), with_kwargs=True)
             for name, module in entries
         ]
         for module in block.modules():
@@ -143,8 +144,8 @@ class BlockRecorder:
                 hooks.append(module.register_forward_hook(self.note_made))
         return hooks
 
-    def note_call(self, name: str, _: nn.Module, args: tuple) -> None:
-        self.calls.setdefault(name, []).append(args[0])
+    def note_call(self, name: str, _: nn.Module, args: tuple, kwargs: dict) -> None:
+        self.calls.setdefault(name, []).append(first_input(args, kwargs))
 
     def note_input(self, _: nn.Module, args: tuple, kwargs: dict) -> None:
         given = args[0] if args else kwargs.get("hidden_states")
@@ -276,6 +277,7 @@ def traced(model: nn.Module, tokens: Int64[Tensor, "n length"], placement: Place
         order.append(index)
         what = f"{name}.{index} ({type(blocks[index]).__name__})"
         containers, given = Containers(Call(args, kwargs)), list(tensors_in((args, kwargs)))
+        check_modes(what)
         versions = [tensor._version for tensor in given]
         with placement.block(index), naming_errors(what):
             run = partial(recorders[index].run, blocks[index]) if first else call
@@ -287,7 +289,7 @@ def traced(model: nn.Module, tokens: Int64[Tensor, "n length"], placement: Place
 
     with placement.outside(), replaced_blocks(blocks, recorded), torch.no_grad():
         with naming_errors(f"the forward pass of {type(model).__name__}"):
-            seen.end = list(tensors_in(model(input_ids=tokens, use_cache=False)))
+            seen.end = list(tensors_in(model(**forward_arguments(model, tokens))))
     if not order:
         raise NearplaneError(f"{type(model).__name__} runs none of its blocks {name} on text")
     unreached = [layer for recorder in recorders for layer in recorder.unreached]
@@ -306,6 +308,17 @@ def used_again(blocks: nn.ModuleList, order: list[int]) -> set[nn.Module]:
     ]
     owners = Counter(id(module.get_parameter("weight")) for module, _ in places)
     return {m for m, called in places if owners[id(m.get_parameter("weight"))] > 1 or called > 1}
+
+
+def check_modes(block: str) -> None:
+    """Raise NearplaneError where a pass that pauses would leave a mode of torch switched on."""
+    mode = "torch.autocast" if torch.is_autocast_enabled("cpu") else ""
+    mode = "torch.inference_mode" if torch.is_inference_mode_enabled() else mode
+    if mode:
+        raise NearplaneError(
+            f"the model runs {block} under {mode}, which its blocks cannot be taken out of: remove "
+            "it from the model's code"
+        )
 
 
 def call(forward: Callable[..., Any], args: tuple, kwargs: dict) -> Any:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from nearplane.methods import Method
 from nearplane.methods.allocation import allocate
+from nearplane.model.block_loading import InMemory
 from nearplane.model.blocks import Layer, check_finite, linear_modules
 from nearplane.model.experts import split_experts_
 from nearplane.model.process_memory import forget_file_pages, trim
@@ -24,7 +25,7 @@ from nearplane.walk.input_statistics import InputStatistics, sum_both_streams, s
 from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.rounding import Done, LayerStore, Rounder
-from nearplane.walk.self_check import SamplePass, check_forward_passes
+from nearplane.walk.self_check import SamplePass, check_forward_passes, check_replaceable
 from nearplane.walk.sensitivity import Probe
 from nearplane.walk.streams import StageInputs, Streams
 from nearplane.walk.trace import ModelTrace, Stage, trace_model
@@ -85,6 +86,8 @@ class Walk:
         check_layers(self.method, layers)
         finite = partial(check_block, selection, trace)
         check_forward_passes(trace, self.tokens, placement, finite)
+        if isinstance(placement.loader, InMemory):
+            check_replaceable(self.model, trace, layers, placement)
         for head in selection.heads(self.model):
             check_finite(head)
         self.ready = Prepared(placement, selection, trace, layers)

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 from nearplane.evaluate.verify import contradictions, verify, verify_against
 from nearplane.export import checksums
 from nearplane.model.block_loading import OnDisk
+from nearplane.types import NearplaneError
 from nearplane.walk.hidden_states import StatesInFile
 from tests.cli import tiny
 
@@ -47,9 +48,8 @@ def test_a_calibration_that_moved_is_found_where_it_is_said_to_be(checkpoint, mo
 
 def test_another_calibration_is_not_compared_with(checkpoint, model_dir, tmp_path):
     other = tiny.write_text(tmp_path / "other.txt", tiny.TEXT[500:])
-    found = verify_against(str(checkpoint), str(model_dir), other)
-    assert not found.problems
-    assert "not checked" in found.checked[-1] and "fingerprint" in found.checked[-1]
+    with pytest.raises(NearplaneError, match="fingerprints differ"):
+        verify_against(str(checkpoint), str(model_dir), other)
 
 
 def test_a_flipped_bit_is_found(altered):

@@ -20,6 +20,7 @@ def test_every_file_is_copied_or_named(tmp_path):
     for name in (*COPIED, *OWN, *WEIGHTS, *LEFT[:2], ".gitattributes"):
         (tmp_path / name).write_text("{}")
     (tmp_path / LEFT[2]).mkdir()
+    (tmp_path / LEFT[2] / "state.pt").write_text("{}")
     (tmp_path / "additional_chat_templates").mkdir()
     (tmp_path / "additional_chat_templates" / "tool.jinja").write_text("a")
     inside = "additional_chat_templates/tool.jinja"

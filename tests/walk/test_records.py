@@ -127,3 +127,55 @@ def test_a_directory_is_all_its_files_of_text(tmp_path: Path):
 def test_a_text_has_no_byte_order_mark(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"\xef\xbb\xbfone\r\ntwo")
     assert list(read_documents(tmp_path / "a.txt").documents) == ["one\ntwo"]
+
+
+MORE = {
+    "tables have all columns": (
+        [{"role": None, "content": None, "from": "human", "value": "one"}, SAID[1]],
+        ["one", "two"],
+    ),
+    "an image's null text": (
+        [{"role": "user", "content": [{"type": "image", "text": None}, {"text": "one"}]}, SAID[1]],
+        ["one", "two"],
+    ),
+    "a call of old": (
+        [SAID[0], {"role": "assistant", "content": None, "function_call": {"name": "f"}}],
+        ["one", '{"name": "f"}'],
+    ),
+    "a thought": (
+        [SAID[0], {"role": "assistant", "content": "two", "reasoning_content": "hm"}],
+        ["one", "hm", "two"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", MORE)
+def test_messages_as_tables_and_apis_have_them(kind):
+    messages, lines = MORE[kind]
+    (text,) = texts_of({"messages": messages}, "here")
+    assert text.split("\n") == lines
+
+
+def test_conversations_in_other_fields():
+    said = {"system": "be brief", "conversations": SAID}
+    assert next(texts_of(said, "here")) == "be brief\none\ntwo"
+    assert next(texts_of({"messages": json.dumps(SAID)}, "here")) == "one\ntwo"
+    pair = {"prompt": SAID[:1], "completion": SAID[1:]}
+    assert next(texts_of(pair, "here")) == "one\ntwo"
+    alpaca = {"instruction": "one", "output": "two", "system": "be brief"}
+    assert next(texts_of(alpaca, "here")) == "be brief\none\ntwo"
+
+
+def test_tools_are_given_to_the_template():
+    class Told(Chat):
+        def apply_chat_template(self, messages, tokenize, tools=None):
+            return f"{tools}"
+
+    record = {"messages": SAID, "tools": json.dumps([{"name": "f"}])}
+    assert next(texts_of(record, "here", Told())) == "[{'name': 'f'}]"
+
+
+def test_tables(tmp_path: Path):
+    (tmp_path / "a.csv").write_text('text,n\n"one, two",1\nthree,2\n')
+    (tmp_path / "b.TSV").write_text("n\ttext\n1\tfour\n")
+    assert list(read_documents(tmp_path).documents) == ["one, two", "three", "four"]

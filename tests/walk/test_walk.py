@@ -255,7 +255,7 @@ def test_a_model_without_blocks_is_refused():
             super().__init__()
             self.layers = nn.ModuleList([nn.LayerNorm(16)])
 
-    with pytest.raises(NearplaneError, match="Bare has no list of blocks with linear layers"):
+    with pytest.raises(NearplaneError, match="Bare has no ModuleList or Sequential of blocks"):
         Walk(Bare(), METHOD, TOKENS).prepare()
 
 
@@ -472,8 +472,8 @@ def test_constructing_a_walk_does_nothing():
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert model.config.tie_word_embeddings and counting.passes == 0
     walk = Walk(counting, METHOD, TOKENS).prepare()
-    # the model's own, and two that pause at its blocks
-    assert counting.passes == 3 and [layer.name for layer in walk.layers] == ["layers.0.a"]
+    # the model's own, two that pause at its blocks, and one without linear layers
+    assert counting.passes == 4 and [layer.name for layer in walk.layers] == ["layers.0.a"]
     with pytest.raises(ValueError, match="not prepared"):
         _ = Walk(counting, METHOD, TOKENS).layers
 
