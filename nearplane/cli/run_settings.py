@@ -69,6 +69,12 @@ class Settings:
     lm_head: Annotated[
         bool, typer.Option("--lm-head", help="Quantize the output head too; unties a tied one")
     ] = False
+    embedding: Annotated[
+        bool,
+        typer.Option(
+            "--embedding", help="Quantize the embedding too, and the output head that shares it"
+        ),
+    ] = False
     trust_remote_code: TrustRemoteCode = False
     threads: Annotated[int | None, typer.Option(help="Use so many cores")] = None
 
@@ -150,7 +156,12 @@ def rules_of(settings: Settings) -> Any:
             re.compile(pattern)
         except re.error as error:
             raise NearplaneError(f"--skip {pattern!r} is no regular expression: {error}") from error
-    return Rules(skip=tuple(settings.skip or ()), strict=settings.strict, lm_head=settings.lm_head)
+    return Rules(
+        skip=tuple(settings.skip or ()),
+        strict=settings.strict,
+        lm_head=settings.lm_head,
+        embedding=settings.embedding,
+    )
 
 
 def prepare(settings: Settings) -> None:

@@ -7,7 +7,7 @@ model is loaded.
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from nearplane import types
@@ -43,6 +43,21 @@ def value(
     held = records.unpack(_only_record(resident, form), rows, columns)
     dense = types.value(held.code, held.step, held.group_size, held.outliers)
     return dense.to(resident.device)
+
+
+@Op
+def value_rows(
+    index: Int[Tensor, "*batch"],
+    resident: UInt8[Tensor, " resident"],
+    form: str,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+) -> Float[Tensor, "*batch columns"]:
+    """Return the rows of the value that `index` names, in the type `dtype`.
+
+    - `shape`: rows and columns of the whole matrix.
+    """
+    return value(resident, form, *shape)[index].to(dtype)
 
 
 @Op

@@ -12,6 +12,7 @@ from peft.tuners.lora.model import LoraModel
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import nn
 
+from nearplane.export.embedding import CompressedEmbedding, TiedLinear
 from nearplane.export.linear import CompressedLinear
 from nearplane.types import NearplaneError
 
@@ -46,6 +47,11 @@ _created_by_peft = LoraModel._create_new_module
 def _create_new_module(lora_config: Any, adapter_name: str, target: Any, **options: Any) -> Any:
     """Return what takes the place of a layer that an adapter is put on."""
     base = target.get_base_layer() if isinstance(target, BaseTunerLayer) else target
+    if isinstance(base, CompressedEmbedding | TiedLinear):
+        raise NearplaneError(
+            "an adapter cannot be put on a compressed embedding, or on the output head that shares "
+            "its weight: name other target_modules"
+        )
     if isinstance(base, CompressedLinear) and options.get("parameter_name") is None:
         options.pop("parameter_name", None)
         return CompressedLoraLinear(target, adapter_name, config=lora_config, **options)

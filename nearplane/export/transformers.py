@@ -26,6 +26,7 @@ from transformers.utils.quantization_config import QuantizationConfigMixin
 from nearplane.codes import CorruptError
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import tensors_in
+from nearplane.export.embedding import CompressedEmbedding, TiedLinear
 from nearplane.export.linear import CompressedLinear, empty_like
 from nearplane.export.record_check import check_record
 from nearplane.export.saved_again import keep_sums
@@ -120,13 +121,14 @@ class NearplaneQuantizer(HfQuantizer):
                 module._is_hf_initialized = True  # pyright: ignore[reportArgumentType]
         self.entries: dict[str, dict[str, Any]] = {}
         self.offloaded: set[str] = set()
-        self.twins: dict[str, str] = {}  # layer -> the one that it shares its weight with
+        # layer -> its module, and the name of the layer that it shares its weight with
+        self.tied: dict[str, tuple[nn.Module, str]] = {}
         for stored_name, entry in layers.items():
             name = _name_in(model, stored_name)
             twins = _tied_to(model, name)
+            self.tied |= {twin: (model.get_submodule(twin), name) for twin in twins}
             model.set_submodule(name, _replacement(model.get_submodule(name), entry, name))
             _leave_out(model, name, twins)
-            self.twins |= dict.fromkeys(twins, name)
             self.entries[name] = entry
             if is_offloaded(name, devices):
                 self.offloaded.add(name)
@@ -153,10 +155,8 @@ class NearplaneQuantizer(HfQuantizer):
             # names of the checkpoint's tensors, so that these layers keep their records
             if self.quantization_config.lay_out and name not in self.offloaded:
                 _lay_out(model.get_submodule(name), name)
-        for twin, name in self.twins.items():
-            model.set_submodule(twin, model.get_submodule(name))
-            for part in (fmt.RECORD, ".bias"):
-                model.all_tied_weights_keys[twin + part] = name + part
+        for twin, (module, name) in self.tied.items():
+            _share(model, twin, module, name)
         # `save_pretrained` is to write the names of this checkpoint, not those of another format
         model.__dict__["_weight_conversions"] = []
         keep_sums()
@@ -168,12 +168,16 @@ class NearplaneQuantizer(HfQuantizer):
         dtype = model.dtype if dtype is None else dtype
         decoded: dict[nn.Module, nn.Module] = {}  # layers that shared a record share a weight
         for name, module in list(model.named_modules(remove_duplicate=False)):
-            if isinstance(module, CompressedLinear):
+            if isinstance(module, CompressedLinear | TiedLinear):
                 decoded[module] = decoded.get(module) or dequantized(module, dtype)
                 model.set_submodule(name, decoded[module])
+        for module, plain in decoded.items():
+            if isinstance(module, TiedLinear):
+                plain.weight = decoded[module.shared[0]].weight
         join_experts_(model)
         # now it is to write what transformers writes of such a model
-        model.__dict__.pop("_weight_conversions", None)
+        for name in ("_weight_conversions", "_tied_weights_keys"):
+            model.__dict__.pop(name, None)
         # even a cast to the same dtype would change modules that the model keeps in float32
         return model if model.dtype == dtype else model.to(dtype)  # pyright: ignore[reportArgumentType]
 
@@ -224,10 +228,27 @@ def cast_where_exact(state: dict[str, torch.Tensor], dtype: torch.dtype) -> dict
     return state
 
 
-def dequantized(layer: CompressedLinear, dtype: torch.dtype) -> nn.Module:
-    """Return an nn.Linear, or a Conv1D if `layer` replaced one, with the decoded weight."""
+def dequantized(layer: Any, dtype: torch.dtype) -> nn.Module:
+    """Return the module that `layer` replaced, with the decoded weight.
+
+    A head that shares the weight of an embedding has none yet.
+    """
     from transformers.pytorch_utils import Conv1D
 
+    if isinstance(layer, CompressedEmbedding):
+        embedding = layer.embedding
+        embedding.padding_idx = layer.padding_idx
+        del embedding.weight
+        embedding.weight = nn.Parameter(layer.value().to(dtype))
+        return embedding
+    if isinstance(layer, TiedLinear):
+        with torch.device("meta"):
+            module = nn.Linear(layer.in_features, layer.out_features, bias=False)
+        bias: Any = layer.bias
+        if bias is not None:
+            module.bias = nn.Parameter(bias.detach().to(dtype))
+        module.training = layer.training
+        return module
     value = layer.value().to(dtype)
     # the meta device allocates no memory for the initial weight, which is replaced below
     with torch.device("meta"):
@@ -250,6 +271,13 @@ def _fuses_experts(conversion: Any) -> bool:
 
 def _replacement(module: nn.Module, entry: dict[str, Any], name: str) -> CompressedLinear:
     """Return an empty compressed layer; NearplaneError if `module` has another shape."""
+    if isinstance(module, nn.Embedding) and tuple(module.weight.shape) == (
+        entry["rows"],
+        entry["columns"],
+    ):
+        device = module.weight.device
+        record = torch.empty(entry["bytes"], dtype=torch.uint8, device=device)
+        return CompressedEmbedding(module, record)
     shape = _shape_of(module)
     if shape != (entry["rows"], entry["columns"]):
         raise NearplaneError(
@@ -313,6 +341,21 @@ def _tied_to(model: "PreTrainedModel", name: str) -> list[str]:
             "it must say tie_word_embeddings = false"
         )
     return twins
+
+
+def _share(model: "PreTrainedModel", twin: str, module: nn.Module, name: str) -> None:
+    """Let layer `twin`, once `module`, multiply by the record of layer or embedding `name`."""
+    layer = model.get_submodule(name)
+    if isinstance(layer, CompressedEmbedding):
+        model.set_submodule(twin, TiedLinear(module, layer))  # pyright: ignore[reportArgumentType]
+        # there are no weights that transformers could tie once more
+        keys: Any = model._tied_weights_keys or {}
+        others = {t: source for t, source in keys.items() if not t.startswith(f"{twin}.")}
+        model.__dict__["_tied_weights_keys"] = others
+        return
+    model.set_submodule(twin, layer)
+    for part in (fmt.RECORD, ".bias"):
+        model.all_tied_weights_keys[twin + part] = name + part
 
 
 def _leave_out(model: "PreTrainedModel", name: str, twins: list[str]) -> None:

@@ -17,6 +17,22 @@ def output_head(model: Any) -> Layer:
     return Layer(name, head)
 
 
+def tied_embedding(model: Any) -> Layer:
+    """Return the embedding whose weight is the output head's, too, as a layer (rows = tokens).
+
+    Raises NearplaneError when the model has none.
+    """
+    head, embedding = head_of(model), model.get_input_embeddings()
+    name = type(model).__name__
+    if head is None or not is_linear(head) or not isinstance(embedding, nn.Embedding):
+        raise NearplaneError(f"{name} has no embedding that is its output head, too, to quantize")
+    if head.weight is not embedding.weight:
+        raise NearplaneError(
+            f"{name} has an output head of its own beside its embedding: quantize it with --lm-head"
+        )
+    return Layer(next(n for n, module in model.named_modules() if module is embedding), embedding)
+
+
 def untie(model: Any, head: Layer) -> None:
     """Give the head a weight of its own where it shares the embedding's, and update the config."""
     shared: Any = embedding_of(model)

@@ -14,7 +14,7 @@ from torch import nn
 
 from nearplane.model.blocks import Layer, find_blocks, is_linear
 from nearplane.model.experts import Experts
-from nearplane.model.output_head import head_of, output_head, untie
+from nearplane.model.output_head import head_of, output_head, tied_embedding, untie
 from nearplane.types import NearplaneError
 
 ROUTER_NAMES = ("gate", "router")
@@ -28,12 +28,14 @@ class Rules:
     - `skip`: regular expressions; layers whose names match one stay as they are.
     - `strict`: refuse a model with parts that cannot be quantized, instead of naming them.
     - `lm_head`: quantize the output head too; it is untied from the embedding if they share.
+    - `embedding`: quantize the embedding and the output head that shares its weight, as one layer.
     - `fallback_share`: the share of layers that may fall back to round-to-nearest.
     """
 
     skip: tuple[str, ...] = ()
     strict: bool = False
     lm_head: bool = False
+    embedding: bool = False
     fallback_share: float = 0.05
 
     def skips(self, name: str) -> bool:
@@ -46,7 +48,8 @@ class Selection:
     """The names of the layers that are quantized, and of those that are not, by reason.
 
     - `in_blocks`: layers inside the model's blocks, in the order of its modules.
-    - `outside`: layers outside of the blocks that are quantized too: the output head.
+    - `outside`: layers outside of the blocks that are quantized too: the output head, or the
+      embedding that it shares its weight with.
     - `unsupported`: modules with matrices that are no linear layers, with their classes.
     - `routers`: modules that choose or weigh experts. `skipped`: layers that `rules` leave out.
     - `small`: layers whose record would take as much as the weight.
@@ -79,11 +82,19 @@ class Selection:
         return [Layer(name, model.get_submodule(name)) for name in (*self.in_blocks, *self.outside)]
 
     def heads(self, model: nn.Module) -> list[Layer]:
+        """Return the output head if it is quantized alone, in a list."""
+        return [layer for layer in self.layers_outside(model) if not is_embedding(layer)]
+
+    def embeddings(self, model: nn.Module) -> list[Layer]:
+        """Return the embedding if it is quantized, in a list."""
+        return [layer for layer in self.layers_outside(model) if is_embedding(layer)]
+
+    def layers_outside(self, model: nn.Module) -> list[Layer]:
         """Return the layers to quantize outside of the blocks."""
         return [Layer(name, model.get_submodule(name)) for name in self.outside]
 
     def untie_(self, model: nn.Module) -> None:
-        """Give every layer that is quantized outside of the blocks a weight of its own."""
+        """Give an output head that is quantized alone a weight of its own."""
         for layer in self.heads(model):
             untie(model, layer)
 
@@ -103,6 +114,11 @@ class Selection:
                 for name, count in self.beside
             ),
         ]
+
+
+def is_embedding(layer: Layer) -> bool:
+    """Whether a layer is looked up in, by token."""
+    return isinstance(layer.module, nn.Embedding)
 
 
 def select(model: nn.Module, rules: Rules | None = None) -> Selection:
@@ -126,7 +142,7 @@ def select(model: nn.Module, rules: Rules | None = None) -> Selection:
     selection = Selection(
         rules=rules,
         in_blocks=tuple(name for name in layer_names if not rules.skips(name)),
-        outside=heads_to_quantize(model, rules),
+        outside=names_outside(model, rules),
         unsupported=tuple(unsupported),
         routers=tuple(f"{prefix}.{name}" for prefix, block in named for name in routers(block)),
         skipped=tuple(name for name in layer_names if rules.skips(name)),
@@ -143,14 +159,20 @@ def select(model: nn.Module, rules: Rules | None = None) -> Selection:
     return selection
 
 
-def heads_to_quantize(model: nn.Module, rules: Rules) -> tuple[str, ...]:
-    """Return the name of the output head, if it is to be quantized and not skipped by name."""
-    name = output_head(model).name if rules.lm_head else ""
-    if name and rules.skips(name):
+def names_outside(model: nn.Module, rules: Rules) -> tuple[str, ...]:
+    """Return the names of the layers outside of the blocks that are quantized."""
+    if rules.embedding and rules.lm_head:
         raise NearplaneError(
-            f"--skip leaves out {name}, which --lm-head asks for: give one of them"
+            "give --embedding or --lm-head, not both: a tied head is quantized with the embedding"
         )
-    return (name,) if name else ()
+    if not (rules.embedding or rules.lm_head):
+        return ()
+    name = (tied_embedding if rules.embedding else output_head)(model).name
+    if rules.skips(name):
+        raise NearplaneError(
+            f"--skip leaves out {name}, which --embedding or --lm-head asks for: give one of them"
+        )
+    return (name,)
 
 
 def parts_beside(model: Any, blocks: str) -> dict[str, int]:

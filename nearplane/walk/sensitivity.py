@@ -22,7 +22,7 @@ from nearplane.walk.forward_pass import ForwardPass
 from nearplane.walk.hidden_states import HiddenStates
 from nearplane.walk.input_statistics import sum_inputs
 from nearplane.walk.placement import Placement
-from nearplane.walk.streams import Streams
+from nearplane.walk.streams import StageInputs, Streams
 from nearplane.walk.trace import ModelTrace
 
 Error = tuple[Layer, Tensor]  # a layer, and an error of its weight as (out, in)
@@ -43,6 +43,8 @@ class Probe:
     reach each expert to measure them one by one.
 
     - `wanted`: the names of the layers to measure.
+    - `outside`: those of them that are outside of the blocks: an output head, or an embedding that
+      is one, too.
     """
 
     placement: Placement
@@ -51,18 +53,20 @@ class Probe:
     tokens: Int64[Tensor, "n length"]
     wanted: set[str]
     progress: Progress = no_progress
+    outside: list[Layer] = field(default_factory=list)
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     @cached_property
     def units(self) -> dict[str, str]:
         """Layer -> its unit, which gets one rate: the layer, or its kind in all experts."""
-        return {
+        units = {
             layer.name: layer.name if stage.mixture is None else kind_of(layer)
             for stages in self.trace.stages
             for stage in stages
             for layer in stage.layers
             if layer.name in self.wanted
         }
+        return units | {layer.name: layer.name for layer in self.outside}
 
     @cached_property
     def compared_tokens(self) -> Int64[Tensor, "n length"]:
@@ -95,10 +99,36 @@ class Probe:
             undisturbed.go_on(output)
             # every block adds passes that run through the later ones
             self.progress("probing the layers", ((call + 1) / len(self.trace.order)) ** 2)
-        whole.close()
         reference = self.predictions(undisturbed)
         for layers, each in others.passes:
             yield self.compared(layers, each, reference)
+        for layer in self.outside:
+            yield from self.probed_outside(layer, whole, reference)
+        whole.close()
+
+    def probed_outside(
+        self, layer: Layer, whole: ForwardPass, reference: list[Tensor]
+    ) -> Iterator[tuple[str, Sensitivity]]:
+        """Yield the sensitivity to an output head, and to the embedding if it shares the weight.
+
+        - `whole`: a forward pass that is paused at the head.
+        """
+        given = [StageInputs(whole.head_inputs())]
+        inputs = sum_inputs(layer.shape[1], given, device=self.placement.device)
+        try:
+            basis = self.method.basis(inputs.hessian)
+        except NotPositiveDefiniteError:
+            return
+        before, weight = layer.stored.data, layer.weight().detach().float()
+        try:
+            layer.assign(weight + self.method.drawn_error(weight, basis, DRAWN_BPW, self.draws))
+            each = self.begun(self.compared_tokens)
+            for index in self.trace.order:
+                with self.placement.block(index):
+                    each.go_on(each.expect(index).run(self.trace.blocks[index]))
+            yield self.compared([layer], each, reference)
+        finally:
+            layer.stored.data = before
 
     @property
     def keeps_in_file(self) -> bool:

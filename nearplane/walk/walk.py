@@ -1,7 +1,7 @@
 """Quantize a model block by block, each layer on the inputs that the quantized model gives it."""
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +15,7 @@ from nearplane.methods.allocation import allocate
 from nearplane.model.block_loading import InMemory
 from nearplane.model.blocks import Layer, check_finite, linear_modules
 from nearplane.model.experts import split_experts_
+from nearplane.model.output_head import head_of
 from nearplane.model.process_memory import forget_file_pages, trim
 from nearplane.model.selection import Rules, Selection, select
 from nearplane.types import NearplaneError, Progress, no_progress
@@ -31,6 +32,7 @@ from nearplane.walk.streams import StageInputs, Streams
 from nearplane.walk.trace import ModelTrace, Stage, trace_model
 
 BATCH_TOKENS = 2048
+EMBEDDING_TOKENS = 8192  # on which an embedding is rounded that is the output head, too
 
 
 @dataclass
@@ -79,7 +81,7 @@ class Walk:
         split_experts_(self.model)
         selection = self.selection or select(self.model, self.rules)
         trace = trace_model(self.model, self.tokens, placement)
-        layers = [*selection.among(trace.layers), *selection.heads(self.model)]
+        layers = [*selection.among(trace.layers), *selection.layers_outside(self.model)]
         if not layers:
             raise NearplaneError("every layer is skipped: nothing to quantize")
         selection.untie_(self.model)
@@ -88,8 +90,8 @@ class Walk:
         check_forward_passes(trace, self.tokens, placement, finite)
         if isinstance(placement.loader, InMemory):
             check_replaceable(self.model, trace, layers, placement)
-        for head in selection.heads(self.model):
-            check_finite(head)
+        for layer in selection.layers_outside(self.model):
+            check_finite(layer)
         self.ready = Prepared(placement, selection, trace, layers)
         return self
 
@@ -142,9 +144,9 @@ class Walk:
         if rate is None:
             raise NearplaneError(f"{self.method.name} has no rate that could be shared out")
         wanted = {layer.name for layer in prepared.layers}
-        probe = Probe(
-            prepared.placement, prepared.trace, self.method, self.tokens, wanted, progress
-        )
+        outside = prepared.selection.layers_outside(self.model)
+        places = prepared.placement, prepared.trace
+        probe = Probe(*places, self.method, self.tokens, wanted, progress, outside)
         sensitivities = probe.sensitivities()
         if sensitivities:
             bits = allocate(sensitivities, rate)
@@ -156,12 +158,14 @@ class Walk:
 
     def __iter__(self) -> Iterator[Done]:
         prepared = (self if self.ready else self.prepare()).prepared
-        heads = prepared.selection.heads(self.model)
+        original = self.begun_passes() if self.method.compensates else []
+        for embedding in prepared.selection.embeddings(self.model):
+            yield from self.quantize_embedding(embedding)
         if self.sampled:
-            head = heads[0].module if heads else None
+            head = self.head if self.goes_to_head else None
             prepared.sample = SamplePass(self.trace, prepared.placement, head)
         # closed after an error too: passes hold files open
-        with closing(self.begun_passes()) as passes:
+        with closing(Passes(self.begun_passes(original), original)) as passes:
             forget_file_pages()
             called: set[int] = set()
             for call, index in enumerate(self.trace.order):
@@ -170,7 +174,7 @@ class Walk:
                     again = index in called
                     called.add(index)
                     yield from self.run_block(index, passes, again, last)
-            for head in heads:
+            for head in prepared.selection.heads(self.model):
                 yield from self.quantize_head(head, passes)
         if prepared.sample is not None:
             prepared.sample.finish()
@@ -178,32 +182,63 @@ class Walk:
     @property
     def goes_to_head(self) -> bool:
         """Whether the forward passes are needed behind the last block."""
-        return bool(self.prepared.selection.outside)
+        return bool(self.prepared.selection.heads(self.model))
 
-    def begun_passes(self) -> "Passes":
-        """Return forward passes of all batches, paused at the first block."""
-        place, tokens = self.prepared.placement, self.ranks.share(self.tokens)
-        heads = self.prepared.selection.heads(self.model)
-        head = heads[0].module if heads else None
-        streams = 1 + self.method.compensates
-        batches = tokens.split(max(1, BATCH_TOKENS // tokens.shape[1]))
-        started = [
-            ForwardPass(self.model, self.trace, place.on_device(batch), head)
-            for _ in range(streams)
-            for batch in batches
-        ]
-        passes = Passes(started[: len(batches)], started[len(batches) :])
+    @property
+    def head(self) -> nn.Module | None:
+        """The output head, in front of which forward passes pause."""
+        return head_of(self.model)
+
+    def batches(self, tokens: Tensor) -> tuple[Tensor, ...]:
+        """Return this process's share of the tokens, batch by batch."""
+        return self.ranks.share(tokens).split(max(1, BATCH_TOKENS // tokens.shape[1]))
+
+    def begun_passes(self, twins: Sequence[ForwardPass] = ()) -> list[ForwardPass]:
+        """Return forward passes of all batches, paused at the first block.
+
+        - `twins`: those of the other stream, whose equal arguments they share; or none.
+        """
+        place = self.prepared.placement
+        head = self.head if self.goes_to_head else None
+        batches = self.batches(self.tokens)
+        passes = [ForwardPass(self.model, self.trace, place.on_device(b), head) for b in batches]
         states = place.hidden_states() if place.limits.directory else None
         with place.outside():
-            for number, each in enumerate(started):
+            for number, each in enumerate(passes):
                 each.go_on()
-                each.share_memory_(started[0])
-                if number < len(batches):
-                    each.keep_in(states)
-                else:
-                    # both streams begin with the same hidden states
-                    each.share_memory_(started[number - len(batches)])
+                each.share_memory_((twins or passes)[0])
+                if twins:
+                    each.share_memory_(twins[number])
+                each.keep_in(states)
         return passes
+
+    def quantize_embedding(self, embedding: Layer) -> Generator[Done, None, None]:
+        """Quantize the embedding on what the output head, which shares it, is given at the end.
+
+        That is by the model before anything else is quantized, for EMBEDDING_TOKENS tokens.
+        """
+        place, fewest = self.prepared.placement, self.ranks.size
+        with place.outside():
+            done = self.rounder.finished([embedding])
+            if done is not None:
+                yield from self.rounder.put([embedding], done)
+                return
+            some = self.tokens[: max(fewest, EMBEDDING_TOKENS // self.tokens.shape[1])]
+            passes = [
+                ForwardPass(self.model, self.trace, place.on_device(batch), self.head)
+                for batch in self.batches(some)
+            ]
+            for each in passes:
+                each.go_on()
+                each.share_memory_(passes[0])
+            for index in self.trace.order:
+                with place.block(index):
+                    for each in passes:
+                        each.go_on(each.expect(index).run(self.trace.blocks[index]))
+            given = (StageInputs(each.head_inputs()) for each in passes)
+            statistics = sum_inputs(embedding.shape[1], given, self.ranks, place.device)
+            Passes(passes).close()
+            yield from self.rounder.round([embedding], statistics)
 
     def run_block(
         self, index: int, passes: "Passes", again: bool, last: bool

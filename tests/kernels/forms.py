@@ -59,6 +59,10 @@ class Case:
     def value(self) -> Tensor:
         return resident.value(self.layout, FORM, self.rows, self.columns)
 
+    def value_rows(self, index: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+        shape = self.rows, self.columns
+        return resident.value_rows(index, self.layout, FORM, shape, dtype)
+
     def stored(self) -> Tensor:
         return resident.stored(self.layout, FORM, self.rows, self.columns)
 

@@ -52,6 +52,8 @@ def assert_exact(made: Case, seed: int, batch: int, dtype: torch.dtype) -> None:
         cpu.choose(name)
         assert torch.equal(made.product(x), expected), name
         assert torch.equal(made.value().double(), made.weight), name
+        some = torch.randint(0, made.rows, (2, 5), generator=random)
+        assert torch.equal(made.value_rows(some, dtype), made.weight[some].to(dtype)), name
 
 
 @pytest.mark.parametrize("grouped", [False, True])
@@ -180,3 +182,11 @@ def test_wide_integers_in_groups_are_left_to_the_reference():
 def test_a_layout_that_grows_much_is_left_to_the_reference():
     record = packed(integers(0, 300, 300, 3), small_steps(0, 300, 300), 1)
     assert resident.lay_out(record, 300, 300)[0] == resident.RECORD
+
+
+@pytest.mark.parametrize("index", [-1, 40, 2**40])
+def test_rows_that_are_not_there_are_refused(index):
+    made = laid_out(packed(integers(0, 40, 30, 5), torch.ones(1, 1)))
+    with pytest.raises(IndexError, match="from 0 to 39"):
+        made.value_rows(torch.tensor([3, index]))
+    assert made.value_rows(torch.empty(0, dtype=torch.long)).shape == (0, 30)

@@ -9,9 +9,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearplane.methods import ECLQ
+from nearplane.model.output_head import tied_embedding
 from nearplane.walk import sensitivity as probe_file
+from nearplane.walk.input_statistics import sum_inputs
 from nearplane.walk.placement import Placement
 from nearplane.walk.sensitivity import DRAWN_BPW, Probe
+from nearplane.walk.streams import StageInputs
 from nearplane.walk.trace import trace_model
 from nearplane.walk.walk import Walk
 from tests.walk.tiny import FAMILIES, TOKENS
@@ -54,6 +57,31 @@ def test_the_divergence_is_that_of_the_whole_model():
     positions = probe_file.compared_of(asked.shape[1])
     expected = (p.exp() * (p - q)).sum(-1)[:, positions].mean().item()
     assert found == pytest.approx(expected, rel=1e-3)
+
+
+def test_the_divergence_of_a_tied_embedding_is_that_of_the_whole_model():
+    """In look-ups and in logits; float32 sums agree to 1e-3."""
+    model = FAMILIES["llama_tied"].model()
+    layer = tied_embedding(model)
+    asked = probe(model, {layer.name})
+    asked.outside = [layer]
+    found = asked.sensitivities()
+    assert list(found) == [layer.name]
+    again = probe(model, {layer.name})
+    with torch.no_grad():
+        whole = again.begun(TOKENS)
+        for block in model.model.layers:
+            whole.go_on(whole.call.run(block))
+        inputs = sum_inputs(layer.shape[1], [StageInputs(whole.head_inputs())])
+        weight = layer.weight().detach().float()
+        basis = METHOD.basis(inputs.hessian)
+        error = METHOD.drawn_error(weight, basis, DRAWN_BPW, again.draws)
+        p = torch.log_softmax(model(input_ids=again.compared_tokens).logits, -1)
+        layer.stored.data = weight + error
+        q = torch.log_softmax(model(input_ids=again.compared_tokens).logits, -1)
+    positions = probe_file.compared_of(again.compared_tokens.shape[1])
+    expected = (p.exp() * (p - q)).sum(-1)[:, positions].mean().item()
+    assert found[layer.name].divergence == pytest.approx(expected, rel=1e-3)
 
 
 def test_a_layer_that_matters_less_gets_fewer_bits():

@@ -67,12 +67,21 @@ class NearplaneVllmConfig(QuantizationConfig):
         """Return the method that computes a layer; None leaves the choice to vLLM."""
         from vllm.model_executor.layers.fused_moe import RoutedExperts
         from vllm.model_executor.layers.linear import LinearBase, UnquantizedLinearMethod
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+        from vllm.model_executor.layers.vocab_parallel_embedding import (
+            ParallelLMHead,
+            VocabParallelEmbedding,
+        )
 
         from nearplane.export.vllm.linear_method import NearplaneHeadMethod, NearplaneLinearMethod
 
         if isinstance(layer, RoutedExperts):
             self._refuse_experts(prefix)
+        looks_up = isinstance(layer, VocabParallelEmbedding)
+        if looks_up and not isinstance(layer, ParallelLMHead) and prefix in self.layers:
+            raise NearplaneError(
+                f"{prefix} is compressed, in which vLLM cannot look tokens up: quantize the model "
+                "without --embedding"
+            )
         if not isinstance(layer, LinearBase | ParallelLMHead):
             return None
         parts = self.parts_of(prefix)

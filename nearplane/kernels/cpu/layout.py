@@ -9,7 +9,7 @@ import weakref
 from typing import Any
 
 import torch
-from jaxtyping import Float, Int32, UInt8
+from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 
 from nearplane import codes
@@ -28,6 +28,8 @@ STEP_TYPES = {1: 1, 2: 2}  # float16 and bfloat16 steps are kept as such, all ot
 
 # address of every layout that was made or checked here -> the tensor and the weight's shape
 _known: dict[int, tuple["weakref.ref[Tensor]", tuple[int, int]]] = {}
+# address of a layout -> where each row of the weight is among its own, once that was asked
+_places: dict[int, Tensor] = {}
 
 
 def pack(record: UInt8[Tensor, " bytes"]) -> UInt8[Tensor, " layout"] | None:
@@ -85,6 +87,26 @@ def weight(layout: UInt8[Tensor, " layout"], dtype: torch.dtype) -> Float[Tensor
     return out
 
 
+def weight_rows(
+    layout: UInt8[Tensor, " layout"], index: Int64[Tensor, " some"], dtype: torch.dtype
+) -> Float[Tensor, "some columns"]:
+    """Return some rows of the weight, in any order, computed in float32 and rounded to `dtype`.
+
+    Rows lie in groups of 16, and a group is decoded whole. IndexError for a row that is not there.
+    """
+    rows, columns = ensure_checked(layout)
+    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < rows:
+        raise IndexError(f"rows must be from 0 to {rows - 1}")
+    address = layout.data_ptr()
+    if address not in _places:
+        _places[address] = torch.empty(rows, dtype=torch.int32)
+        kernels().np_places(address, _places[address].data_ptr())
+    place, out = _places[address][index], torch.empty(len(index), columns, dtype=dtype)
+    threads = torch.get_num_threads()
+    kernels().np_rows(address, place.data_ptr(), len(place), TYPES[dtype], out.data_ptr(), threads)
+    return out
+
+
 class Head(ctypes.Structure):
     """The header of a layout: `Header` in src/layout.h."""
 
@@ -126,6 +148,7 @@ def _remember(layout: Tensor) -> tuple[int, int]:
     def forget(gone: "weakref.ref[Tensor]") -> None:
         if _known.get(address, (None,))[0] is gone:
             del _known[address]
+            _places.pop(address, None)
 
     shape = head.rows, head.columns
     _known[address] = weakref.ref(layout, forget), shape

@@ -63,6 +63,8 @@ SIGNATURES = {
     "np_check": (ctypes.c_char_p, [_ptr, _u64]),
     "np_product": (ctypes.c_int, [_ptr, _ptr, _u32, _u32, _ptr, _ptr, _unsigned]),
     "np_weight": (ctypes.c_int, [_ptr, _u32, _ptr, _unsigned]),
+    "np_places": (None, [_ptr, _ptr]),
+    "np_rows": (ctypes.c_int, [_ptr, _ptr, _u32, _u32, _ptr, _unsigned]),
     "np_codes": (ctypes.c_int, [_ptr, _ptr, _unsigned]),
     "np_leaf": (None, [ctypes.POINTER(Leaf)]),
     "np_steps": (None, [_ptr, _ptr]),

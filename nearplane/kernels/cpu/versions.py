@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 
 from nearplane.codes import bands, resident
-from nearplane.kernels.cpu.layout import FORM, pack, unpack, weight
+from nearplane.kernels.cpu.layout import FORM, pack, unpack, weight, weight_rows
 from nearplane.kernels.cpu.library import TYPES
 from nearplane.kernels.cpu.linear import linear
 from nearplane.kernels.cpu.streams import decode
@@ -25,6 +25,12 @@ def _multiplies(
     return form == FORM and x.dtype in TYPES and x.device.type == "cpu"
 
 
+def _looks_up(
+    index: Tensor, bytes_: Tensor, form: str, shape: tuple[int, int], dtype: torch.dtype
+) -> bool:
+    return form == FORM and dtype in TYPES and index.device.type == "cpu"
+
+
 @resident.lay_out.version("cpu", _on_cpu)
 def _lay_out(record: Tensor, rows: int, columns: int) -> tuple[str, Tensor]:
     layout = pack(record)
@@ -39,6 +45,13 @@ def _stored(bytes_: Tensor, form: str, rows: int, columns: int) -> Tensor:
 @resident.value.version("cpu", _is_ours)
 def _value(bytes_: Tensor, form: str, rows: int, columns: int) -> Tensor:
     return weight(bytes_, torch.float32)
+
+
+@resident.value_rows.version("cpu", _looks_up)
+def _value_rows(
+    index: Tensor, bytes_: Tensor, form: str, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    return weight_rows(bytes_, index.flatten(), dtype).view(*index.shape, shape[1])
 
 
 @resident.product.version("cpu", _multiplies)

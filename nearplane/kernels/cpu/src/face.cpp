@@ -81,6 +81,13 @@ FACE int np_weight(const void* bytes, uint32_t type, void* weight, unsigned thre
   return done(threads, [&] { unpack_weight(View(bytes), type, weight); });
 }
 
+FACE void np_places(const void* bytes, uint32_t* place) { layout_rows(View(bytes), place); }
+
+FACE int np_rows(const void* bytes, const uint32_t* place, uint32_t count, uint32_t type, void* weight,
+                 unsigned threads) {
+  return done(threads, [&] { unpack_rows(View(bytes), place, count, type, weight); });
+}
+
 FACE int np_codes(const void* bytes, int32_t* code, unsigned threads) {
   return done(threads, [&] { unpack_codes(View(bytes), code); });
 }

@@ -186,39 +186,92 @@ void finish_row(const View& view, const std::vector<uint32_t>& column, const flo
 
 }  // namespace
 
-void unpack_weight(const View& view, uint32_t type, void* weight) {
+namespace {
+
+// What all rows of a matrix have in common when they are decoded.
+struct Shared {
+  std::vector<uint32_t> column;
+  std::vector<float> step;  // of the matrix, or of every column; of rows with steps of their own: those of one row
+  bool large;               // whether an integer may exceed what a float holds exactly
+
+  explicit Shared(const View& view) : column(columns_of(view)) {
+    const Header& head = view.head;
+    step.resize(head.step_form == 2 ? view.column_groups() : head.step_form ? head.columns : 1);
+    if (head.step_form != 2) unpack_steps(view, step.data());
+    // floats hold sums below 2^24; larger integers are corrected by floats, and rounded once
+    large = head.escape.at && head.escape.type == kF32;
+  }
+};
+
+// The integers of 16 rows as floats, in the order of places: [16][2 * pairs].
+const float* group_sums(const View& view, const Kernels& k, const Shared& shared, uint32_t group) {
+  static thread_local std::vector<float> sums;
+  static thread_local std::vector<int64_t> whole;
+  const size_t places = 2 * size_t(view.head.pairs), stride = size_t(view.head.columns) + 1;
+  sums.resize(kRows * places);
+  if (!shared.large) {
+    group_floats(view, k, group, sums.data());
+    return sums.data();
+  }
+  whole.resize(kRows * stride);
+  group_codes(view, k, group, shared.column, whole.data());
+  for (int i = 0; i < kRows; i++)
+    for (size_t p = 0; p < places; p++) sums[i * places + p] = float(whole[i * stride + shared.column[p]]);
+  return sums.data();
+}
+
+// Write row `i` of the layout, whose group's integers are `sums`, as row `to` of `weight`.
+void write_row(const View& view, const Shared& shared, uint32_t i, const float* sums, uint32_t type, void* weight,
+               size_t to) {
+  static thread_local std::vector<float> line, own;
   const Header& head = view.head;
+  const uint32_t group = i / kRows, inside = i % kRows, across = view.column_groups();
+  line.resize(size_t(head.columns) + 1);
+  const float* step = shared.step.data();
+  if (head.step_form == 2) {
+    own.resize(across);
+    for (uint32_t g = 0; g < across; g++)
+      own[g] = load(view.base + head.step_at, (size_t(group) * across + g) * kRows + inside, head.step_type);
+    step = own.data();
+  }
+  finish_row(view, shared.column, step, sums + inside * 2 * size_t(head.pairs), line.data());
+  if (head.outlier.at)
+    each_entry(view, head.outlier, group, [&](int lane, uint32_t c, float v) {
+      if (uint32_t(lane) == inside) line[c] += v;
+    });
+  store_row(weight, to * head.columns, line.data(), head.columns, type);
+}
+
+}  // namespace
+
+void unpack_weight(const View& view, uint32_t type, void* weight) {
   const Kernels& k = kernels();
-  const size_t places = 2 * size_t(head.pairs), across = view.column_groups();
-  const std::vector<uint32_t> column = columns_of(view);
-  std::vector<float> step(head.step_form == 2 ? head.rows * across : head.step_form ? head.columns : 1);
-  unpack_steps(view, step.data());
-  // floats hold sums below 2^24; larger integers are corrected by floats, and rounded once
-  const bool large = head.escape.at && head.escape.type == kF32;
+  const Shared shared(view);
   parallel_for(view.groups(), [&](uint32_t g) {
-    static thread_local std::vector<float> sums, line;
-    static thread_local std::vector<int64_t> whole;
-    sums.resize(kRows * places);
-    line.resize(size_t(head.columns) + 1);
-    if (large) {
-      whole.resize(kRows * (size_t(head.columns) + 1));
-      group_codes(view, k, g, column, whole.data());
-      for (int i = 0; i < kRows; i++)
-        for (size_t p = 0; p < places; p++)
-          sums[i * places + p] = float(whole[i * (size_t(head.columns) + 1) + column[p]]);
-    } else {
-      group_floats(view, k, g, sums.data());
-    }
-    for (uint32_t i = 0; i < kRows && g * kRows + i < head.rows; i++) {
-      const uint32_t row = view.row(g * kRows + i);
-      finish_row(view, column, step.data() + (head.step_form == 2 ? row * across : 0), sums.data() + i * places,
-                 line.data());
-      if (head.outlier.at)
-        each_entry(view, head.outlier, g, [&](int lane, uint32_t c, float v) {
-          if (uint32_t(lane) == i) line[c] += v;
-        });
-      store_row(weight, size_t(row) * head.columns, line.data(), head.columns, type);
-    }
+    const float* sums = group_sums(view, k, shared, g);
+    for (uint32_t i = g * kRows; i < std::min((g + 1) * kRows, view.head.rows); i++)
+      write_row(view, shared, i, sums, type, weight, view.row(i));
+  });
+}
+
+void layout_rows(const View& view, uint32_t* place) {
+  for (uint32_t i = 0; i < view.head.rows; i++) place[view.row(i)] = i;
+}
+
+void unpack_rows(const View& view, const uint32_t* place, uint32_t count, uint32_t type, void* weight) {
+  const Kernels& k = kernels();
+  const Shared shared(view);
+  // rows of one group are decoded together
+  std::vector<uint32_t> order(count), start;
+  for (uint32_t n = 0; n < count; n++) order[n] = n;
+  std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return place[a] < place[b]; });
+  for (uint32_t n = 0; n < count; n++)
+    if (!n || place[order[n]] / kRows != place[order[n - 1]] / kRows) start.push_back(n);
+  start.push_back(count);
+  parallel_for(uint32_t(start.size() - 1), [&](uint32_t s) {
+    const float* sums = group_sums(view, k, shared, place[order[start[s]]] / kRows);
+    for (uint32_t n = start[s]; n < start[s + 1]; n++)
+      write_row(view, shared, place[order[n]], sums, type, weight, order[n]);
   });
 }
 

@@ -15,4 +15,10 @@ uint64_t unpack_outliers(const View& view, int32_t* start, int32_t* column, uint
 // weight [rows][columns], rounded to `type`.
 void unpack_weight(const View& view, uint32_t type, void* weight);
 
+// Where each row of the matrix is among those of the layout.
+void layout_rows(const View& view, uint32_t* place);
+
+// Some rows of the weight, of which `place` says where they are in the layout: weight[count][columns].
+void unpack_rows(const View& view, const uint32_t* place, uint32_t count, uint32_t type, void* weight);
+
 }  // namespace nearplane
