@@ -282,3 +282,15 @@ def test_tensors_that_the_model_does_not_take_are_named(source, tmp_path, place,
     said: list[str] = []
     npl.quantize(more, place, METHOD, TOKENS, memory=memory, watcher=Watcher(said.append))
     assert "left behind, as LlamaForCausalLM does not take them: model.mtp.0.weight" in said
+
+
+def test_an_empty_quantization_config_says_nothing(tmp_path):
+    """Programs leave it behind; one that names a method is refused with where it stands."""
+    tiny.model(layers=1).save_pretrained(tmp_path / "model")
+    path = tmp_path / "model" / "config.json"
+    config = json.loads(path.read_text())
+    path.write_text(json.dumps(config | {"quantization_config": {}}))
+    npl.quantize(tmp_path / "model", tmp_path / "out", METHOD, TOKENS)
+    path.write_text(json.dumps(config | {"quantization_config": {"quant_method": "fp8"}}))
+    with pytest.raises(NearplaneError, match="quantization_config in its config.json"):
+        npl.quantize(tmp_path / "model", tmp_path / "other", METHOD, TOKENS)

@@ -98,8 +98,11 @@ def open_without_weights(
     if found and "gguf_file" not in where:
         method = found.get("quant_method") if isinstance(found, dict) else "something else"
         raise NearplaneError(
-            f"{name} is quantized already, with {repr(method)}: give the original model"
+            f"{name} is quantized already, with {repr(method)}, as the quantization_config in its "
+            "config.json says: give the original model"
         )
+    if found is not None and not found:
+        config.__dict__.pop("quantization_config", None)  # an empty one says nothing
     files = {}
     if Path(name).is_dir() and not only_config:
         files = read_shapes(Path(name))

@@ -8,9 +8,8 @@ import json
 import lzma
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.records import is_message, texts_of
@@ -27,8 +26,7 @@ SHOWN_FILES = 5  # names of files in a sentence
 Record = tuple[str, Any]  # what names a record in an error, and the record
 
 
-@dataclass(frozen=True)
-class Source:
+class Source(NamedTuple):
     """Documents, the name of what they come from, and a remark on what was not read; or ""."""
 
     name: str

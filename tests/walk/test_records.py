@@ -179,3 +179,10 @@ def test_tables(tmp_path: Path):
     (tmp_path / "a.csv").write_text('text,n\n"one, two",1\nthree,2\n')
     (tmp_path / "b.TSV").write_text("n\ttext\n1\tfour\n")
     assert list(read_documents(tmp_path).documents) == ["one, two", "three", "four"]
+
+
+def test_a_source_is_its_name_its_documents_and_a_remark(tmp_path: Path):
+    """In this order: whoever takes the second takes the documents."""
+    (tmp_path / "a.txt").write_text("one")
+    name, documents, remark = read_documents(tmp_path / "a.txt")
+    assert (name, list(documents), remark) == (str(tmp_path / "a.txt"), ["one"], "")
