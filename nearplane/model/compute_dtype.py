@@ -16,7 +16,9 @@ from nearplane.types import NearplaneError
 
 AUTO = "auto"
 TYPES = {
-    **{"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16},
+    "float32": torch.float32,
+    "bfloat16": torch.bfloat16,
+    "float16": torch.float16,
     "float64": torch.float64,
 }
 # a 16-bit type, which takes half the memory, is used up to this many times the time of float32

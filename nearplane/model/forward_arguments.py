@@ -21,8 +21,10 @@ def first_input(args: tuple, kwargs: dict[str, Any] | None) -> Any:
 
 def logits_of(result: Any) -> Any:
     """Return the logits in what a model returns: its `logits`, or its first tensor."""
+    if isinstance(result, Tensor):
+        return result
     logits = getattr(result, "logits", None)
-    if logits is not None or isinstance(result, Tensor):
-        return result if logits is None else logits
+    if logits is not None:
+        return logits
     parts = result.values() if hasattr(result, "values") else result
     return next(part for part in parts if isinstance(part, Tensor))

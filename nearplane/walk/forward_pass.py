@@ -4,7 +4,7 @@ What one block hands to another besides hidden states, through its output, a dic
 object, goes where the model would have it go: every pass has arguments of its own.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -158,6 +158,22 @@ class Passes:
         """End all passes."""
         for each in (*self.quantized, *self.original):
             each.close()
+
+
+def begin(passes: Sequence[ForwardPass]) -> None:
+    """Run passes up to their first block, and keep what they have in common only once."""
+    for each in passes:
+        each.go_on()
+        each.share_memory_(passes[0])
+
+
+def run_through(passes: Sequence[ForwardPass], placement: Placement) -> None:
+    """Run passes of one model, paused at the first block, through all blocks as they are."""
+    trace = passes[0].trace
+    for index in trace.order:
+        with placement.block(index):
+            for each in passes:
+                each.go_on(each.expect(index).run(trace.blocks[index]))
 
 
 def share_memory_(value: Any, other: Any) -> None:

@@ -20,7 +20,7 @@ from nearplane.model.forward_arguments import forward_arguments
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.capture import replaced_blocks, tensors_in
 from nearplane.walk.expert_hessians import BlockExperts
-from nearplane.walk.forward_pass import ForwardPass, Passes
+from nearplane.walk.forward_pass import ForwardPass, Passes, begin
 from nearplane.walk.placement import Placement
 from nearplane.walk.streams import Streams
 from nearplane.walk.trace import ModelTrace, Seen
@@ -39,7 +39,8 @@ def check_forward_passes(
 ) -> None:
     """Run two streams through the blocks, nothing rounded, and compare one with the trace.
 
-    The other runs on other tokens, so that a state in common would be seen. Frees `trace.seen`.
+    The other runs on other tokens, so that a state in common would be seen. Frees the blocks'
+    outputs in `trace.seen`.
 
     - `visit`: called with the index of every block while its weights are in memory.
 
@@ -72,9 +73,7 @@ def begun(trace: ModelTrace, tokens: Int64[Tensor, "n length"], placement: Place
     model = placement.model
     pair = [ForwardPass(model, trace, t) for t in (other, first)]
     with placement.outside():
-        for each in pair:
-            each.go_on()
-            each.share_memory_(pair[0])
+        begin(pair)
     return Passes(pair[:1], pair[1:])
 
 

@@ -18,7 +18,7 @@ from nearplane.model.forward_arguments import logits_of
 from nearplane.model.output_head import head_of
 from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.expert_hessians import BlockExperts
-from nearplane.walk.forward_pass import ForwardPass
+from nearplane.walk.forward_pass import ForwardPass, run_through
 from nearplane.walk.hidden_states import HiddenStates
 from nearplane.walk.input_statistics import sum_inputs
 from nearplane.walk.placement import Placement
@@ -123,9 +123,7 @@ class Probe:
         try:
             layer.assign(weight + self.method.drawn_error(weight, basis, DRAWN_BPW, self.draws))
             each = self.begun(self.compared_tokens)
-            for index in self.trace.order:
-                with self.placement.block(index):
-                    each.go_on(each.expect(index).run(self.trace.blocks[index]))
+            run_through([each], self.placement)
             yield self.compared([layer], each, reference)
         finally:
             layer.stored.data = before

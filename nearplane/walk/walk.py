@@ -21,7 +21,7 @@ from nearplane.model.selection import Rules, Selection, select
 from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.calibration import check_tokens
 from nearplane.walk.expert_hessians import BlockExperts
-from nearplane.walk.forward_pass import ForwardPass, Passes
+from nearplane.walk.forward_pass import ForwardPass, Passes, begin, run_through
 from nearplane.walk.input_statistics import InputStatistics, sum_both_streams, sum_inputs
 from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import ALONE, Ranks
@@ -228,17 +228,16 @@ class Walk:
                 ForwardPass(self.model, self.trace, place.on_device(batch), self.head)
                 for batch in self.batches(some)
             ]
-            for each in passes:
-                each.go_on()
-                each.share_memory_(passes[0])
-            for index in self.trace.order:
-                with place.block(index):
-                    for each in passes:
-                        each.go_on(each.expect(index).run(self.trace.blocks[index]))
-            given = (StageInputs(each.head_inputs()) for each in passes)
-            statistics = sum_inputs(embedding.shape[1], given, self.ranks, place.device)
-            Passes(passes).close()
+            with closing(Passes(passes)):
+                begin(passes)
+                run_through(passes, place)
+                statistics = self.statistics_at_head(embedding, passes)
             yield from self.rounder.round([embedding], statistics)
+
+    def statistics_at_head(self, layer: Layer, passes: Sequence[ForwardPass]) -> InputStatistics:
+        """Return the Hessian of what the output head is given; all passes are paused there."""
+        given = (StageInputs(each.head_inputs()) for each in passes)
+        return sum_inputs(layer.shape[1], given, self.ranks, self.prepared.placement.device)
 
     def run_block(
         self, index: int, passes: "Passes", again: bool, last: bool
@@ -278,11 +277,9 @@ class Walk:
 
     def quantize_head(self, head: Layer, passes: "Passes") -> Generator[Done, None, None]:
         """Quantize the output head, in front of which the forward passes are paused."""
-        place = self.prepared.placement
         done = self.rounder.finished([head])
         if done is None:
-            given = (StageInputs(each.head_inputs()) for each in passes.quantized)
-            statistics = sum_inputs(head.shape[1], given, self.ranks, place.device)
+            statistics = self.statistics_at_head(head, passes.quantized)
             yield from self.rounder.round([head], statistics)
         else:
             yield from self.rounder.put([head], done)

@@ -1,6 +1,8 @@
 """Tiny random models, and checkpoints of them with weights rounded and packed directly."""
 
 import copy
+import io
+import pickle
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,3 +160,12 @@ def _with_random_biases(model: PreTrainedModel) -> PreTrainedModel:
         if layer.bias is not None:
             layer.bias.data.normal_()
     return model
+
+
+def copies(module: nn.Module) -> list[nn.Module]:
+    """Return a module copied, pickled, and written and read by torch."""
+    stream = io.BytesIO()
+    torch.save(module, stream)
+    stream.seek(0)
+    read = torch.load(stream, weights_only=False)
+    return [copy.deepcopy(module), pickle.loads(pickle.dumps(module)), read]

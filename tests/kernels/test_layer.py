@@ -2,7 +2,6 @@
 
 import copy
 import io
-import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -17,6 +16,7 @@ from nearplane.codes import CorruptError
 from nearplane.export.linear import CompressedLinear, resident_bpw
 from nearplane.kernels import cpu
 from nearplane.kernels.cpu.layout import FORM
+from tests.export.tiny import copies
 from tests.kernels import forms
 from tests.kernels.accuracy import assert_product
 from tests.kernels.forms import COLUMNS, ROWS, case
@@ -65,14 +65,8 @@ def test_a_layer_reads_as_before(form):
 
 @every_path
 def test_copies_are_the_same_layer(form):
-    made, stream = layer(form), io.BytesIO()
-    torch.save(made, stream)
-    stream.seek(0)
-    for again in (
-        copy.deepcopy(made),
-        pickle.loads(pickle.dumps(made)),
-        torch.load(stream, weights_only=False),
-    ):
+    made = layer(form)
+    for again in copies(made):
         assert_same_layer(made, again, form)
 
 
