@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float, Float16, Float64, Int32, UInt8
+from jaxtyping import Float, Float16, Float32, Float64, Int32, UInt8
 from torch import Tensor
 
 LONGEST_REMARK = 300  # characters of a library's error message that are shown
@@ -62,10 +62,11 @@ class Outliers:
 class QuantizedWeight:
     """One linear layer's weight on a lattice, with its stored bytes and its error certificate.
 
-    value = step · code + outliers
+    value = row_step · step · code + outliers
 
     - `step`: (1, 1) for the matrix, (1, columns) for columns, (rows, groups) for groups of
       `group_size` columns; the last group may be short.
+    - `row_step`: factors of the rows, beside one step a column; None for 1.
     - `record`: the bytes a checkpoint stores (docs/formats/record.md); `code_bytes` of them
       are codes.
     - `loss`: error · hessian · errorᵀ of each row, with the Hessian as given (undamped).
@@ -87,10 +88,11 @@ class QuantizedWeight:
     bound: Float64[Tensor, " rows"] | None
     void: str = ""
     facts: dict[str, float] = field(default_factory=dict)
+    row_step: Float32[Tensor, "rows 1"] | None = None
 
     def value(self) -> Float[Tensor, "rows columns"]:
-        """Return step · code + outliers, in float32 or the wider type of `step`."""
-        return value(self.code, self.step, self.group_size, self.outliers)
+        """Return row_step · step · code + outliers, in float32 or the wider type of `step`."""
+        return value(self.code, self.step, self.group_size, self.outliers, self.row_step)
 
     @property
     def bpw(self) -> float:
@@ -145,9 +147,14 @@ def value(
     step: Float[Tensor, "step_rows step_columns"],
     group_size: int,
     outliers: Outliers | None,
+    row_step: Float[Tensor, "rows 1"] | None = None,
 ) -> Float[Tensor, "rows columns"]:
-    """Return the weights that codes stand for: step · code + outliers, in the type of `step`."""
-    dense = code * spread(step, group_size, code.shape[1])
+    """Return the weights that codes stand for, in the type of `step`.
+
+    (row_step · step) · code + outliers, rounded after each operation.
+    """
+    wide = spread(step, group_size, code.shape[1])
+    dense = code * wide if row_step is None else (row_step * wide).mul_(code)
     if outliers is not None:
         outliers.add_to_(dense)
     return dense

@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float32, Int32, UInt8
 from torch import Tensor
 
 from nearplane.codes import record as records
-from nearplane.codes.header import COLUMN, GROUP, Header
+from nearplane.codes.header import COLUMN, COLUMN_AND_ROW, GROUP, Header
 from nearplane.codes.registry import by_tag
 from nearplane.types import Outliers
 
@@ -33,7 +33,9 @@ def cut(
     code = held.code[across.start : across.stop, along.start : along.stop].contiguous()
     step, group_size = _cut_step(held.step, header, across, along)
     outliers = None if held.outliers is None else _cut_outliers(held.outliers, across, along)
-    return records.pack(code, step, group_size, outliers, by_tag(header.code_tag))[0]
+    row_step = None if held.row_step is None else held.row_step[across.start : across.stop]
+    coder = by_tag(header.code_tag)
+    return records.pack(code, step, group_size, outliers, coder, row_step)[0]
 
 
 def shared_group(columns: range, group_size: int) -> int:
@@ -60,7 +62,7 @@ def _cut_step(
     step: Float32[Tensor, "step_rows step_columns"], header: Header, rows: range, columns: range
 ) -> tuple[Float32[Tensor, "cut_rows cut_columns"], int]:
     """Return the steps of the block and their group size."""
-    if header.step_form == COLUMN:
+    if header.step_form in (COLUMN, COLUMN_AND_ROW):
         return step[:, columns.start : columns.stop], len(columns)
     if header.step_form != GROUP:
         return step, len(columns)

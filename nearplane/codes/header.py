@@ -3,7 +3,7 @@
 import struct
 from dataclasses import dataclass
 
-from nearplane.codes import steps
+from nearplane.codes import ladder, steps
 from nearplane.codes.corrupt import require
 from nearplane.codes.reader import Reader
 from nearplane.codes.registry import by_tag
@@ -12,7 +12,8 @@ MAGIC, VERSION = b"NPLR", 1
 # magic, version, code_tag, step_form, step_type, rows, columns, group_size, outlier_bytes,
 # code_bytes
 LAYOUT = struct.Struct("<4sBBBBIIIIQ")
-SCALAR, COLUMN, GROUP = 0, 1, 2  # step_form: one step for the matrix, per column, per group
+# step_form: one step for the matrix, per column, per group; per column times a factor per row
+SCALAR, COLUMN, GROUP, COLUMN_AND_ROW = 0, 1, 2, 3
 CRC_BYTES = 4
 
 
@@ -34,7 +35,7 @@ class Header:
         """The shape of the step tensor: (1, 1), (1, columns) or (rows, groups)."""
         if self.step_form == SCALAR:
             return 1, 1
-        if self.step_form == COLUMN:
+        if self.step_form in (COLUMN, COLUMN_AND_ROW):
             return 1, self.columns
         return self.rows, -(-self.columns // self.group_size)
 
@@ -48,8 +49,17 @@ class Header:
         return steps.stored_bytes(self.step_type, self.step_count)
 
     @property
+    def row_step_bytes(self) -> int:
+        return ladder.row_bytes(self.rows) if self.step_form == COLUMN_AND_ROW else 0
+
+    @property
+    def codes_at(self) -> int:
+        """The offset of the codes."""
+        return LAYOUT.size + self.step_bytes + self.row_step_bytes
+
+    @property
     def record_bytes(self) -> int:
-        sections = self.step_bytes + self.code_bytes + self.outlier_bytes
+        sections = self.codes_at - LAYOUT.size + self.code_bytes + self.outlier_bytes
         return LAYOUT.size + sections + CRC_BYTES
 
     def to_bytes(self) -> bytes:
@@ -80,7 +90,10 @@ def read_header(reader: Reader) -> Header:
     require(magic == MAGIC, f"a record begins with {MAGIC!r}, not {magic!r}")
     require(version == VERSION, f"record version {version} is unknown; this reads {VERSION}")
     code_tag, form, kind, rows, columns, group_size, outlier_bytes, code_bytes = fields
-    require(form in (SCALAR, COLUMN, GROUP), f"step form {form} is unknown")
+    require(form in (SCALAR, COLUMN, GROUP, COLUMN_AND_ROW), f"step form {form} is unknown")
+    # "outlier_bytes MUST be 0 for step form 3"
+    alone = form != COLUMN_AND_ROW or not outlier_bytes
+    require(alone, "a record has outliers beside factors of rows")
     # "rows and columns MUST be in 1 .. 2^31 - 1"
     require(1 <= rows < 2**31 and 1 <= columns < 2**31, f"shape ({rows}, {columns}) is impossible")
     require(1 <= group_size <= columns, f"group_size {group_size} of {columns} columns")

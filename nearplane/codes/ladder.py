@@ -18,6 +18,8 @@ HEADER = struct.Struct("<fh")  # base, lowest rung
 RUNGS = np.array([8, 10, 11, 13])  # m: each has four bits, and neighbours a ratio near 2^(1/4)
 BASE_BITS = 16  # significant bits of a base, so that base · rung_value(rung) is exact in float32
 WIDEST = 8  # most bits for a rung above the lowest
+ROW_HEADER = struct.Struct("<h")  # lowest rung of the rows' factors, whose base is 1
+ROW_WIDTH = 4  # bits of their rungs above it
 
 
 def rung_value(rung: Int64[np.ndarray, " count"]) -> Float32[np.ndarray, " count"]:
@@ -25,10 +27,10 @@ def rung_value(rung: Int64[np.ndarray, " count"]) -> Float32[np.ndarray, " count
     return np.ldexp(RUNGS[rung % 4] / 8, rung // 4).astype(np.float32)
 
 
-def ladder_steps(wanted: Float[Tensor, " n"]) -> Float32[Tensor, " n"]:
+def ladder_steps(wanted: Float[Tensor, " n"], width: int = WIDEST) -> Float32[Tensor, " n"]:
     """Round positive numbers to the grid with base 1, by ratio: off by a factor of 1.13 at most.
 
-    Numbers 2^WIDEST rungs or more below the highest are raised, so that WIDEST bits hold all rungs.
+    Numbers 2^width rungs or more below the highest are raised, so that `width` bits hold all rungs.
     """
     octaves = torch.log2(wanted.double()).numpy()
     inside = np.log2(RUNGS / 8)
@@ -36,7 +38,7 @@ def ladder_steps(wanted: Float[Tensor, " n"]) -> Float32[Tensor, " n"]:
     edges = (inside + np.append(inside[1:], 1.0)) / 2
     whole = np.floor(octaves).astype(np.int64)
     rung = 4 * whole + np.searchsorted(edges, octaves - whole)
-    rung = np.maximum(rung, rung.max(initial=-(2**15)) - 2**WIDEST + 1)
+    rung = np.maximum(rung, rung.max(initial=-(2**15)) - 2**width + 1)
     return torch.from_numpy(rung_value(rung))
 
 
@@ -90,4 +92,32 @@ def decode(buffer: bytes | memoryview, width: int, count: int) -> Float32[np.nda
     # millions of steps
     with np.errstate(over="ignore"):
         values = np.float32(base) * rung_value(low + np.arange(1 << width))
+    return values.take(rung)
+
+
+def row_bytes(rows: int) -> int:
+    """Return the size of the factors of so many rows."""
+    return ROW_HEADER.size + packed_bytes(ROW_WIDTH, rows)
+
+
+def encode_rows(factor: Float32[np.ndarray, " rows"]) -> bytes:
+    """Return the bytes of the rows' factors; ValueError unless ROW_WIDTH bits hold their rungs."""
+    if (factor > 0).all() and np.isfinite(factor).all():
+        rung = np.rint(4 * np.log2(factor.astype(np.float64))).astype(np.int64)
+        low = int(rung.min())
+        fits = rung.max() - low < 2**ROW_WIDTH and -(2**15) <= low < 2**15
+        if fits and np.array_equal(rung_value(rung), factor):
+            return ROW_HEADER.pack(low) + pack_bits(rung - low, ROW_WIDTH)
+    raise ValueError(f"the rows' factors are not on 2^{ROW_WIDTH} neighbouring rungs of base 1")
+
+
+def decode_rows(buffer: bytes | memoryview, rows: int) -> Float32[np.ndarray, " rows"]:
+    """Return the factors in `buffer`, which has exactly `row_bytes(rows)` bytes."""
+    (low,) = ROW_HEADER.unpack(buffer[: ROW_HEADER.size])
+    rung = unpack_bits(buffer[ROW_HEADER.size :], ROW_WIDTH, rows)
+    with np.errstate(over="ignore"):
+        values = rung_value(low + np.arange(1 << ROW_WIDTH))
+    # "every factor MUST be finite and positive"
+    positive = bool((np.isfinite(values) & (values > 0)).all())
+    require(positive, "a row's factor is not a positive number")
     return values.take(rung)

@@ -8,9 +8,16 @@ import torch
 from jaxtyping import Float, Float32, Int32, Int64, UInt8
 from torch import Tensor
 
-from nearplane.codes import sparse, steps
+from nearplane.codes import ladder, sparse, steps
 from nearplane.codes.corrupt import require
-from nearplane.codes.header import CRC_BYTES, LAYOUT, Header, read_header, step_form
+from nearplane.codes.header import (
+    COLUMN_AND_ROW,
+    CRC_BYTES,
+    LAYOUT,
+    Header,
+    read_header,
+    step_form,
+)
 from nearplane.codes.huffman import Huffman
 from nearplane.codes.reader import Reader
 from nearplane.codes.registry import Code, by_tag
@@ -24,12 +31,13 @@ HUFFMAN = Huffman()
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What a record holds: value = step · code + outliers."""
+    """What a record holds: value = row_step · step · code + outliers."""
 
     code: Int32[Tensor, "rows columns"]
     step: Float32[Tensor, "step_rows step_columns"]
     group_size: int
     outliers: Outliers | None
+    row_step: Float32[Tensor, "rows 1"] | None = None
 
 
 def pack(
@@ -38,6 +46,7 @@ def pack(
     group_size: int,
     outliers: Outliers | None = None,
     coder: Code = HUFFMAN,
+    row_step: Float32[Tensor, "rows 1"] | None = None,
 ) -> tuple[UInt8[Tensor, " bytes"], int]:
     """Return the record of a matrix, and how many of its bytes are codes.
 
@@ -45,12 +54,18 @@ def pack(
       may be short. Stored without rounding, in 16 bits each where 16 bits hold every step
       exactly: see `steps.round_step`. A step that float32 cannot hold is a ValueError.
     - `coder`: the code that writes the integers.
+    - `row_step`: factors of the rows beside one step a column, from `ladder_steps` with
+      ladder.ROW_WIDTH bits; without outliers.
     """
     rows, columns = code.shape
     if not rows:
         raise ValueError("a record holds at least one row")
     form = step_form((step.shape[0], step.shape[1]), rows, columns, group_size)
     kind, step_part = steps.encode(_exact32(step))
+    if row_step is not None:
+        if step.shape != (1, columns) or outliers is not None:
+            raise ValueError("factors of rows go with one step for a column, and no outliers")
+        form, step_part = COLUMN_AND_ROW, step_part + ladder.encode_rows(_exact32(row_step))
     code_part = coder.encode(np.ascontiguousarray(code.detach().cpu().numpy()))
     sparse_part = b"" if outliers is None else sparse.encode(_to_rows(outliers, rows), columns)
     sizes = len(sparse_part), len(code_part)
@@ -79,10 +94,11 @@ def unpack(
     require(zlib.crc32(view[:-CRC_BYTES]) == crc, "the record's CRC-32 does not match its bytes")
     step_part = reader.take(header.step_bytes, "steps")
     step = steps.decode(step_part, header.step_type, header.step_count)
+    row_step = _read_row_step(reader.take(header.row_step_bytes, "factors of rows"), header)
     code = _read_code(reader.take(header.code_bytes, "codes"), header)
     outliers = _read_outliers(reader.take(header.outlier_bytes, "outliers"), header)
     shaped = torch.from_numpy(step).reshape(header.step_shape)
-    return Unpacked(code, shaped, header.group_size, outliers)
+    return Unpacked(code, shaped, header.group_size, outliers, row_step)
 
 
 def inspect(record: UInt8[Tensor, " bytes"] | bytes | memoryview) -> Header:
@@ -112,9 +128,12 @@ def record_bytes(step_bytes: int, code_bytes: int) -> int:
     return LAYOUT.size + step_bytes + code_bytes + CRC_BYTES
 
 
-def step_bytes(step: Float[Tensor, "step_rows step_columns"]) -> int:
-    """Return how many bytes of a record these steps take."""
-    return len(steps.encode(_exact32(step))[1])
+def step_bytes(step: Float[Tensor, "step_rows step_columns"], rows: int = 0) -> int:
+    """Return how many bytes of a record these steps take.
+
+    - `rows`: how many have a factor; 0 where there is none.
+    """
+    return len(steps.encode(_exact32(step))[1]) + (ladder.row_bytes(rows) if rows else 0)
 
 
 def _view(record: Tensor | bytes | memoryview) -> memoryview:
@@ -143,6 +162,12 @@ def _read_code(part: memoryview, header: Header) -> Int32[Tensor, "rows columns"
     integers, used = by_tag(header.code_tag).decode(part, header.rows, header.columns)
     require(used == len(part), f"codes end after {used} of {len(part)} bytes")
     return torch.from_numpy(integers)
+
+
+def _read_row_step(part: memoryview, header: Header) -> Float32[Tensor, "rows 1"] | None:
+    if header.step_form != COLUMN_AND_ROW:
+        return None
+    return torch.from_numpy(ladder.decode_rows(part, header.rows))[:, None]
 
 
 def _read_outliers(part: memoryview, header: Header) -> Outliers | None:

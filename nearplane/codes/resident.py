@@ -37,11 +37,11 @@ def stored(
 def value(
     resident: UInt8[Tensor, " resident"], form: str, rows: int, columns: int
 ) -> Float[Tensor, "rows columns"]:
-    """Return step · code + outliers in float32, on the device of `resident`."""
+    """Return row_step · step · code + outliers in float32, on the device of `resident`."""
     if resident.is_meta:
         return torch.empty(rows, columns, device="meta")
     held = records.unpack(_only_record(resident, form), rows, columns)
-    dense = types.value(held.code, held.step, held.group_size, held.outliers)
+    dense = types.value(held.code, held.step, held.group_size, held.outliers, held.row_step)
     return dense.to(resident.device)
 
 

@@ -136,7 +136,7 @@ def layer_bits(checkpoint: Checkpoint, name: str) -> LayerBits:
         columns=header.columns,
         record_bytes=len(record),
         code_bytes=header.code_bytes,
-        step_bytes=header.step_bytes,
+        step_bytes=header.step_bytes + header.row_step_bytes,
         outlier_bytes=header.outlier_bytes,
     )
 

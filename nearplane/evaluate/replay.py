@@ -43,7 +43,9 @@ class StoredValues(Rounder):
 
     checkpoint: Checkpoint = field(kw_only=True)
 
-    def round(self, layers: list[Layer], inputs: InputStatistics) -> Iterator[Any]:
+    def round(
+        self, layers: list[Layer], inputs: InputStatistics, row_step: Tensor | None = None
+    ) -> Iterator[Any]:
         """Yield every layer with its value and its loss, Σ error · hessian · errorᵀ over rows."""
         hessian = inputs.hessian.double()
         for layer in layers:
@@ -106,5 +108,5 @@ def writable_directory(directory: Path) -> Path:
 
 def decoded(checkpoint: Checkpoint, name: str) -> Float[Tensor, "rows columns"]:
     """Return the dequantized weight of a layer, from its record."""
-    stored = codes.unpack(checkpoint.record(name))
-    return types.value(stored.code, stored.step, stored.group_size, stored.outliers)
+    held = codes.unpack(checkpoint.record(name))
+    return types.value(held.code, held.step, held.group_size, held.outliers, held.row_step)

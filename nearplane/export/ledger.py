@@ -248,6 +248,7 @@ def _restored(number: int, description: dict[str, Any], tensors: dict[str, Tenso
         bound=stored["bound"],
         void=description["void"],
         facts=description["facts"],
+        row_step=unpacked.row_step,
     )
     return weight, LayerReport(**description["report"])
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from nearplane import codes
 from nearplane.codes import huffman, rans
 from nearplane.codes.dense import HEADER as DENSE_HEADER
-from nearplane.codes.header import LAYOUT, Header
+from nearplane.codes.header import Header
 from nearplane.codes.record import Unpacked
 
 OUTLIERS = 1 << 8  # set if the record has a section of outliers, even one without entries
@@ -19,7 +19,7 @@ OUTLIERS = 1 << 8  # set if the record has a section of outliers, even one witho
 
 def option(record: UInt8[Tensor, " bytes"], head: Header) -> int | None:
     """Return the number from which `coder` makes the encoder; None if no encoder of ours fits."""
-    at = LAYOUT.size + head.step_bytes
+    at = head.codes_at
     part = bytes(record[at : at + 64].numpy())
     chosen = {
         codes.Huffman.tag: _huffman,

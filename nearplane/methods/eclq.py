@@ -41,9 +41,9 @@ LEAST_BYTES, LEAST_BPW = 64, 0.1  # what any record takes: in all, and for each 
 class ECLQ(LatticeMethod, RateMethod):
     """Rate-aware nearest plane with steps ∝ 1 / R_jj, coded by rANS [Chou89, Lifar26].
 
-    value = step_j · code, with steps on a logarithmic grid, four to a factor of two. Of the two
-    integers around its best value, each column takes the one that minimises squared error +
-    ν · code length.
+    value = row_step_i · step_j · code, with steps on a logarithmic grid, four to a factor of two.
+    Of the two integers around its best value, each column takes the one that minimises squared
+    error + ν · code length. row_step is 1 but for embeddings and output heads.
     In a model, each layer is rounded towards a target that compensates for the errors of the layers
     in front of it (`lattice.cross_target`), and gets its rate by how much its errors change the
     model's predictions (`methods.allocation`).
@@ -58,9 +58,10 @@ class ECLQ(LatticeMethod, RateMethod):
     - `cross`: False rounds every layer towards its own weight.
     - `allocate`: False gives every layer the same rate.
 
-    A row's loss is at most (√B + √M)², where B = Σ_j c_ij² R_jj² step_j². c_ij is the largest
-    distance, in steps, between an integer of that context and its best value (½ for ν = 0), and M
-    is the damped loss of the target as an approximation of the weight, 0 without a target.
+    A row's loss is at most (√B + √M)², where B = Σ_j c_ij² R_jj² step_ij². c_ij is the largest
+    distance, in steps, between an integer of that context and its best value (½ for ν = 0), step_ij
+    is step_j times the row's factor if it has one, and M is the damped loss of the target as an
+    approximation of the weight, 0 without a target.
 
     Raises OutOfRangeError for a bpw outside 1.1 .. 12, RateError when a matrix is too small for it.
     """
@@ -104,6 +105,10 @@ class ECLQ(LatticeMethod, RateMethod):
         return self.cross
 
     @property
+    def scales_rows(self) -> bool:
+        return True
+
+    @property
     def allocates(self) -> bool:
         return self.allocate
 
@@ -119,13 +124,17 @@ class ECLQ(LatticeMethod, RateMethod):
     ) -> QuantizedWeight:
         weight = self.checked(weight, basis)
         target_matrix = target.matrix.to(weight.dtype)
-        problem = rounding_problem(target_matrix, basis, self.unequal)
+        problem = rounding_problem(target_matrix, basis, self.unequal, target.row_step)
         solution = meet_rate(problem, self.settings, partial(self.rounded, problem))
         code, step = solution.code, solution.step[:, problem.invperm]
-        value = CodedMatrix(code, step).value_in(weight.dtype)
+        coded, row_step = CodedMatrix(code, step).value_in(weight.dtype), target.row_step
+
+        def value(rows: slice) -> Tensor:
+            return coded(rows) if row_step is None else row_step[rows] * coded(rows)
 
         def sides(rows: slice) -> Tensor:
-            return cell_sides(basis.factor, solution.step, solution.prices.of(rows))
+            sides = cell_sides(basis.factor, solution.step, solution.prices.of(rows))
+            return sides if row_step is None else row_step[rows] * sides
 
         losses_to_target = measure(target_matrix, value, basis, sides)
         losses, target_loss = losses_to_target, torch.zeros_like(losses_to_target.damped)
@@ -147,6 +156,7 @@ class ECLQ(LatticeMethod, RateMethod):
             void=void,
             # the target's own damped loss; checkpoints store it under this name
             facts=facts | {"aside": float(target_loss.sum())},
+            row_step=row_step,
         )
 
     def drawn_error(
@@ -173,15 +183,21 @@ class ECLQ(LatticeMethod, RateMethod):
 
 
 def rounding_problem(
-    target: Float[Tensor, "rows n"], basis: Basis, unequal: bool
+    target: Float[Tensor, "rows n"],
+    basis: Basis,
+    unequal: bool,
+    row_step: Float[Tensor, "rows 1"] | None = None,
 ) -> RoundingProblem:
     """Return `target` as a rounding problem; with `unequal`, its steps are about ∝ 1 / R_jj."""
     pivots = basis.factor.diagonal()
     unit_step = (
         codes.ladder_steps(1 / pivots) if unequal else torch.ones_like(pivots, dtype=torch.float32)
     )
+    if row_step is not None:
+        target = target / row_step
+    invperm = basis.columns.argsort()
     return RoundingProblem(
-        target[:, basis.columns], basis.factor, unit_step[None], basis.columns.argsort()
+        target[:, basis.columns], basis.factor, unit_step[None], invperm, row_step
     )
 
 

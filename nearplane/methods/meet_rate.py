@@ -36,7 +36,8 @@ REFIT_SAVING = 0.14  # tables fitted to a sweep's integers take less than predic
 class RoundingProblem:
     """A closest-vector problem whose steps are known up to a common scale.
 
-    - `target`, `factor`, `unit_step`: in the basis's order of columns.
+    - `target`, `factor`, `unit_step`: in the basis's order of columns; rows of the target are
+      divided by `row_step`.
     - `unit_step`: the steps at scale 1.
     - `invperm`: the inverse of `Basis.columns`, from the basis's order of columns to the record's.
     """
@@ -45,6 +46,7 @@ class RoundingProblem:
     factor: Float64[Tensor, "n n"]
     unit_step: Float32[Tensor, "1 n"]
     invperm: Int64[Tensor, " n"]
+    row_step: Float32[Tensor, "rows 1"] | None = None
 
     @cached_property
     def smallest_scale(self) -> float:
@@ -80,11 +82,12 @@ class RateSettings:
         return Prices(torch.from_numpy(tables.lengths), row, column, self.slope)
 
     def estimated_excess(
-        self, tables: codes.Tables, step: Float32[Tensor, "1 n"], rows: int
+        self, tables: codes.Tables, step: Float32[Tensor, "1 n"], problem: RoundingProblem
     ) -> float:
         """Return the estimated rate minus the target, for the integers that `tables` fit."""
-        weights = rows * step.shape[1]
-        stored = codes.record_bytes(codes.step_bytes(step), tables.likely_bytes(weights))
+        weights = problem.target.numel()
+        step_bytes = codes.step_bytes(step, 0 if problem.row_step is None else len(problem.target))
+        stored = codes.record_bytes(step_bytes, tables.likely_bytes(weights))
         return rate_excess(stored, weights, self.bpw)
 
 
@@ -123,7 +126,6 @@ def meet_rate(problem: RoundingProblem, settings: RateSettings, rounding: Roundi
 
     Raises RateError when no scale was found whose rate is low enough.
     """
-    rows = len(problem.target)
     scale, tables = predict_scale(problem, settings)
     prices, columns = settings.prices(tables), problem.invperm.argsort()
     history: list[tuple[float, float]] = []
@@ -134,11 +136,12 @@ def meet_rate(problem: RoundingProblem, settings: RateSettings, rounding: Roundi
         # tables are fitted in the record's order of columns, so that `pack` can use them
         code = CodedMatrix(rounding(step, prices), step).permuted(problem.invperm).code
         tables = settings.fit(code)
-        excess = settings.estimated_excess(tables, step, rows)
+        excess = settings.estimated_excess(tables, step, problem)
         if best_excess < excess <= TOLERANCE:
             # only a packed record has an exact rate: pack what is close to the target
             coder = replace(settings.coder, tables=tables)
-            stored = codes.pack(code, step[:, problem.invperm], len(columns), None, coder)
+            record_step = step[:, problem.invperm]
+            stored = codes.pack(code, record_step, len(columns), None, coder, problem.row_step)
             excess = rate_excess(len(stored[0]), code.numel(), settings.bpw)
             if excess <= 0:
                 best, best_excess = RateSolution(code, step, prices, stored), excess
@@ -183,7 +186,7 @@ def predict_scale(problem: RoundingProblem, settings: RateSettings) -> tuple[flo
     scale = max(sigma * 2 ** (NORMAL_BITS - settings.bpw), problem.smallest_scale) or 1.0
     for passes in itertools.count(1):
         tables = settings.fit(predicted(scale))
-        excess = settings.estimated_excess(tables, problem.step(scale), len(scaled)) - saving
+        excess = settings.estimated_excess(tables, problem.step(scale), problem) - saving
         if abs(excess) < 0.01:
             return scale, tables
         scale = max(scale * 2**excess, problem.smallest_scale)

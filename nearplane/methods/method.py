@@ -25,10 +25,13 @@ class Target:
     """A matrix that a layer is rounded towards instead of its weight, and numbers for the report.
 
     It compensates for the errors of the quantized layers in front (`lattice.cross_target`).
+
+    - `row_step`: factors of the rows' steps, larger where errors matter less; None for equal ones.
     """
 
     matrix: Float[Tensor, "rows columns"]
     facts: dict[str, float] = dataclasses.field(default_factory=dict)
+    row_step: Float[Tensor, "rows 1"] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,6 +115,11 @@ class Method(ABC):
         return False
 
     @property
+    def scales_rows(self) -> bool:
+        """Whether the rows' steps of an embedding or output head can be given (`Target`)."""
+        return False
+
+    @property
     def allocates(self) -> bool:
         """Whether each layer gets its own rate, for which `quantize` measures sensitivities."""
         return False
@@ -137,7 +145,7 @@ class Method(ABC):
         self, weight: Float[Tensor, "rows columns"], basis: Basis, target: Target
     ) -> Any:
         """Round towards `target`; the result's losses and bounds are with respect to `weight`."""
-        if target.matrix is not weight:
+        if target.matrix is not weight or target.row_step is not None:
             raise NearplaneError(f"{self.name} rounds a layer on its own weights only")
         return self.together([weight], basis)[0]
 

@@ -67,8 +67,13 @@ class Rounder:
     def __post_init__(self) -> None:
         self.widest = max(layer.shape[1] for layer in self.layers)
 
-    def round(self, layers: list[Layer], inputs: InputStatistics) -> Iterator[Done]:
-        """Round layers that share their inputs on the lattice that these define."""
+    def round(
+        self, layers: list[Layer], inputs: InputStatistics, row_step: Tensor | None = None
+    ) -> Iterator[Done]:
+        """Round layers that share their inputs on the lattice that these define.
+
+        - `row_step`: see `Target`; of a single layer.
+        """
         started = time.perf_counter()
         # only before the widest layers, which need most memory: freeing pages takes time
         if layers[0].shape[1] == self.widest:
@@ -77,6 +82,8 @@ class Rounder:
         originals = [self.original(layer) for layer in layers]
         with self.ranks.sharing_rows():
             targets = targets_of(originals, inputs)
+            if row_step is not None:
+                targets = [Target(originals[0], {}, row_step)]
         basis, fallback = self.basis_of(inputs, layers)
         with self.ranks.sharing_rows():
             quantized = self.quantized(layers, originals, basis, None if fallback else targets)

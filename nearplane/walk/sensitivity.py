@@ -23,6 +23,7 @@ from nearplane.walk.hidden_states import HiddenStates
 from nearplane.walk.input_statistics import sum_inputs
 from nearplane.walk.placement import Placement
 from nearplane.walk.streams import StageInputs, Streams
+from nearplane.walk.token_use import answered, prior, read, row_steps
 from nearplane.walk.trace import ModelTrace
 
 Error = tuple[Layer, Tensor]  # a layer, and an error of its weight as (out, in)
@@ -120,8 +121,13 @@ class Probe:
         except NotPositiveDefiniteError:
             return
         before, weight = layer.stored.data, layer.weight().detach().float()
+        rows, row_step = len(weight), torch.ones(1)
+        if self.method.scales_rows:
+            used = read(self.tokens, rows), answered([whole], rows), prior(rows)
+            row_step = row_steps(*used).to(weight.device)
         try:
-            layer.assign(weight + self.method.drawn_error(weight, basis, DRAWN_BPW, self.draws))
+            error = self.method.drawn_error(weight / row_step, basis, DRAWN_BPW, self.draws)
+            layer.assign(weight + row_step * error)
             each = self.begun(self.compared_tokens)
             run_through([each], self.placement)
             yield self.compared([layer], each, reference)

@@ -29,6 +29,7 @@ from nearplane.walk.rounding import Done, LayerStore, Rounder
 from nearplane.walk.self_check import SamplePass, check_forward_passes, check_replaceable
 from nearplane.walk.sensitivity import Probe
 from nearplane.walk.streams import StageInputs, Streams
+from nearplane.walk.token_use import answered, prior, read, row_steps
 from nearplane.walk.trace import ModelTrace, Stage, trace_model
 
 BATCH_TOKENS = 2048
@@ -226,13 +227,26 @@ class Walk:
             some = self.tokens[: max(fewest, EMBEDDING_TOKENS // self.tokens.shape[1])]
             passes = [
                 ForwardPass(self.model, self.trace, place.on_device(batch), self.head)
-                for batch in self.batches(some)
+                for batch in self.ranks.share(some).split(1)
             ]
             with closing(Passes(passes)):
                 begin(passes)
                 run_through(passes, place)
                 statistics = self.statistics_at_head(embedding, passes)
-            yield from self.rounder.round([embedding], statistics)
+                row_step = self.row_steps(embedding, passes) if self.method.scales_rows else None
+            yield from self.rounder.round([embedding], statistics, row_step)
+
+    def row_steps(self, layer: Layer, passes: Sequence[ForwardPass]) -> Tensor:
+        """Return the factors of the rows' steps of an embedding or output head, by tokens' use.
+
+        - `passes`: paused at the head; they are run to their end.
+        """
+        rows, ranks = layer.shape[0], self.ranks
+        used = read(self.tokens, rows), answered(passes, rows, ranks), prior(rows)
+        row_step = row_steps(*used)
+        # machines may compute different last digits
+        ranks.from_first_(row_step)
+        return row_step
 
     def statistics_at_head(self, layer: Layer, passes: Sequence[ForwardPass]) -> InputStatistics:
         """Return the Hessian of what the output head is given; all passes are paused there."""

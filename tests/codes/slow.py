@@ -218,12 +218,16 @@ def sparse(data: bytes, rows: int, columns: int) -> list[dict[int, float]]:
     return result
 
 
+def rung_value(rung: int) -> float:
+    return [8, 10, 11, 13][rung % 4] / 8 * 2 ** (rung // 4)
+
+
 def steps(data: bytes, step_type: int, count: int) -> tuple[list[float], int]:
     """Return the steps and how many bytes they take."""
     if step_type >= 16:
         base, low = struct.unpack_from("<fh", data)
         rungs, at = packed(data, 6, step_type - 16, count)
-        values = [[8, 10, 11, 13][(low + r) % 4] / 8 * 2 ** ((low + r) // 4) for r in rungs]
+        values = [rung_value(low + r) for r in rungs]
         return [struct.unpack("<f", struct.pack("<f", base * x))[0] for x in values], at
     if step_type == 2:
         words = struct.unpack_from(f"<{count}H", data)
@@ -240,15 +244,24 @@ def record(data: bytes) -> list[list[float]]:
     assert (magic, version) == (b"NPLR", 1)
     assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
     groups = -(-columns // group)
-    count = (1, columns, rows * groups)[form]
+    count = (1, columns, rows * groups, columns)[form]
     step, step_bytes = steps(data[32:], kind, count)
     at = 32 + step_bytes
+    row_step = [1.0] * rows
+    if form == 3:
+        (low,) = struct.unpack_from("<h", data, at)
+        rungs, at = packed(data, at + 2, 4, rows)
+        row_step = [rung_value(low + rung) for rung in rungs]
     code = {1: huffman, 2: dense, 3: rans}[tag](data[at : at + code_bytes], rows, columns)
     extra = [{}] * rows
     if outlier_bytes:
         extra = sparse(data[at + code_bytes : -4], rows, columns)
-    place = (lambda i, j: 0, lambda i, j: j, lambda i, j: i * groups + j // group)[form]
+    places = (lambda i, j: 0, lambda i, j: j, lambda i, j: i * groups + j // group)
+    place = places[1 if form == 3 else form]
     return [
-        [step[place(i, j)] * code[i * columns + j] + extra[i].get(j, 0.0) for j in range(columns)]
+        [
+            row_step[i] * step[place(i, j)] * code[i * columns + j] + extra[i].get(j, 0.0)
+            for j in range(columns)
+        ]
         for i in range(rows)
     ]

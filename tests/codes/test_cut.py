@@ -19,7 +19,7 @@ def packed(p) -> torch.Tensor:
 
 def value_of(data: torch.Tensor) -> torch.Tensor:
     held = record.unpack(data)
-    return value(held.code, held.step, held.group_size, held.outliers)
+    return value(held.code, held.step, held.group_size, held.outliers, held.row_step)
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

@@ -24,6 +24,9 @@ def test_golden_records_mean_what_they_meant(case):
     assert torch.equal(back.code, expected.code)
     assert back.step.numpy().tobytes() == expected.step.numpy().tobytes()
     assert back.step.shape == expected.step.shape and back.group_size == expected.group_size
+    assert (back.row_step is None) == (expected.row_step is None)
+    if back.row_step is not None:
+        assert torch.equal(back.row_step, expected.row_step)
     assert (back.outliers is None) == (expected.outliers is None)
     if back.outliers is not None:
         for name in ("start", "column", "value"):

@@ -22,6 +22,7 @@ from nearplane.codes import (
     round_step,
 )
 from nearplane.codes.header import LAYOUT
+from nearplane.codes.ladder import ROW_WIDTH
 from nearplane.types import value
 from tests.codes import slow
 from tests.codes.draw import gaussian, integers, outliers
@@ -40,7 +41,7 @@ def some_steps(shape: tuple[int, int]) -> torch.Tensor:
 
 @st.composite
 def parts(draw):
-    """Return (code, step, group_size, outliers, coder) of a small matrix."""
+    """Return (code, step, group_size, outliers, coder, row_step) of a small matrix."""
     rows, columns = draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 7, 63, 64, 100, 129]))
     cells = draw(integers(most=rows * columns))
     code = torch.zeros(rows * columns, dtype=torch.int32)
@@ -53,17 +54,24 @@ def parts(draw):
     sparse = draw(st.sampled_from([None, 0.0, 0.1]))
     if sparse is not None:
         sparse = outliers(rows, rows, columns, sparse)
-    return code.reshape(rows, columns), step, group_size, sparse, draw(st.sampled_from(CODERS))
+    row_step = None
+    if step.shape == (1, columns) and sparse is None and draw(st.booleans()):
+        row_step = ladder_steps(torch.exp2(torch.linspace(-3, 3, rows)), ROW_WIDTH)[:, None]
+    coder = draw(st.sampled_from(CODERS))
+    return code.reshape(rows, columns), step, group_size, sparse, coder, row_step
 
 
 @given(parts())
 @settings(max_examples=80)
 def test_a_record_comes_back(p):
-    code, step, group_size, sparse, coder = p
-    packed, code_bytes = record.pack(code, step, group_size, sparse, coder)
+    code, step, group_size, sparse, coder, row_step = p
+    packed, code_bytes = record.pack(*p)
     back = record.unpack(packed, *code.shape)
     assert torch.equal(back.code, code) and torch.equal(back.step, step)
     assert back.group_size == group_size
+    assert (back.row_step is None) == (row_step is None)
+    if row_step is not None:
+        assert torch.equal(back.row_step, row_step)
     assert (back.outliers is None) == (sparse is None)
     if sparse is not None:
         for name in ("start", "column", "value"):
@@ -76,9 +84,9 @@ def test_a_record_comes_back(p):
 @given(parts())
 @settings(max_examples=40)
 def test_the_slow_decoder_of_the_document_agrees(p):
-    code, step, group_size, sparse, coder = p
-    packed, _ = record.pack(code, step, group_size, sparse, coder)
-    expected = value(code, step.double(), group_size, sparse)
+    code, step, group_size, sparse, _, row_step = p
+    packed, _ = record.pack(*p)
+    expected = value(code, step.double(), group_size, sparse, row_step)
     assert slow.record(bytes(packed.numpy())) == expected.tolist()
 
 

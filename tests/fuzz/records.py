@@ -12,6 +12,7 @@ import torch
 from nearplane import codes
 from nearplane.codes import bands, resident
 from nearplane.codes.header import LAYOUT
+from nearplane.codes.ladder import ROW_WIDTH
 from tests.codes.draw import outliers, spread
 from tests.fuzz.mutate import crc32, damaged, extreme, set_field
 from tests.golden.record_cases import CASES
@@ -49,6 +50,7 @@ def _of_shape(code: codes.Code, rows: int, columns: int) -> dict[str, bytes]:
         "matrix": (torch.tensor([[0.1]]), columns),
         "columns": (codes.round_step(torch.rand(1, columns) + 0.1), columns),
         "ladder": (codes.ladder_steps(torch.rand(columns) + 0.1)[None] * 0.75, columns),
+        "rows": (codes.ladder_steps(torch.rand(columns) + 0.1)[None] * 0.75, columns),
         "groups": (codes.round_step(torch.rand(rows, groups) + 0.1), min(7, columns)),
     }
     found = {}
@@ -56,12 +58,14 @@ def _of_shape(code: codes.Code, rows: int, columns: int) -> dict[str, bytes]:
         for rate in (0.0, 0.002, 0.2) if rows > 3 else (0.0,):
             sparse = outliers(rows, rows, columns, rate) if rate else None
             name = f"{code.name} {code} {rows}x{columns} {form} {rate}"
-            found[name] = _packed(integers, step, group_size, sparse, code)
+            row_step = codes.ladder_steps(torch.rand(rows) + 0.1, ROW_WIDTH)[:, None]
+            by_row = row_step if form == "rows" and not rate else None
+            found[name] = _packed(integers, step, group_size, sparse, code, by_row)
     return found
 
 
-def _packed(integers, step, group_size, sparse, code) -> bytes:
-    return bytes(codes.pack(integers, step, group_size, sparse, code)[0].numpy())
+def _packed(integers, step, group_size, sparse, code, row_step=None) -> bytes:
+    return bytes(codes.pack(integers, step, group_size, sparse, code, row_step)[0].numpy())
 
 
 def draw(kept: list[bytes], random: Random) -> bytes:
@@ -183,8 +187,11 @@ def _check_laid_out(held: codes.Unpacked, record: bytes) -> None:
 
 
 def _check_again(held: codes.Unpacked) -> None:
-    again = codes.unpack(codes.pack(held.code, held.step, held.group_size, held.outliers)[0])
+    parts = held.code, held.step, held.group_size, held.outliers, codes.Huffman(), held.row_step
+    again = codes.unpack(codes.pack(*parts)[0])
     assert torch.equal(again.code, held.code) and torch.equal(again.step, held.step)
+    assert (again.row_step is None) == (held.row_step is None)
+    assert held.row_step is None or torch.equal(again.row_step, held.row_step)
     assert (again.outliers is None) == (held.outliers is None)
     if held.outliers is not None:
         for part in ("start", "column", "value"):

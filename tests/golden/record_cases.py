@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from nearplane.codes import Code, Dense, Huffman, Rans, ladder_steps, record
+from nearplane.codes import Code, Dense, Huffman, Rans, ladder, ladder_steps, record
 from nearplane.codes.header import LAYOUT
 from nearplane.types import Outliers
 
@@ -27,10 +27,11 @@ class Case:
     group_size: int
     outliers: Outliers | None
     coder: Code
+    row_step: torch.Tensor | None = None
 
     def pack(self) -> bytes:
         parts = self.code, self.step, self.group_size, self.outliers, self.coder
-        return bytes(record.pack(*parts)[0].numpy())
+        return bytes(record.pack(*parts, self.row_step)[0].numpy())
 
 
 def bell(rows: int, columns: int, spread: int) -> torch.Tensor:
@@ -102,6 +103,22 @@ def rans_listed_ladder() -> Case:
     return Case(code, step, 90, None, Rans())
 
 
+def rans_rows() -> Case:
+    step = ladder_steps(torch.arange(1, 71) / 16)[None] * 0.75
+    row_step = ladder_steps(torch.arange(1, 46) / 32, ladder.ROW_WIDTH)[:, None]
+    return Case(bell(45, 70, 9), step, 70, None, Rans(), row_step)
+
+
+def rans_rows_at() -> int:
+    """Return where the factors of rows begin in `rans_rows`."""
+    header = record.inspect(rans_rows().pack())
+    return header.codes_at - header.row_step_bytes
+
+
+def rans_rows_codes() -> int:
+    return record.inspect(rans_rows().pack()).code_bytes
+
+
 def rans_bands() -> Case:
     code = torch.div(bell(512, 800, 20), 29, rounding_mode="trunc")
     return Case(code, torch.tensor([[0.5]]), 800, None, Rans())
@@ -122,6 +139,7 @@ CASES: tuple[Callable[[], Case], ...] = (
     rans_contexts_gaps,
     rans_listed_ladder,
     rans_bands,
+    rans_rows,
     rans_one_context,
 )
 
@@ -200,6 +218,9 @@ def bad_rans_records() -> dict[str, bytes]:
         "gaps-unary-bytes": bad({end + 6: good[end + 6] + 1}),
         "gaps-beyond": bad({end + 10: 255}),
         "ladder-base": edited(rans_listed_ladder(), {LAYOUT.size + 3: 0xFF}),
+        "rows-low": edited(rans_rows(), {rans_rows_at(): 0xFF, rans_rows_at() + 1: 0x7F}),
+        "rows-zero": edited(rans_rows(), {rans_rows_at(): 0x00, rans_rows_at() + 1: 0x80}),
+        "rows-outliers": promising(rans_rows(), outlier_bytes=4, code_bytes=rans_rows_codes() - 4),
     }
 
 

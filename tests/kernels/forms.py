@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nearplane import codes, types
 from nearplane.codes import resident
+from nearplane.codes.ladder import ROW_WIDTH
 from nearplane.kernels import cpu
 from nearplane.kernels.cpu.layout import FORM, Head, read_header
 from nearplane.kernels.cpu.linear import MOST_ROWS
@@ -81,16 +82,19 @@ def meaning(record: Tensor) -> tuple[Tensor, Tensor, Tensor, int]:
     held = codes.unpack(record)
     weight = resident.value(record, resident.RECORD, *held.code.shape).double()
     step = types.spread(held.step, held.group_size, held.code.shape[1]).double()
+    step = step if held.row_step is None else held.row_step.double() * step
     coded = held.code * step
     size = coded.abs() + (weight - coded).abs()
     return weight, size, step, int(held.code.max()) - int(held.code.min())
 
 
-def packed(code, step: Tensor, group_size: int | None = None, sparse=None, coder=None) -> Tensor:
+def packed(
+    code, step: Tensor, group_size: int | None = None, sparse=None, coder=None, row_step=None
+) -> Tensor:
     """Return the record of a matrix of integers."""
     code = torch.as_tensor(np.ascontiguousarray(code), dtype=torch.int32)
     size = code.shape[1] if group_size is None else group_size
-    return codes.pack(code, step, size, sparse, coder or codes.Huffman())[0]
+    return codes.pack(code, step, size, sparse, coder or codes.Huffman(), row_step)[0]
 
 
 def one_step(sigma: float, coder: codes.Code, rate: float | None = None) -> Callable[[], Tensor]:
@@ -99,9 +103,10 @@ def one_step(sigma: float, coder: codes.Code, rate: float | None = None) -> Call
     )
 
 
-def columns_on_a_ladder(sigma: float, coder: codes.Code) -> Tensor:
+def columns_on_a_ladder(sigma: float, coder: codes.Code, rows: bool = False) -> Tensor:
     step = codes.ladder_steps(torch.exp2(gaussian(COLUMNS))) * codes.round_base(0.0123)
-    return packed(spread(2, ROWS, COLUMNS, sigma, 0.7), step[None], None, None, coder)
+    row_step = codes.ladder_steps(torch.exp2(gaussian(ROWS)), ROW_WIDTH)[:, None] if rows else None
+    return packed(spread(2, ROWS, COLUMNS, sigma, 0.7), step[None], None, None, coder, row_step)
 
 
 def columns_in_16_bits(dtype: torch.dtype) -> Tensor:
@@ -133,6 +138,9 @@ FORMS: dict[str, Callable[[], Tensor]] = {
     "huffman, low bits in two planes": one_step(3000.0, codes.Huffman()),
     "huffman, columns on a ladder": lambda: columns_on_a_ladder(2.0, codes.Huffman()),
     "rans, columns on a ladder": lambda: columns_on_a_ladder(3.0, codes.Rans()),
+    "huffman, columns and rows": lambda: columns_on_a_ladder(2.0, codes.Huffman(), rows=True),
+    "rans, columns and rows": lambda: columns_on_a_ladder(2.0, codes.Rans(), rows=True),
+    "dense, columns and rows": lambda: columns_on_a_ladder(0.5, codes.Dense(), rows=True),
     "huffman, columns in float16": lambda: columns_in_16_bits(torch.float16),
     "huffman, columns in bfloat16": lambda: columns_in_16_bits(torch.bfloat16),
     "huffman, columns in float32": lambda: columns_in_16_bits(torch.float32),

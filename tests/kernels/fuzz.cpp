@@ -102,7 +102,7 @@ class Exact {
 struct Drawn {
   uint32_t rows, columns, group_size, step_form, code_tag, step_type = kF32;
   std::vector<int32_t> code, start, column;
-  std::vector<float> step;
+  std::vector<float> step, row_step;
   std::vector<uint16_t> value;
   Matrix view() const {
     const bool sparse = !start.empty();
@@ -114,13 +114,15 @@ struct Drawn {
             step_type,
             code.data(),
             step.data(),
+            row_step.empty() ? nullptr : row_step.data(),
             sparse ? start.data() : nullptr,
             sparse ? column.data() : nullptr,
             sparse ? value.data() : nullptr};
   }
   uint32_t across() const { return divide_up(columns, group_size); }
   float step_at(uint32_t r, uint32_t c) const {
-    return step[step_form == 2 ? size_t(r) * across() + c / group_size : step_form ? c : 0];
+    const float own = step[step_form == 2 ? size_t(r) * across() + c / group_size : step_form ? c : 0];
+    return row_step.empty() ? own : row_step[r] * own;
   }
 };
 
@@ -160,9 +162,15 @@ void draw_steps(Random& random, Drawn& m) {
   }
 }
 
+void draw_row_steps(Random& random, Drawn& m) {
+  if (m.step_form != 1 || random.one_in(2)) return;
+  m.row_step.resize(m.rows);
+  for (float& s : m.row_step) s = random.of({1.0f, 1.25f, 1.375f, 1.625f}) * std::exp2(float(int(random.below(4)) - 3));
+}
+
 void draw_outliers(Random& random, Drawn& m) {
   const uint64_t rate = random.of({0, 0, 1000, 100, 20, 3});
-  if (!rate) return;
+  if (!rate || !m.row_step.empty()) return;
   m.start.push_back(0);
   for (uint32_t r = 0; r < m.rows; r++) {
     for (uint32_t c = 0; c < m.columns; c++)
@@ -185,6 +193,7 @@ Drawn draw(Random& random) {
   m.code.resize(size_t(m.rows) * m.columns);
   draw_codes(random, m);
   draw_steps(random, m);
+  draw_row_steps(random, m);
   draw_outliers(random, m);
   return m;
 }
@@ -262,6 +271,9 @@ void compare_parts(const Drawn& m, const View& view, const std::vector<double>& 
   std::vector<float> step(m.step.size());
   unpack_steps(view, step.data());
   if (step != m.step) fail("other steps");
+  std::vector<float> row_step(m.row_step.size());
+  if (view.head.row_palette) unpack_row_steps(view, row_step.data());
+  if (row_step != m.row_step) fail("other steps of rows");
   if (unpack_outliers(view, nullptr, nullptr, nullptr) != m.value.size()) fail("another number of outliers");
   std::vector<int32_t> start(m.rows + 1), column(m.column.size());
   std::vector<uint16_t> value(m.value.size());
@@ -287,13 +299,14 @@ void use_all(Random& random, const Exact& bytes) {
   Exact x(size_t(batch) * h.columns * width), y(size_t(batch) * h.rows * width), weight(count * width), code(count * 4);
   for (size_t k = 0; k < size_t(batch) * h.columns; k++) store(x.data(), k, random.gaussian(), type);
   Exact step(4 * (h.step_form == 2 ? size_t(h.rows) * view.column_groups() : h.step_form ? h.columns : 1));
-  Exact start(4 * (size_t(h.rows) + 1));
+  Exact start(4 * (size_t(h.rows) + 1)), row_step(4 * size_t(h.rows));
   each_kernel([&](const char*) {
     product(view, x.data(), batch, type, nullptr, y.data());
     unpack_weight(view, type, weight.data());
     unpack_codes(view, reinterpret_cast<int32_t*>(code.data()));
   });
   unpack_steps(view, reinterpret_cast<float*>(step.data()));
+  if (h.row_palette) unpack_row_steps(view, reinterpret_cast<float*>(row_step.data()));
   const uint64_t entries = unpack_outliers(view, nullptr, nullptr, nullptr);
   Exact column(entries * 4), value(entries * 2);
   unpack_outliers(view, reinterpret_cast<int32_t*>(start.data()), reinterpret_cast<int32_t*>(column.data()),
@@ -314,7 +327,8 @@ void damage(Random& random, std::vector<uint8_t>& bytes) {
   const uint64_t section[] = {h.row_at,          h.column_at,  h.factor_at,        h.palette_at,
                               h.step_at,         h.segment_at, h.cell_at,          h.table_at,
                               h.start_at,        h.stream_at,  h.plane[0].at,      h.plane[1].at,
-                              h.escape.start_at, h.escape.at,  h.outlier.start_at, h.outlier.at};
+                              h.escape.start_at, h.escape.at,  h.outlier.start_at, h.outlier.at,
+                              h.row_step_at,     h.row_palette_at};
   const uint64_t at = random.of(section);
   auto there = [size](uint64_t from, uint64_t count) { return from && from <= size && count <= size - from; };
   switch (random.below(8)) {

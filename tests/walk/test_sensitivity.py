@@ -15,6 +15,7 @@ from nearplane.walk.input_statistics import sum_inputs
 from nearplane.walk.placement import Placement
 from nearplane.walk.sensitivity import DRAWN_BPW, Probe
 from nearplane.walk.streams import StageInputs
+from nearplane.walk.token_use import answered, prior, read, row_steps
 from nearplane.walk.trace import trace_model
 from nearplane.walk.walk import Walk
 from tests.walk.tiny import FAMILIES, TOKENS
@@ -75,7 +76,10 @@ def test_the_divergence_of_a_tied_embedding_is_that_of_the_whole_model():
         inputs = sum_inputs(layer.shape[1], [StageInputs(whole.head_inputs())])
         weight = layer.weight().detach().float()
         basis = METHOD.basis(inputs.hessian)
-        error = METHOD.drawn_error(weight, basis, DRAWN_BPW, again.draws)
+        rows = len(weight)
+        used = read(TOKENS, rows), answered([whole], rows), prior(rows)
+        row_step = row_steps(*used)
+        error = row_step * METHOD.drawn_error(weight / row_step, basis, DRAWN_BPW, again.draws)
         p = torch.log_softmax(model(input_ids=again.compared_tokens).logits, -1)
         layer.stored.data = weight + error
         q = torch.log_softmax(model(input_ids=again.compared_tokens).logits, -1)

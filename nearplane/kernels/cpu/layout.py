@@ -13,14 +13,13 @@ from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.codes.header import Header
+from nearplane.codes.header import COLUMN, COLUMN_AND_ROW, GROUP, Header
 from nearplane.codes.record import Unpacked
 from nearplane.kernels import coders
 from nearplane.kernels.cpu.library import TYPES, Matrix, kernels
 from nearplane.types import Outliers
 
 FORM = "cpu"  # the name of this layout in nearplane/codes/resident.py
-COLUMN, GROUP = 1, 2  # step_form of a record: one step per column, one per group of a row
 # a layout of more than MOST_GROWTH · record + FREE_BYTES bytes is not used: the record is then
 # decoded at every use
 MOST_GROWTH, FREE_BYTES = 1.25, 2**16
@@ -71,7 +70,10 @@ def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:
     coder, has_outliers = coders.coder(head.code_tag, head.coder)
     outliers = _outliers(layout, head.rows) if has_outliers else None
     group_size = head.group_columns if head.step_form == GROUP else head.columns
-    record = codes.pack(code, step, group_size, outliers, coder)[0]
+    row_step = torch.empty(head.rows, 1) if head.row_palette else None
+    if row_step is not None:
+        lib.np_row_steps(layout.data_ptr(), row_step.data_ptr())
+    record = codes.pack(code, step, group_size, outliers, coder, row_step)[0]
     if len(record) != head.stored_bytes:
         raise ValueError(
             f"a record of {head.stored_bytes} bytes, by another encoder, cannot be made again: "
@@ -118,6 +120,8 @@ class Head(ctypes.Structure):
         *((name, ctypes.c_uint32) for name in ("group_pairs", "planes", "segments", "tables")),
         *((name, ctypes.c_uint32) for name in ("code_tag", "step_form", "step_type", "palette")),
         *((name, ctypes.c_uint32) for name in ("shift", "window", "coder")),
+        ("scale", ctypes.c_float),
+        *((name, ctypes.c_uint32) for name in ("factor_bits", "exact_pairs", "row_palette")),
     ]
 
 
@@ -159,12 +163,15 @@ def _matrix(held: Unpacked, head: Header) -> tuple[Matrix, list[Any]]:
     """Return the C struct for a matrix, and the tensors that must outlive its pointers."""
     code, step = held.code.contiguous(), held.step.to(torch.float32).contiguous()
     step_type = STEP_TYPES.get(head.step_type, 0)
-    numbers = head.rows, head.columns, head.group_size, head.step_form, head.code_tag, step_type
-    parts: list[Any] = [code, step]
+    form = COLUMN if head.step_form == COLUMN_AND_ROW else head.step_form
+    numbers = head.rows, head.columns, head.group_size, form, head.code_tag, step_type
+    parts: list[Any] = [code, step, None, None, None, None]
+    if held.row_step is not None:
+        parts[2] = held.row_step.contiguous()
     if held.outliers is not None:
         some = held.outliers
-        parts += [part.contiguous() for part in (some.start, some.column, some.value)]
-    return Matrix(*numbers, *(part.data_ptr() for part in parts)), parts
+        parts[3:] = [part.contiguous() for part in (some.start, some.column, some.value)]
+    return Matrix(*numbers, *(None if part is None else part.data_ptr() for part in parts)), parts
 
 
 def _outliers(layout: UInt8[Tensor, " layout"], rows: int) -> Outliers:

@@ -22,7 +22,7 @@ class Matrix(ctypes.Structure):
     _fields_ = [
         *((name, _u32) for name in ("rows", "columns", "group_size")),
         *((name, _u32) for name in ("step_form", "code_tag", "step_type")),
-        *((name, _ptr) for name in ("code", "step")),
+        *((name, _ptr) for name in ("code", "step", "row_step")),
         *((name, _ptr) for name in ("outlier_start", "outlier_column", "outlier_value")),
         ("stored_bytes", _u64),
         ("coder", _u32),
@@ -68,6 +68,7 @@ SIGNATURES = {
     "np_codes": (ctypes.c_int, [_ptr, _ptr, _unsigned]),
     "np_leaf": (None, [ctypes.POINTER(Leaf)]),
     "np_steps": (None, [_ptr, _ptr]),
+    "np_row_steps": (None, [_ptr, _ptr]),
     "np_rans": (ctypes.c_int, [ctypes.POINTER(RansBands), _ptr, _unsigned]),
     "np_outliers": (_u64, [_ptr, _ptr, _ptr, _ptr]),
 }

@@ -27,6 +27,10 @@ const char* check_shape(const Header& h) {
       h.factor_bits > 24)
     return "a field of the header";
   if ((h.step_form == 2) != (h.step_at != 0)) return "steps";
+  if ((h.row_palette != 0) != (h.row_step_at != 0) || (h.row_palette != 0) != (h.row_palette_at != 0) ||
+      h.row_palette > 256)
+    return "the palette of row steps";
+  if (h.row_palette && (h.step_form != 1 || h.outlier.at)) return "row steps";
   if ((h.palette != 0) != (h.palette_at != 0) || (h.palette && !h.factor_at)) return "the palette of steps";
   return nullptr;
 }
@@ -38,6 +42,8 @@ const char* check_sections(const View& v) {
   if (!inside(h, h.column_at, places, 2)) return "the section of columns";
   if (!inside(h, h.factor_at, places, h.palette ? 1 : 4) || !inside(h, h.palette_at, h.palette, 4))
     return "the section of column steps";
+  if (!inside(h, h.row_step_at, groups * kRows, 1) || !inside(h, h.row_palette_at, h.row_palette, 4))
+    return "the section of row steps";
   if (!inside(h, h.step_at, groups * v.column_groups() * kRows, v.step_bytes())) return "the section of steps";
   for (uint32_t p = 0; p < h.planes; p++) {
     const Plane& plane = h.plane[p];
@@ -62,6 +68,11 @@ const char* check_order(const View& v) {
   if (const uint16_t* column = v.at<uint16_t>(h.column_at))
     for (uint64_t p = 0; p < 2 * uint64_t(h.pairs); p++)
       if (column[p] != kNoColumn && column[p] >= h.columns) return "the order of columns";
+  if (h.row_palette) {
+    const uint8_t* index = v.at<uint8_t>(h.row_step_at);
+    for (uint64_t i = 0; i < uint64_t(v.groups()) * kRows; i++)
+      if (index[i] >= h.row_palette) return "a row's step";
+  }
   if (h.palette) {
     const uint8_t* index = v.at<uint8_t>(h.factor_at);
     for (uint64_t p = 0; p < 2 * uint64_t(h.pairs); p++)

@@ -95,6 +95,8 @@ FACE int np_codes(const void* bytes, int32_t* code, unsigned threads) {
 // On one thread: a leaf takes less time than threads take to meet.
 FACE void np_leaf(const Leaf* leaf) { kernels().round_leaf(*leaf, 0, leaf->rows); }
 
+FACE void np_row_steps(const void* bytes, float* step) { unpack_row_steps(View(bytes), step); }
+
 FACE void np_steps(const void* bytes, float* step) { unpack_steps(View(bytes), step); }
 
 // 1, 0 where a stream does not end as it began, or kShort.

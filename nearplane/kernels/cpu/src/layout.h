@@ -1,6 +1,6 @@
 // The bytes that a layer holds while it is used: made at load time, private to this library.
 //
-// y[row] = scale * (codes in lanes + planes + escapes) . (x * column step) + outliers . x
+// y[row] = row step * scale * (codes in lanes + planes + escapes) . (x * column step) + outliers . x
 //
 // Rows are taken in groups of 16, groups in blocks of 8. A register of 32 lanes of 16 bits holds 16 rows:
 // lane 2i and lane 2i+1 are row i's members of a pair of columns. "Place" is a column's position in the order of pairs.
@@ -61,11 +61,13 @@ struct Header {
   float scale;
   uint32_t factor_bits;  // significant bits of the column steps beyond the first
   uint32_t exact_pairs;  // the first so many pairs have steps that are powers of two
-  uint32_t spare;
+  uint32_t row_palette;  // distinct row steps, 0 where all are 1
   uint64_t row_at;      // uint16 [groups * 16]: row in its window of kRowWindow
   uint64_t column_at;   // uint16 [2 * pairs]: column, or kNoColumn
   uint64_t factor_at;   // uint8 or float [2 * pairs]: column steps
   uint64_t palette_at;  // float [palette]
+  uint64_t row_step_at;     // uint8 [groups * 16]
+  uint64_t row_palette_at;  // float [row_palette]
   uint64_t step_at;     // [groups][column groups][16] of step_type
   uint64_t segment_at;  // uint32 [segments + 1]: pairs where tables change
   uint64_t cell_at;     // uint8 [blocks][segments]: table
@@ -127,6 +129,10 @@ struct View {
     if (const uint16_t* c = at<uint16_t>(head.column_at)) return c[place] == kNoColumn ? head.columns : c[place];
     uint32_t width = 2 * head.group_pairs, group = place / width, inside = place % width;
     return inside < head.group_columns ? group * head.group_columns + inside : head.columns;
+  }
+  // The step of row i of the layout, beside those of columns.
+  INLINE float row_step(uint32_t i) const {
+    return at<float>(head.row_palette_at)[at<uint8_t>(head.row_step_at)[i]];
   }
   INLINE float factor(uint32_t place) const {
     if (!head.factor_at) return 1;

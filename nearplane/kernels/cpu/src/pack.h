@@ -12,6 +12,7 @@ struct Matrix {
   uint32_t rows, columns, group_size, step_form, code_tag, step_type;
   const int32_t* code;
   const float* step;
+  const float* row_step;         // [rows], or null; only beside one step a column, and no outliers
   const int32_t* outlier_start;  // [rows + 1], or null
   const int32_t* outlier_column;
   const uint16_t* outlier_value;  // float16
@@ -82,6 +83,7 @@ float common_scale(const Matrix& matrix);
 int significant_bits(float f);
 
 void store_rows(Bytes& bytes, const Arrangement& as, uint32_t rows);
+void store_row_steps(Bytes& bytes, const Matrix& matrix, const Arrangement& as);
 void store_steps(Bytes& bytes, const Matrix& matrix, const Arrangement& as);    // a row and group
 void store_factors(Bytes& bytes, const Matrix& matrix, const Arrangement& as);  // one, or one a column
 void store_outliers(Bytes& bytes, const Matrix& matrix, const Arrangement& as);

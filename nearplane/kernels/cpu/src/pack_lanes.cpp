@@ -383,6 +383,7 @@ void pack_lanes(Bytes& bytes, const Matrix& m) {
   head.exact_pairs = plan.exact_pairs;
   head.tables = uint32_t(plan.codes.size());
   if (plan.rows_moved) store_rows(bytes, plan.as, m.rows);
+  store_row_steps(bytes, m, plan.as);
   if (plan.columns_moved) {
     std::vector<uint16_t> column;
     for (int64_t c : plan.as.column) column.push_back(c < 0 ? kNoColumn : uint16_t(c));

@@ -70,6 +70,7 @@ void pack_planes(Bytes& bytes, const Matrix& m) {
   head.pairs = head.group_pairs * divide_up(m.columns, m.group_size);
   const Arrangement as = arrange(m, head);
   store_rows(bytes, as, m.rows);
+  store_row_steps(bytes, m, as);
   if (m.step_form == 2)
     store_steps(bytes, m, as);
   else

@@ -86,6 +86,20 @@ void store_steps(Bytes& bytes, const Matrix& m, const Arrangement& as) {
   bytes.head().step_at = at;
 }
 
+void store_row_steps(Bytes& bytes, const Matrix& m, const Arrangement& as) {
+  if (!m.row_step) return;
+  std::vector<float> distinct(m.row_step, m.row_step + m.rows);
+  std::sort(distinct.begin(), distinct.end());
+  distinct.erase(std::unique(distinct.begin(), distinct.end()), distinct.end());
+  std::vector<uint8_t> index(divide_up(m.rows, kRows) * kRows, 0);
+  for (uint32_t i = 0; i < m.rows; i++)
+    index[i] = uint8_t(std::lower_bound(distinct.begin(), distinct.end(), m.row_step[as.row[i]]) - distinct.begin());
+  const uint64_t row_step_at = bytes.add(index), row_palette_at = bytes.add(distinct);
+  bytes.head().row_step_at = row_step_at;
+  bytes.head().row_palette_at = row_palette_at;
+  bytes.head().row_palette = uint32_t(distinct.size());
+}
+
 void store_rows(Bytes& bytes, const Arrangement& as, uint32_t rows) {
   std::vector<uint16_t> row(divide_up(rows, kRows) * kRows, 0);
   bool moved = false;

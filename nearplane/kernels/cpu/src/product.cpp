@@ -216,6 +216,8 @@ void product(const View& view, const void* x, uint32_t batch, uint32_t type, con
     const uint32_t first = block * kBlockRows, count = std::min<uint32_t>(kBlockRows, head.rows - first);
     for (uint32_t b = 0; b < batch; b++, acc += kBlockRows) {
       const size_t at = size_t(b) * head.rows;
+      if (head.row_palette)
+        for (uint32_t i = 0; i < count; i++) acc[i] *= view.row_step(first + i);
       if (bias)
         for (uint32_t i = 0; i < count; i++) acc[i] += load(bias, view.row(first + i), type);
       if (!head.row_at)

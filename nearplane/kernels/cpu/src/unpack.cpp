@@ -116,6 +116,10 @@ void unpack_steps(const View& view, float* step) {
           load(view.base + head.step_at, (size_t(i / kRows) * across + g) * kRows + i % kRows, head.step_type);
 }
 
+void unpack_row_steps(const View& view, float* step) {
+  for (uint32_t i = 0; i < view.head.rows; i++) step[view.row(i)] = view.row_step(i);
+}
+
 uint64_t unpack_outliers(const View& view, int32_t* start, int32_t* column, uint16_t* value) {
   const Header& head = view.head;
   std::vector<std::vector<std::pair<uint32_t, float>>> rows(head.rows);
@@ -232,6 +236,11 @@ void write_row(const View& view, const Shared& shared, uint32_t i, const float* 
     own.resize(across);
     for (uint32_t g = 0; g < across; g++)
       own[g] = load(view.base + head.step_at, (size_t(group) * across + g) * kRows + inside, head.step_type);
+    step = own.data();
+  }
+  if (head.row_palette) {
+    own.resize(head.columns);
+    for (uint32_t c = 0; c < head.columns; c++) own[c] = view.row_step(i) * step[c];
     step = own.data();
   }
   finish_row(view, shared.column, step, sums + inside * 2 * size_t(head.pairs), line.data());

@@ -10,6 +10,8 @@ namespace nearplane {
 void unpack_codes(const View& view, int32_t* code);
 // step = one, one a column, or one a row and group, as the record had them.
 void unpack_steps(const View& view, float* step);
+// step [rows] = those of the rows, where the layout has any.
+void unpack_row_steps(const View& view, float* step);
 // Row by row, columns rising; `start` has rows + 1 elements. Null pointers: only count.
 uint64_t unpack_outliers(const View& view, int32_t* start, int32_t* column, uint16_t* value);
 // weight [rows][columns], rounded to `type`.

@@ -49,6 +49,8 @@ def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor,
     None if these kernels cannot serve the record, or would not pay.
     """
     held, head = codes.unpack(record), codes.inspect(record)
+    if held.row_step is not None:
+        return None
     option = coders.option(record.cpu(), head)
     if option is None or not coders.is_lossless(held):
         return None

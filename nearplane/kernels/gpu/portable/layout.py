@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.codes.dense import HEADER as DENSE_HEADER
-from nearplane.codes.header import COLUMN, GROUP, LAYOUT
+from nearplane.codes.header import COLUMN, COLUMN_AND_ROW, GROUP
 from nearplane.codes.record import Unpacked
 from nearplane.kernels import coders
 from nearplane.kernels.gpu import header
@@ -31,9 +31,10 @@ def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor,
     """Return the layout of a record; None if these kernels cannot serve it or would not pay."""
     stored = codes.inspect(record)
     option = coders.option(record, stored)
-    if stored.code_tag != codes.Dense.tag or option is None:
+    unserved = stored.code_tag != codes.Dense.tag or stored.step_form == COLUMN_AND_ROW
+    if unserved or option is None:
         return None
-    low, bits = DENSE_HEADER.unpack_from(bytes(record[LAYOUT.size + stored.step_bytes :][:5]))
+    low, bits = DENSE_HEADER.unpack_from(bytes(record[stored.codes_at :][:5]))
     if bits > shapes.WIDEST or low < -LARGEST or low + 2**bits - 1 > LARGEST:
         return None
     made = shapes.geometry(bits, stored.rows, stored.columns, stored.group_size)
