@@ -72,7 +72,7 @@ def calibration(ranks: Any, hidden: int) -> Callable[[], Any]:
     from nearplane.walk.walk import Walk
 
     class Nothing(Rounder):
-        def round(self, layers, inputs):
+        def round(self, layers, inputs, row_step=None):
             yield from ()
 
     class Unrounded(Walk):

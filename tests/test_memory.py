@@ -62,7 +62,7 @@ def made(source: Path, out: Path, means: Offload | None, rules: Rules, method) -
     "kind, rules, method",
     [
         ("dense", Rules(), ECLQ(bpw=7.5)),
-        ("dense", Rules(lm_head=True, skip=("0.mlp",)), HPTQ(bpw=7.5)),
+        ("dense", Rules(keep=("embedding",), skip=("0.mlp",)), HPTQ(bpw=7.5)),
         ("experts", Rules(), HPTQ(bpw=9.5)),
         ("experts", Rules(skip=("1.mlp.experts", "0.mlp.experts.3")), HPTQ(bpw=9.5)),
     ],

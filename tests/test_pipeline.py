@@ -86,7 +86,7 @@ def test_text_and_companions(source, place):
     assert "notes.txt" not in files
     tokenizer = npl.load_tokenizer(place)
     assert tokenizer("the plane").input_ids == tiny.tokenizer(True)("the plane").input_ids
-    assert [layers for _, layers in counted] == [14] * 14
+    assert [layers for _, layers in counted] == [15] * 15
     assert [name for name, _ in counted] == [row["name"] for row in report["layers"]]
     assert said[0].startswith("notes.txt is left behind")
     assert said[1].startswith("calibration: 6 sequences of 20 tokens from 1 documents of 1 strings")
@@ -116,7 +116,7 @@ def test_a_model_without_a_tokenizer_refuses_text(bare, place):
 def test_lengths_follow_the_model(source, place):
     report = npl.quantize(source, place, METHOD, [tiny.TEXT], rules=Rules(skip=(r"layers\.1",)))
     assert report["recipe"]["calibration"]["length"] == 128
-    assert len(report["layers"]) == 7 and len(report["left_out"]) == 7
+    assert len(report["layers"]) == 8 and len(report["left_out"]) == 7
 
 
 def test_what_is_odd_about_the_calibration_is_said(tmp_path, place):
@@ -199,10 +199,19 @@ def test_layers_that_overflow_leave_a_report_that_is_json(source, tmp_path, plac
             Rules(),
             "up_proj holds NaN",
         ),
-        (lambda m: m.model.embed_tokens.weight.fill_(math.nan), Rules(), "could not be rounded"),
+        (
+            lambda m: m.model.embed_tokens.weight.fill_(math.nan),
+            Rules(keep=("embedding",)),
+            "could not be rounded",
+        ),
+        (
+            lambda m: m.model.embed_tokens.weight.fill_(math.nan),
+            Rules(),
+            "embed_tokens holds NaN",
+        ),
         (lambda m: None, Rules(skip=(".",)), "every layer is skipped"),
     ],
-    ids=["weight", "activations", "skipped"],
+    ids=["weight", "activations", "embedding", "skipped"],
 )
 def test_nothing_is_left_of_a_run_that_fails(source, tmp_path, place, change, rules, said):
     broken = altered(source, tmp_path / "model", change)

@@ -66,15 +66,13 @@ class Settings:
     strict: Annotated[
         bool, typer.Option("--strict", help="Refuse a model with parts that cannot be quantized")
     ] = False
-    lm_head: Annotated[
-        bool, typer.Option("--lm-head", help="Quantize the output head too; unties a tied one")
-    ] = False
-    embedding: Annotated[
-        bool,
+    keep: Annotated[
+        list[str] | None,
         typer.Option(
-            "--embedding", help="Quantize the embedding too, and the output head that shares it"
+            help="Leave the embedding, or the output head (head), as it is; repeatable. Where they "
+            "share a weight, either means both"
         ),
-    ] = False
+    ] = None
     trust_remote_code: TrustRemoteCode = False
     threads: Annotated[int | None, typer.Option(help="Use so many cores")] = None
 
@@ -159,8 +157,7 @@ def rules_of(settings: Settings) -> Any:
     return Rules(
         skip=tuple(settings.skip or ()),
         strict=settings.strict,
-        lm_head=settings.lm_head,
-        embedding=settings.embedding,
+        keep=tuple(settings.keep or ()),
     )
 
 

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -210,7 +211,8 @@ def scored_logits(
     - `models`: how many models' logits are in memory at the same time.
     """
     whole: Any = model
-    tokens = tokens.to(next(model.parameters()).device)
+    # a model may have no parameter, if all of its layers are compressed
+    tokens = tokens.to(next(chain(model.parameters(), model.buffers())).device)
     if not head_is_apart(whole, tokens[:1, :COMPARED]):
         with torch.no_grad():
             logits = logits_of(whole(**forward_arguments(whole, tokens)))

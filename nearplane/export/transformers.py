@@ -30,12 +30,15 @@ from nearplane.export.embedding import CompressedEmbedding, TiedLinear
 from nearplane.export.linear import CompressedLinear, empty_like
 from nearplane.export.record_check import check_record
 from nearplane.export.saved_again import keep_sums
+from nearplane.export.tied_weights import leave_out, shape_of, share_record, tied_to
 from nearplane.model.experts import Experts, join_experts_, split_experts_
 from nearplane.model.untrusted_files import check_numbers
 from nearplane.types import NearplaneError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
+
+EMPTY = "no_parameters"  # the only parameter of a model whose layers are all compressed
 
 
 class NearplaneConfig(QuantizationConfigMixin):
@@ -94,9 +97,10 @@ class NearplaneQuantizer(HfQuantizer):
         """Return the state dict that `save_pretrained` writes, in the dtype of the checkpoint."""
         stored = self.quantization_config.stored_dtype
         tied = [t for t in model.all_tied_weights_keys.items() if t[0].endswith(fmt.RECORD)]
-        if stored is None and not tied:
+        if stored is None and not tied and not hasattr(model, EMPTY):
             return None, {}
         state = model.state_dict()
+        state.pop(EMPTY, None)
         # what is laid out in memory is made a record anew for each name
         state.update({target: state[source] for target, source in tied})
         return state if stored is None else cast_where_exact(state, getattr(torch, stored)), {}
@@ -121,14 +125,16 @@ class NearplaneQuantizer(HfQuantizer):
                 module._is_hf_initialized = True  # pyright: ignore[reportArgumentType]
         self.entries: dict[str, dict[str, Any]] = {}
         self.offloaded: set[str] = set()
-        # layer -> its module, and the name of the layer that it shares its weight with
-        self.tied: dict[str, tuple[nn.Module, str]] = {}
+        # layer -> the name of the layer that it shares its weight with
+        self.tied: dict[str, str] = {}
         for stored_name, entry in layers.items():
             name = _name_in(model, stored_name)
-            twins = _tied_to(model, name)
-            self.tied |= {twin: (model.get_submodule(twin), name) for twin in twins}
+            if name is None:
+                continue
+            twins = tied_to(model, name)
+            self.tied |= dict.fromkeys(twins, name)
             model.set_submodule(name, _replacement(model.get_submodule(name), entry, name))
-            _leave_out(model, name, twins)
+            leave_out(model, name, twins)
             self.entries[name] = entry
             if is_offloaded(name, devices):
                 self.offloaded.add(name)
@@ -155,8 +161,14 @@ class NearplaneQuantizer(HfQuantizer):
             # names of the checkpoint's tensors, so that these layers keep their records
             if self.quantization_config.lay_out and name not in self.offloaded:
                 _lay_out(model.get_submodule(name), name)
-        for twin, (module, name) in self.tied.items():
-            _share(model, twin, module, name)
+        for twin, name in self.tied.items():
+            share_record(model, twin, name)
+        if next(model.parameters(), None) is None:
+            # transformers asks a model's first parameter which device and type it is of
+            records = next(model.buffers())
+            dtype: Any = model.config.dtype
+            empty = torch.empty(0, dtype=dtype, device=records.device)
+            model.register_parameter(EMPTY, nn.Parameter(empty, requires_grad=False))
         # `save_pretrained` is to write the names of this checkpoint, not those of another format
         model.__dict__["_weight_conversions"] = []
         keep_sums()
@@ -278,7 +290,7 @@ def _replacement(module: nn.Module, entry: dict[str, Any], name: str) -> Compres
         device = module.weight.device
         record = torch.empty(entry["bytes"], dtype=torch.uint8, device=device)
         return CompressedEmbedding(module, record)
-    shape = _shape_of(module)
+    shape = shape_of(module)
     if shape != (entry["rows"], entry["columns"]):
         raise NearplaneError(
             f"{name} is compressed as {entry['rows']} x {entry['columns']}, "
@@ -295,15 +307,6 @@ def _lay_out(layer: Any, name: str) -> None:
         raise NearplaneError(f"{name}: {error}") from error
 
 
-def _shape_of(module: nn.Module) -> tuple[int, int] | None:
-    """Return (out_features, in_features) of an nn.Linear or Conv1D, None for another module."""
-    from transformers.pytorch_utils import Conv1D
-
-    if isinstance(module, Conv1D):
-        return module.nf, module.nx
-    return (module.out_features, module.in_features) if isinstance(module, nn.Linear) else None
-
-
 def _aliases(model: "PreTrainedModel", name: str) -> list[str]:
     """Return the names that the checkpoint's module `name` may have in `model`.
 
@@ -314,60 +317,20 @@ def _aliases(model: "PreTrainedModel", name: str) -> list[str]:
     return [name, name.removeprefix(prefix), prefix + name]
 
 
-def _name_in(model: "PreTrainedModel", name: str) -> str:
-    """Return the name in `model` of the checkpoint's module; NearplaneError if there is none."""
+def _name_in(model: "PreTrainedModel", name: str) -> str | None:
+    """Return the name in `model` of the checkpoint's module; None for a head that it is without.
+
+    Raises NearplaneError if there is no such module in a model with a head.
+    """
     for alias in _aliases(model, name):
         try:
             model.get_submodule(alias)
             return alias
         except AttributeError:
             continue
+    if model.base_model is model and not name.startswith(f"{model.base_model_prefix}."):
+        return None
     raise NearplaneError(f"config.json compresses {name!r}, which {type(model).__name__} lacks")
-
-
-def _tied_to(model: "PreTrainedModel", name: str) -> list[str]:
-    """Return the layers that share the weight of layer `name`.
-
-    Raises NearplaneError if something else shares it, as an embedding does.
-    """
-    pairs = model.all_tied_weights_keys.items()
-    weight = f"{name}.weight"
-    sources = {source for target, source in pairs if weight in (target, source)}
-    group = sources | {target for target, source in pairs if source in sources}
-    twins = [tied.removesuffix(".weight") for tied in sorted(group - {weight})]
-    if any(_shape_of(model.get_submodule(twin)) is None for twin in twins):
-        raise NearplaneError(
-            f"{name} is compressed, but config.json ties it to another tensor: "
-            "it must say tie_word_embeddings = false"
-        )
-    return twins
-
-
-def _share(model: "PreTrainedModel", twin: str, module: nn.Module, name: str) -> None:
-    """Let layer `twin`, once `module`, multiply by the record of layer or embedding `name`."""
-    layer = model.get_submodule(name)
-    if isinstance(layer, CompressedEmbedding):
-        model.set_submodule(twin, TiedLinear(module, layer))  # pyright: ignore[reportArgumentType]
-        # there are no weights that transformers could tie once more
-        keys: Any = model._tied_weights_keys or {}
-        others = {t: source for t, source in keys.items() if not t.startswith(f"{twin}.")}
-        model.__dict__["_tied_weights_keys"] = others
-        return
-    model.set_submodule(twin, layer)
-    for part in (fmt.RECORD, ".bias"):
-        model.all_tied_weights_keys[twin + part] = name + part
-
-
-def _leave_out(model: "PreTrainedModel", name: str, twins: list[str]) -> None:
-    """Put nothing in the place of layers that share the weight of layer `name`, for now.
-
-    transformers would ask the files for their records, and tie what are no parameters.
-    """
-    for layer in (name, *twins):
-        for part in (".weight", ".bias"):
-            model.all_tied_weights_keys.pop(layer + part, None)
-    for twin in twins:
-        model.set_submodule(twin, nn.Identity())
 
 
 def _check_present(

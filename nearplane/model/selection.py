@@ -14,7 +14,13 @@ from torch import nn
 
 from nearplane.model.blocks import Layer, find_blocks, is_linear
 from nearplane.model.experts import Experts
-from nearplane.model.output_head import head_of, output_head, tied_embedding, untie
+from nearplane.model.output_head import (
+    EMBEDDING,
+    HEAD,
+    OutsideLayer,
+    head_of,
+    layers_outside_blocks,
+)
 from nearplane.types import NearplaneError
 
 ROUTER_NAMES = ("gate", "router")
@@ -27,16 +33,19 @@ class Rules:
 
     - `skip`: regular expressions; layers whose names match one stay as they are.
     - `strict`: refuse a model with parts that cannot be quantized, instead of naming them.
-    - `lm_head`: quantize the output head too; it is untied from the embedding if they share.
-    - `embedding`: quantize the embedding and the output head that shares its weight, as one layer.
+    - `keep`: which of "embedding" and "head" stay as they are; either, where they share a weight.
     - `fallback_share`: the share of layers that may fall back to round-to-nearest.
     """
 
     skip: tuple[str, ...] = ()
     strict: bool = False
-    lm_head: bool = False
-    embedding: bool = False
+    keep: tuple[str, ...] = ()
     fallback_share: float = 0.05
+
+    def __post_init__(self) -> None:
+        for part in self.keep:
+            if part not in (EMBEDDING, HEAD):
+                raise NearplaneError(f"--keep takes {EMBEDDING} or {HEAD}, not {part!r}")
 
     def skips(self, name: str) -> bool:
         """Whether a layer of this name stays as it is."""
@@ -48,8 +57,9 @@ class Selection:
     """The names of the layers that are quantized, and of those that are not, by reason.
 
     - `in_blocks`: layers inside the model's blocks, in the order of its modules.
-    - `outside`: layers outside of the blocks that are quantized too: the output head, or the
-      embedding that it shares its weight with.
+    - `outside`: layers outside of the blocks that are quantized too: the embedding of tokens and
+      the output head, or the embedding alone where they share a weight.
+    - `kept`: sentences on those of them that stay as they are.
     - `unsupported`: modules with matrices that are no linear layers, with their classes.
     - `routers`: modules that choose or weigh experts. `skipped`: layers that `rules` leave out.
     - `small`: layers whose record would take as much as the weight.
@@ -65,6 +75,7 @@ class Selection:
     skipped: tuple[str, ...] = ()
     small: tuple[str, ...] = ()
     beside: tuple[tuple[str, int], ...] = ()
+    kept: tuple[str, ...] = ()
     names: frozenset[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -82,7 +93,7 @@ class Selection:
         return [Layer(name, model.get_submodule(name)) for name in (*self.in_blocks, *self.outside)]
 
     def heads(self, model: nn.Module) -> list[Layer]:
-        """Return the output head if it is quantized alone, in a list."""
+        """Return the output head if it is quantized apart from an embedding, in a list."""
         return [layer for layer in self.layers_outside(model) if not is_embedding(layer)]
 
     def embeddings(self, model: nn.Module) -> list[Layer]:
@@ -92,11 +103,6 @@ class Selection:
     def layers_outside(self, model: nn.Module) -> list[Layer]:
         """Return the layers to quantize outside of the blocks."""
         return [Layer(name, model.get_submodule(name)) for name in self.outside]
-
-    def untie_(self, model: nn.Module) -> None:
-        """Give an output head that is quantized alone a weight of its own."""
-        for layer in self.heads(model):
-            untie(model, layer)
 
     def left_out(self, unreached: Iterable[Layer] = ()) -> list[str]:
         """Return a sentence for everything that stays as it is.
@@ -109,6 +115,7 @@ class Selection:
             *(f"{layer.name} was not reached by any token" for layer in unreached),
             *(f"{name} is skipped as asked" for name in self.skipped),
             *(f"{name} stays as it is: a record would take as much" for name in self.small),
+            *self.kept,
             *(
                 f"{name} stays as it is: it is outside of the blocks ({count} linear layers)"
                 for name, count in self.beside
@@ -139,15 +146,17 @@ def select(model: nn.Module, rules: Rules | None = None) -> Selection:
     once = [layer for layer in found if first[id(layer.stored)] == layer.name]
     small = [layer.name for layer in once if layer.stored.numel() < FEWEST_WEIGHTS]
     layer_names = [layer.name for layer in once if layer.name not in small]
+    outside = [(layer, why_kept(layer, rules)) for layer in layers_outside_blocks(model)]
     selection = Selection(
         rules=rules,
         in_blocks=tuple(name for name in layer_names if not rules.skips(name)),
-        outside=names_outside(model, rules),
+        outside=tuple(layer.layer.name for layer, reason in outside if not reason),
         unsupported=tuple(unsupported),
         routers=tuple(f"{prefix}.{name}" for prefix, block in named for name in routers(block)),
         skipped=tuple(name for name in layer_names if rules.skips(name)),
         small=tuple(name for name in small if not rules.skips(name)),
         beside=tuple(parts_beside(model, name).items()),
+        kept=tuple(f"{layer.names[0]} {reason}" for layer, reason in outside if reason),
     )
     if not selection.names and selection.skipped:
         raise NearplaneError("every layer is skipped: nothing to quantize")
@@ -159,20 +168,16 @@ def select(model: nn.Module, rules: Rules | None = None) -> Selection:
     return selection
 
 
-def names_outside(model: nn.Module, rules: Rules) -> tuple[str, ...]:
-    """Return the names of the layers outside of the blocks that are quantized."""
-    if rules.embedding and rules.lm_head:
-        raise NearplaneError(
-            "give --embedding or --lm-head, not both: a tied head is quantized with the embedding"
-        )
-    if not (rules.embedding or rules.lm_head):
-        return ()
-    name = (tied_embedding if rules.embedding else output_head)(model).name
-    if rules.skips(name):
-        raise NearplaneError(
-            f"--skip leaves out {name}, which --embedding or --lm-head asks for: give one of them"
-        )
-    return (name,)
+def why_kept(outside: OutsideLayer, rules: Rules) -> str:
+    """Return why an embedding or output head stays as it is, behind its name; "" if it does not."""
+    if any(map(rules.skips, outside.names)):
+        return "is skipped as asked"
+    if set(outside.parts) & set(rules.keep):
+        return "stays as it is, as asked"
+    if outside.problem:
+        return f"stays as it is: {outside.problem}"
+    small = outside.layer.stored.numel() < FEWEST_WEIGHTS
+    return "stays as it is: a record would take as much" if small else ""
 
 
 def parts_beside(model: Any, blocks: str) -> dict[str, int]:

@@ -138,7 +138,6 @@ def survey(
         model = open_without_weights(model, trust_remote_code, bare)
     split_experts_(model.model)
     selection = select(model.model, rules)
-    selection.untie_(model.model)
     layers = selection.of(model.model)
     check_layers(method, layers)
     run = meta_run(model.model, layers)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from nearplane.model.output_head import embedding_of, vocabulary
+from nearplane.model.output_head import embedding_of, rows_of, vocabulary
 from nearplane.types import NearplaneError
 from nearplane.walk.documents import Source, read_documents
 from nearplane.walk.sources import Sources, as_sources, interleaved
@@ -284,7 +284,7 @@ def account_of(
 def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:
     """Raise NearplaneError when a token is not in the model's vocabulary."""
     embedding = embedding_of(model)
-    known = vocabulary(model) if embedding is None else embedding.get_parameter("weight").shape[0]
+    known = vocabulary(model) if embedding is None else rows_of(embedding)
     low, high = (int(token) for token in tokens.aminmax())
     if low < 0 or high >= known:
         raise NearplaneError(

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from nearplane.model.blocks import Layer
 from nearplane.model.forward_arguments import forward_arguments
+from nearplane.model.output_head import EMBEDDING, head_of, shares_weight
+from nearplane.model.selection import is_embedding
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.capture import replaced_blocks, tensors_in
 from nearplane.walk.expert_hessians import BlockExperts
@@ -125,21 +127,26 @@ def tolerance(dtype: torch.dtype) -> float:
 
 
 class StandIn(nn.Module):
-    """What a compressed layer is to a model's code: no nn.Linear, with a weight to read only."""
+    """What a compressed layer is to a model's code: no nn.Linear, with a weight to read only.
 
-    def __init__(self, linear: Any):
+    Nor is it an nn.Embedding where it stands in for one.
+    """
+
+    def __init__(self, replaced: Any):
         super().__init__()
-        self.linear = linear
-        rows, columns = Layer("", linear).shape
+        self.replaced = replaced
+        rows, columns = Layer("", replaced).shape
         self.in_features, self.out_features = columns, rows
-        self.register_parameter("bias", linear.bias)
+        self.num_embeddings, self.embedding_dim = rows, columns
+        self.padding_idx = getattr(replaced, "padding_idx", None)
+        self.register_parameter("bias", getattr(replaced, "bias", None))
 
     @property
     def weight(self) -> Tensor:
-        return self.linear.weight.detach()
+        return self.replaced.weight.detach()
 
     def forward(self, input: Tensor) -> Tensor:
-        return self.linear(input)
+        return self.replaced(input)
 
 
 def check_replaceable(
@@ -149,15 +156,17 @@ def check_replaceable(
 
     Raises NearplaneError naming the first layer that the model needs as it is.
     """
-    inside = [layer for layer in layers if not isinstance(layer.module, nn.Embedding)]
-    problem = problem_without(model, trace, inside, placement)
+    problem = problem_without(model, trace, layers, placement)
     if not problem:
         return
-    for layer in inside:
+    for layer in layers:
         if problem_without(model, trace, [layer], placement):
+            kind, option = "a linear layer", "--skip"
+            if is_embedding(layer):
+                kind, option = "a table to look tokens up in", f"--keep {EMBEDDING}"
             raise NearplaneError(
-                f"{type(model).__name__} uses {layer.name} otherwise than as a linear layer "
-                f"({problem}): leave it as it is with --skip"
+                f"{type(model).__name__} uses {layer.name} otherwise than as {kind} "
+                f"({problem}): leave it as it is with {option}"
             )
     raise NearplaneError(f"{type(model).__name__} does not run with compressed layers: {problem}")
 
@@ -166,7 +175,9 @@ def problem_without(
     model: nn.Module, trace: ModelTrace, layers: list[Layer], placement: Placement
 ) -> str:
     """Return what is wrong when stand-ins are in the place of some layers; "" if nothing is."""
-    wanted = {layer.module for layer in layers}
+    head, wanted = head_of(model), {layer.module for layer in layers}
+    if head is not None and any(map(partial(shares_weight, head=head), wanted)):
+        wanted.add(head)
     named = [(n, m) for n, m in model.named_modules(remove_duplicate=False) if m in wanted]
     stand_ins = {module: StandIn(module) for module in wanted}
     forwards, tokens = [block.forward for block in trace.blocks], trace.seen.tokens
@@ -227,7 +238,7 @@ class SamplePass:
     def finish(self) -> None:
         """Run to the model's end, through the head as it is now."""
         if self.forward.inputs is not None:
-            with self.placement.between():
+            with self.placement.outside():
                 self.forward.go_on()
         self.seen.end = [t.detach().clone() for t in tensors_in(self.forward.result)]
         self.forward.close()

@@ -15,7 +15,8 @@ from nearplane.methods import Method
 from nearplane.methods.allocation import Sensitivity
 from nearplane.model.blocks import Layer
 from nearplane.model.forward_arguments import logits_of
-from nearplane.model.output_head import head_of
+from nearplane.model.output_head import head_of, shares_weight
+from nearplane.model.selection import is_embedding
 from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.expert_hessians import BlockExperts
 from nearplane.walk.forward_pass import ForwardPass, run_through
@@ -23,7 +24,7 @@ from nearplane.walk.hidden_states import HiddenStates
 from nearplane.walk.input_statistics import sum_inputs
 from nearplane.walk.placement import Placement
 from nearplane.walk.streams import StageInputs, Streams
-from nearplane.walk.token_use import answered, prior, read, row_steps
+from nearplane.walk.token_use import steps_by_use
 from nearplane.walk.trace import ModelTrace
 
 Error = tuple[Layer, Tensor]  # a layer, and an error of its weight as (out, in)
@@ -110,21 +111,24 @@ class Probe:
     def probed_outside(
         self, layer: Layer, whole: ForwardPass, reference: list[Tensor]
     ) -> Iterator[tuple[str, Sensitivity]]:
-        """Yield the sensitivity to an output head, and to the embedding if it shares the weight.
+        """Yield the sensitivity to an embedding or output head, or to both where they are one.
 
-        - `whole`: a forward pass that is paused at the head.
+        - `whole`: a forward pass that reached the head; run to its end where that is `layer`.
         """
-        given = [StageInputs(whole.head_inputs())]
-        inputs = sum_inputs(layer.shape[1], given, device=self.placement.device)
+        device, passes = self.placement.device, [whole]
+        if is_embedding(layer) and not shares_weight(layer.module, whole.head):
+            passes, hessian = [], torch.eye(layer.shape[1], device=device)
+        else:
+            given = [StageInputs(whole.head_inputs())]
+            hessian = sum_inputs(layer.shape[1], given, device=device).hessian
         try:
-            basis = self.method.basis(inputs.hessian)
+            basis = self.method.basis(hessian)
         except NotPositiveDefiniteError:
             return
         before, weight = layer.stored.data, layer.weight().detach().float()
-        rows, row_step = len(weight), torch.ones(1)
+        row_step = torch.ones(1, device=device)
         if self.method.scales_rows:
-            used = read(self.tokens, rows), answered([whole], rows), prior(rows)
-            row_step = row_steps(*used).to(weight.device)
+            row_step = steps_by_use(layer, self.tokens, passes).to(device)
         try:
             error = self.method.drawn_error(weight / row_step, basis, DRAWN_BPW, self.draws)
             layer.assign(weight + row_step * error)

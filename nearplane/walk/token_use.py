@@ -11,7 +11,9 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.codes.ladder import ROW_WIDTH
+from nearplane.model.blocks import Layer
 from nearplane.model.forward_arguments import logits_of
+from nearplane.model.selection import is_embedding
 from nearplane.walk.forward_pass import ForwardPass
 from nearplane.walk.ranks import ALONE, Ranks
 
@@ -19,6 +21,25 @@ EXPONENT = -1 / 4  # of use, in a row's step
 FLOOR = 0.1  # added to every token's use, in units of the mean token's
 FIRST_RANK = 300  # tokens before which the prior is about the same for all: bytes, special ones
 MOST_LOGITS = 1 << 26  # of one batch that are looked at
+
+
+# the types of these three name no sizes: what checks them does not follow a pass that pauses
+def steps_by_use(
+    layer: Layer,
+    tokens: Tensor,
+    passes: Sequence[ForwardPass] = (),
+    ranks: Ranks = ALONE,
+) -> Tensor:
+    """Return the factors (rows, 1) of the rows' steps of an embedding, an output head, or both.
+
+    - `passes`: of the model, paused at the head; none for an embedding that is not the head, too.
+    """
+    rows, parts = layer.shape[0], [prior(layer.shape[0])]
+    if is_embedding(layer):
+        parts.append(read(tokens, rows))
+    if passes:
+        parts.append(answered(passes, rows, ranks))
+    return row_steps(*parts)
 
 
 def row_steps(*parts: Float[Tensor, " tokens"]) -> Float32[Tensor, "tokens 1"]:
@@ -51,9 +72,7 @@ def read(tokens: Int64[Tensor, "n length"], vocabulary: int) -> Float[Tensor, " 
     return counts / counts.sum().clamp_min(1)
 
 
-def answered(
-    passes: Sequence[ForwardPass], vocabulary: int, ranks: Ranks = ALONE
-) -> Float[Tensor, " tokens"]:
+def answered(passes: Sequence[ForwardPass], vocabulary: int, ranks: Ranks = ALONE) -> Tensor:
     """Return each token's mean probability as the next one; all passes are paused at the head.
 
     They are run to their end, for some of their positions, evenly spaced.
@@ -66,8 +85,8 @@ def answered(
     return total / total.sum().clamp_min(1)
 
 
-def probabilities(each: ForwardPass, vocabulary: int) -> Float[Tensor, "positions tokens"]:
-    """Return the model's predictions at some positions of a pass that is paused at the head."""
+def probabilities(each: ForwardPass, vocabulary: int) -> Tensor:
+    """Return the predictions (positions, tokens) of a pass that is paused at the head."""
     inputs = each.head_inputs()
     # a head that is given one row a token, or a row a token of each sequence
     flat = inputs.flatten(0, -2)

@@ -15,7 +15,7 @@ from nearplane.methods.allocation import allocate
 from nearplane.model.block_loading import InMemory
 from nearplane.model.blocks import Layer, check_finite, linear_modules
 from nearplane.model.experts import split_experts_
-from nearplane.model.output_head import head_of
+from nearplane.model.output_head import head_of, shares_weight
 from nearplane.model.process_memory import forget_file_pages, trim
 from nearplane.model.selection import Rules, Selection, select
 from nearplane.types import NearplaneError, Progress, no_progress
@@ -29,7 +29,7 @@ from nearplane.walk.rounding import Done, LayerStore, Rounder
 from nearplane.walk.self_check import SamplePass, check_forward_passes, check_replaceable
 from nearplane.walk.sensitivity import Probe
 from nearplane.walk.streams import StageInputs, Streams
-from nearplane.walk.token_use import answered, prior, read, row_steps
+from nearplane.walk.token_use import steps_by_use
 from nearplane.walk.trace import ModelTrace, Stage, trace_model
 
 BATCH_TOKENS = 2048
@@ -74,8 +74,7 @@ class Walk:
     def prepare(self) -> "Walk":
         """Run the model on a few tokens, to see which layers share inputs, and check the weights.
 
-        Splits experts and unties the head where it is quantized. Raises NearplaneError for what
-        cannot be quantized.
+        Splits experts. Raises NearplaneError for what cannot be quantized.
         """
         check_tokens(self.model, self.tokens)
         placement = self.placement or Placement(self.model)
@@ -85,7 +84,6 @@ class Walk:
         layers = [*selection.among(trace.layers), *selection.layers_outside(self.model)]
         if not layers:
             raise NearplaneError("every layer is skipped: nothing to quantize")
-        selection.untie_(self.model)
         check_layers(self.method, layers)
         finite = partial(check_block, selection, trace)
         check_forward_passes(trace, self.tokens, placement, finite)
@@ -214,38 +212,51 @@ class Walk:
         return passes
 
     def quantize_embedding(self, embedding: Layer) -> Generator[Done, None, None]:
-        """Quantize the embedding on what the output head, which shares it, is given at the end.
+        """Quantize the embedding, before anything else.
 
-        That is by the model before anything else is quantized, for EMBEDDING_TOKENS tokens.
+        Where the output head shares it, on what that is given at the end, by the original model for
+        EMBEDDING_TOKENS tokens. Else every column matters alike, as far as is known.
         """
-        place, fewest = self.prepared.placement, self.ranks.size
-        with place.outside():
+        with self.prepared.placement.outside():
             done = self.rounder.finished([embedding])
             if done is not None:
                 yield from self.rounder.put([embedding], done)
-                return
-            some = self.tokens[: max(fewest, EMBEDDING_TOKENS // self.tokens.shape[1])]
-            passes = [
-                ForwardPass(self.model, self.trace, place.on_device(batch), self.head)
-                for batch in self.ranks.share(some).split(1)
-            ]
-            with closing(Passes(passes)):
-                begin(passes)
-                run_through(passes, place)
-                statistics = self.statistics_at_head(embedding, passes)
-                row_step = self.row_steps(embedding, passes) if self.method.scales_rows else None
-            yield from self.rounder.round([embedding], statistics, row_step)
+            elif shares_weight(embedding.module, self.head):
+                yield from self.rounder.round([embedding], *self.statistics_of_both_uses(embedding))
+            else:
+                yield from self.rounder.round([embedding], *self.statistics_of_look_ups(embedding))
 
-    def row_steps(self, layer: Layer, passes: Sequence[ForwardPass]) -> Tensor:
+    def statistics_of_both_uses(self, embedding: Layer) -> tuple[InputStatistics, Tensor | None]:
+        """Return the Hessian of what the output head is given, and the steps of rows."""
+        place, fewest = self.prepared.placement, self.ranks.size
+        some = self.tokens[: max(fewest, EMBEDDING_TOKENS // self.tokens.shape[1])]
+        passes = [
+            ForwardPass(self.model, self.trace, place.on_device(batch), self.head)
+            for batch in self.ranks.share(some).split(1)
+        ]
+        with closing(Passes(passes)):
+            begin(passes)
+            run_through(passes, place)
+            return self.statistics_at_head(embedding, passes), self.row_steps(embedding, passes)
+
+    def statistics_of_look_ups(self, embedding: Layer) -> tuple[InputStatistics, Tensor | None]:
+        """Return the Hessian of an embedding that is only looked up in, and its rows' steps."""
+        columns, device = embedding.shape[1], self.prepared.placement.device
+        identity = torch.eye(columns, device=device)
+        return InputStatistics(identity, self.tokens.numel(), 0), self.row_steps(embedding)
+
+    def row_steps(self, layer: Layer, passes: Sequence[ForwardPass] = ()) -> Tensor | None:
         """Return the factors of the rows' steps of an embedding or output head, by tokens' use.
 
-        - `passes`: paused at the head; they are run to their end.
+        None for a method that takes none.
+
+        - `passes`: paused at the head, which this is; they are run to their end.
         """
-        rows, ranks = layer.shape[0], self.ranks
-        used = read(self.tokens, rows), answered(passes, rows, ranks), prior(rows)
-        row_step = row_steps(*used)
+        if not self.method.scales_rows:
+            return None
+        row_step = steps_by_use(layer, self.tokens, passes, self.ranks)
         # machines may compute different last digits
-        ranks.from_first_(row_step)
+        self.ranks.from_first_(row_step)
         return row_step
 
     def statistics_at_head(self, layer: Layer, passes: Sequence[ForwardPass]) -> InputStatistics:
@@ -291,12 +302,14 @@ class Walk:
 
     def quantize_head(self, head: Layer, passes: "Passes") -> Generator[Done, None, None]:
         """Quantize the output head, in front of which the forward passes are paused."""
-        done = self.rounder.finished([head])
-        if done is None:
+        with self.prepared.placement.outside():
+            done = self.rounder.finished([head])
+            if done is not None:
+                yield from self.rounder.put([head], done)
+                return
             statistics = self.statistics_at_head(head, passes.quantized)
-            yield from self.rounder.round([head], statistics)
-        else:
-            yield from self.rounder.put([head], done)
+            row_step = self.row_steps(head, passes.quantized)
+            yield from self.rounder.round([head], statistics, row_step)
 
     def quantize_stage(
         self, stage: Stage, streams: Streams, experts: BlockExperts

@@ -98,8 +98,9 @@ def test_the_plan_counts_the_share_of_tokens_that_an_expert_sees(experts_dir):
     assert set(found.shares) == {layer.name for layer in inside}
     assert set(found.shares.values()) == {2 / 8}
     # two blocks: q, k and v, o, shared gate and up, shared down; and two stages an expert
-    assert len(found.stages) == 2 * (4 + 2 * 8)
-    assert found.units == 2 * (4 + 3 + 3)
+    # and the embedding and the head
+    assert len(found.stages) == 2 * (4 + 2 * 8) + 2
+    assert found.units == 2 * (4 + 3 + 3) + 2
     weights = sum(layer.weight().numel() for layer in inside)
     assert found.active == found.quantized - weights + weights / 4
     few, many = (planned(found, sequences=8, length=length).seconds for length in (32, 3200))

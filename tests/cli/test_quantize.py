@@ -41,8 +41,8 @@ def attempt(nearplane, model, place, text, *options):
 
 def test_quantize_makes_a_checkpoint(checkpoint):
     report = json.loads((checkpoint / "report.json").read_text())
-    assert len(report["layers"]) == 14 and report["bits"]["bpw"] <= 5
-    assert report["recipe"]["method"] == "eclq" and report["certified_layers"] == 14
+    assert len(report["layers"]) == 15 and report["bits"]["bpw"] <= 5
+    assert report["recipe"]["method"] == "eclq" and report["certified_layers"] == 15
 
 
 def test_plain_lines_tell_of_every_layer(nearplane, model_dir, text, tmp_path):
@@ -51,9 +51,9 @@ def test_plain_lines_tell_of_every_layer(nearplane, model_dir, text, tmp_path):
         *("--skip", "mlp", "--skip", r"k_proj$"),
     )
     assert result.exit_code == 0
-    assert sum(line.startswith("[") for line in result.stderr.splitlines()) == 6
+    assert sum(line.startswith("[") for line in result.stderr.splitlines()) == 7
     assert "model.layers.0.mlp.up_proj is skipped as asked" in result.stderr
-    assert "6 layers in" in result.stdout
+    assert "7 layers in" in result.stdout
 
 
 @pytest.mark.parametrize("method", sorted(METHODS))
@@ -258,8 +258,8 @@ def test_strict_refuses_parts_that_are_no_linear_layers(nearplane, place, text, 
 
 
 def test_a_size_sets_the_rate(nearplane, model_dir, text, tmp_path):
-    """The weight files come out under the size; 1.4 of 135 kB are left for their directory."""
-    size = 135_000
+    """The weight files come out under the size; 1.4 of 60 kB are left for their directory."""
+    size = 60_000
     result = nearplane(
         *("quantize", model_dir, tmp_path / "out", "--calibration", text, *tiny.SMALL[2:]),
         *("--size", f"{size / 1000}kB"),
@@ -276,7 +276,7 @@ def test_a_size_sets_the_rate(nearplane, model_dir, text, tmp_path):
     [
         (("--size", "many"), "write 100MB or 1.5GiB"),
         (("--size", "1kB"), "what is not quantized takes"),
-        (("--size", "90kB"), "bits per weight"),
+        (("--size", "11kB"), "bits per weight"),
         (("--size", "1MB", "--method", "gptq"), "no rate that a size could set"),
         (("--size", "1MB", "--bpw", "3"), "--size or --bpw, not both"),
     ],

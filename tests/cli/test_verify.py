@@ -59,5 +59,5 @@ def test_inspect_shows_every_layer(nearplane, checkpoint):
 
 def test_inspect_gives_json(nearplane, checkpoint):
     shown = json.loads(nearplane("inspect", checkpoint, "--json").stdout)
-    assert len(shown["layers"]) == 14 and shown["recipe"]["bpw"] == 5
+    assert len(shown["layers"]) == 15 and shown["recipe"]["bpw"] == 5
     assert all(0 < row["loss_over_bound"] <= 1 for row in shown["layers"])

@@ -9,6 +9,7 @@ from transformers import AutoModel, AutoModelForCausalLM
 import nearplane as npl
 from nearplane.evaluate.verify import verify, verify_against
 from nearplane.export.embedding import CompressedEmbedding, TiedLinear
+from nearplane.export.linear import CompressedLinear
 from nearplane.methods import ECLQ, HPTQ, RTN, SSQR
 from nearplane.model.selection import Rules
 from nearplane.pipeline import Watcher, quantize
@@ -19,7 +20,6 @@ TOKENS = torch.randint(3, 99, (5, 24), generator=torch.Generator().manual_seed(0
 METHODS = {m.name: m for m in (HPTQ(bpw=9.5), ECLQ(bpw=9.5), RTN(bits=8), SSQR(bits=8))}
 # gemma3 scales what it looks up; gpt2 calls its embedding another name; qwen2 has biases
 FAMILIES = ["llama", "gemma3_text", "gpt2", "qwen2"]
-WITH = Rules(embedding=True)
 
 
 def written(family, path, **options):
@@ -36,7 +36,7 @@ def case(request, tmp_path_factory):
     """A model, its directory, and that of its checkpoint."""
     path = tmp_path_factory.mktemp(request.param)
     model = written(request.param, path / "model")
-    quantize(path / "model", path / "out", METHODS["eclq"], TOKENS, rules=WITH)
+    quantize(path / "model", path / "out", METHODS["eclq"], TOKENS)
     return model, path / "model", path / "out"
 
 
@@ -103,20 +103,58 @@ def test_what_transformers_does_with_models(case):
 def test_every_kind_of_code(method, tmp_path):
     """And the decoder's rows are those of the whole matrix."""
     written("llama", tmp_path / "model")
-    quantize(tmp_path / "model", tmp_path / "out", METHODS[method], TOKENS, rules=WITH)
+    quantize(tmp_path / "model", tmp_path / "out", METHODS[method], TOKENS)
     embedding = npl.load(tmp_path / "out").get_input_embeddings()
     index = torch.tensor([[5, 0, 127], [5, 5, 64]])
     assert embedding(index).equal(embedding.weight[index])
 
 
-def test_a_head_of_its_own_is_no_embedding(tmp_path):
-    written("llama", tmp_path / "model", tied=False)
-    with pytest.raises(NearplaneError, match="quantize it with --lm-head"):
-        quantize(tmp_path / "model", tmp_path / "out", METHODS["hptq"], TOKENS, rules=WITH)
-    both = Rules(embedding=True, lm_head=True)
-    with pytest.raises(NearplaneError, match="not both"):
-        quantize(tmp_path / "model", tmp_path / "out", METHODS["hptq"], TOKENS, rules=both)
-    assert not (tmp_path / "out").exists()
+@pytest.mark.parametrize("method", METHODS)
+def test_a_head_of_its_own_is_a_record_of_its_own(method, tmp_path):
+    model = written("llama", tmp_path / "model", tied=False)
+    quantize(tmp_path / "model", tmp_path / "out", METHODS[method], TOKENS)
+    loaded, plain = npl.load(tmp_path / "out"), npl.load(tmp_path / "out", dequantize=True)
+    assert isinstance(loaded.get_input_embeddings(), CompressedEmbedding)
+    assert type(loaded.get_output_embeddings()) is CompressedLinear
+    torch.testing.assert_close(logits(loaded), logits(plain), rtol=1e-4, atol=1e-4)
+    assert (logits(plain) - logits(model)).norm() < 0.02 * logits(model).norm()
+    assert not verify(str(tmp_path / "out")).problems
+    found = verify_against(str(tmp_path / "out"), str(tmp_path / "model"), TOKENS)
+    assert not found.problems and any("losses recomputed" in s for s in found.checked)
+    loaded.save_pretrained(tmp_path / "again")
+    assert logits(npl.load(tmp_path / "again")).equal(logits(loaded))
+
+
+@pytest.mark.parametrize("keep", [("embedding",), ("head",), ("embedding", "head")])
+@pytest.mark.parametrize("tied", [True, False])
+def test_what_is_to_be_kept_stays_as_it_is(keep, tied, tmp_path):
+    model = written("llama", tmp_path / "model", tied=tied)
+    found = quantize(
+        tmp_path / "model", tmp_path / "out", METHODS["hptq"], TOKENS, rules=Rules(keep=keep)
+    )
+    loaded = npl.load(tmp_path / "out")
+    wanted = {"embedding", "head"} if tied else set(keep)
+    kept = [s for s in found["left_out"] if s.endswith("stays as it is, as asked")]
+    assert len(kept) == (1 if tied else len(keep))
+    embedding, head = loaded.get_input_embeddings(), loaded.get_output_embeddings()
+    assert isinstance(embedding, CompressedEmbedding) == ("embedding" not in wanted)
+    assert isinstance(head, CompressedLinear) == ("head" not in wanted)
+    if "embedding" in wanted:
+        assert embedding.weight.equal(model.get_input_embeddings().weight)
+    if "head" in wanted:
+        assert head.weight.equal(model.get_output_embeddings().weight)
+
+
+def test_what_cannot_be_kept_is_refused():
+    with pytest.raises(NearplaneError, match="--keep takes embedding or head, not 'lm_head'"):
+        Rules(keep=("lm_head",))
+
+
+def test_a_skipped_head_keeps_the_embedding_that_it_shares(tmp_path):
+    written("llama", tmp_path / "model")
+    rules = Rules(skip=("lm_head",))
+    found = quantize(tmp_path / "model", tmp_path / "out", METHODS["hptq"], TOKENS, rules=rules)
+    assert "model.embed_tokens is skipped as asked" in found["left_out"]
 
 
 def test_adapters_go_elsewhere(case):
@@ -130,7 +168,7 @@ def test_adapters_go_elsewhere(case):
 def test_a_run_goes_on_to_the_same_bytes(tmp_path):
     """The embedding is the first layer that is kept."""
     written("llama", tmp_path / "model")
-    quantize(tmp_path / "model", tmp_path / "whole", METHODS["eclq"], TOKENS, rules=WITH)
+    quantize(tmp_path / "model", tmp_path / "whole", METHODS["eclq"], TOKENS)
 
     class Stopped(BaseException):
         pass
@@ -141,8 +179,8 @@ def test_a_run_goes_on_to_the_same_bytes(tmp_path):
 
     run = tmp_path / "model", tmp_path / "out", METHODS["eclq"], TOKENS
     with pytest.raises(Stopped):
-        quantize(*run, rules=WITH, watcher=Watcher(done=stop))
-    quantize(*run, rules=WITH, resume=True)
+        quantize(*run, watcher=Watcher(done=stop))
+    quantize(*run, resume=True)
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()

@@ -33,6 +33,8 @@ WHY = {
     "stays as it is: it c": "router",
     "stays as it is: it i": "beside the blocks",
     "stays as it is: a re": "tiny",
+    "stays as it is: it s": "shared",
+    "stays as it is: it h": "more than a table",
     "was not reached by a": "not reached",
 }
 # of float32 sums in another order, over the largest logit

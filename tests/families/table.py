@@ -24,7 +24,8 @@ it was quantized.
 
 What stays as it is keeps its weights in the model's own type. "router" chooses or weighs experts,
 "beside the blocks" is outside of the language model's blocks, "tiny" would not get smaller, "not
-reached" saw no token; of others the class is named: convolutions and other modules that are no
+reached" saw no token, "shared" has the weight of several parts, "more than a table" is an embedding
+with other weights; of others the class is named: convolutions and other modules that are no
 plain linear layer.
 
 | family | outcome | layers | stays as it is |

@@ -18,6 +18,8 @@ SOME = [
     "deepseek_v3",  # experts with a router and shared ones, dense blocks before
     "falcon_h1",  # attention beside Mamba in one block
     "gemma3n_text",  # keys and values shared by blocks, hidden states of four dimensions
+    "inkling_text",  # an embedding with a norm inside
+    "olmo",  # norms without weights: nothing is left uncompressed
     "glm_moe_dsa",  # chosen positions that a block hands to the next
     "hrm_text",  # blocks called several times
     "llava",  # a tower for images

@@ -324,11 +324,10 @@ uint64_t extreme(Random& random, uint64_t usual) {
 void damage(Random& random, std::vector<uint8_t>& bytes) {
   const size_t size = bytes.size();
   Header& h = *reinterpret_cast<Header*>(bytes.data());
-  const uint64_t section[] = {h.row_at,          h.column_at,  h.factor_at,        h.palette_at,
-                              h.step_at,         h.segment_at, h.cell_at,          h.table_at,
-                              h.start_at,        h.stream_at,  h.plane[0].at,      h.plane[1].at,
-                              h.escape.start_at, h.escape.at,  h.outlier.start_at, h.outlier.at,
-                              h.row_step_at,     h.row_palette_at};
+  const uint64_t section[] = {h.row_at,      h.column_at,   h.factor_at,       h.palette_at, h.step_at,
+                              h.segment_at,  h.cell_at,     h.table_at,        h.start_at,   h.stream_at,
+                              h.plane[0].at, h.plane[1].at, h.escape.start_at, h.escape.at,  h.outlier.start_at,
+                              h.outlier.at,  h.row_step_at, h.row_palette_at};
   const uint64_t at = random.of(section);
   auto there = [size](uint64_t from, uint64_t count) { return from && from <= size && count <= size - from; };
   switch (random.below(8)) {

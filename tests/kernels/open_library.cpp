@@ -106,6 +106,7 @@ struct Case {
             kF32,
             code.data(),
             step.data(),
+            nullptr,
             sparse ? start.data() : nullptr,
             sparse ? column.data() : nullptr,
             sparse ? value.data() : nullptr,

@@ -61,10 +61,11 @@ def test_a_convolution_has_no_experts():
 
 def test_the_names_decide():
     model = Blocks(Residual(a=linear(), b=linear()), Residual(c=linear()))
-    selection = select(model, Rules(skip=(r"\.b$",)))
+    selection = select(model, Rules(skip=(r"\.b$",), keep=("embedding",)))
     layers = selection.of(model)
     assert [layer.name for layer in layers] == ["layers.0.a", "layers.1.c"]
     assert selection.among(reversed(layers)) == layers[::-1] and layers[0] in selection
-    assert selection.left_out() == ["layers.0.b is skipped as asked"]
+    kept = ["layers.0.b is skipped as asked", "embed stays as it is, as asked"]
+    assert selection.left_out() == kept
     with pytest.raises(NearplaneError, match="every layer is skipped"):
         select(model, Rules(skip=(".",)))

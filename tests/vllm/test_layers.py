@@ -13,7 +13,10 @@ from vllm.config import VllmConfig, set_current_vllm_config
 from vllm.model_executor.layers import linear, vocab_parallel_embedding
 from vllm.model_executor.layers.fused_moe import RoutedExperts
 from vllm.model_executor.layers.linear import UnquantizedLinearMethod
-from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+from vllm.model_executor.layers.vocab_parallel_embedding import (
+    ParallelLMHead,
+    VocabParallelEmbedding,
+)
 from vllm.model_executor.models.llama import LlamaForCausalLM
 
 from nearplane import codes
@@ -259,6 +262,34 @@ def test_the_head_is_padded_with_zeros(place, vocabulary, ranks, form):
     expected = x @ one.value.T + (torch.arange(vocabulary) if form == 0 else 0)
     torch.testing.assert_close(together[:, :vocabulary], expected, rtol=1e-5, atol=1e-5)
     assert not together[:, vocabulary:].any() and together.shape[1] % 64 == 0
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("ranks", [1, 2, 4])
+def test_tokens_are_looked_up_by_the_process_that_holds_them(place, ranks, form, monkeypatch):
+    """vLLM adds up what all processes give."""
+    where = vocab_parallel_embedding
+    monkeypatch.setattr(where, "tensor_model_parallel_all_reduce", lambda part: part)
+    weight = torch.randn(VOCABULARY, HIDDEN, generator=torch.Generator().manual_seed(0))
+    one = pack_layer("model.embed_tokens", weight, form)
+    index, found, logits = torch.tensor([[0, VOCABULARY - 1, 5], [31, 32, 5]]), 0, []
+    x = torch.randn(3, HIDDEN, generator=torch.Generator().manual_seed(1))
+    for rank in range(ranks):
+        place(rank, ranks)
+        made = config_of(one)
+        embedding = VocabParallelEmbedding(
+            VOCABULARY, HIDDEN, quant_config=made, prefix="model.embed_tokens"
+        )
+        fill(embedding, ("record", one.record, None))
+        found = found + embedding(index)
+        monkeypatch.setattr("nearplane.export.vllm.config._is_tied", lambda: True)
+        head = ParallelLMHead(VOCABULARY, HIDDEN, quant_config=made, prefix="lm_head")
+        head = head.tie_weights(embedding)
+        assert not list(head.parameters())
+        logits.append(head.quant_method.apply(head, x))
+    assert torch.equal(found, one.value[index])
+    together = torch.cat(logits, -1)[:, :VOCABULARY]
+    torch.testing.assert_close(together, x @ one.value.T, rtol=1e-5, atol=1e-5)
 
 
 def test_layers_that_are_not_listed_stay_as_they_are(place):

@@ -16,7 +16,7 @@ from nearplane.model.meta_run import meta_run
 from nearplane.model.selection import select
 from nearplane.types import NearplaneError
 from nearplane.walk.walk import Walk
-from tests.walk.tiny import TOKENS, Blocks, Residual, linear
+from tests.walk.tiny import TOKENS, Blocks, Residual, in_blocks, linear
 
 METHODS = [HPTQ(bpw=9.5), ECLQ(bpw=9.5, allocate=False)]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
@@ -69,7 +69,7 @@ class Odd(Blocks):
 def test_layers_called_by_name_on_hidden_states_inside_of_objects(kind, method):
     model = Odd(kind)
     plain = copy.deepcopy(model)
-    walk = Walk(model, method, TOKENS, sampled=True)
+    walk = Walk(model, method, TOKENS, in_blocks(), sampled=True)
     values = {layer.name: weight.value() for layer, weight, _ in walk}
     assert list(values) == ["layers.0.a", "layers.1.a"]
     for name, value in values.items():
@@ -112,7 +112,7 @@ UNLIKE = {
 @pytest.mark.filterwarnings("ignore::FutureWarning")
 @pytest.mark.parametrize("kind", UNLIKE)
 def test_layers_that_are_more_than_linear_stay_and_are_named(kind):
-    walk = Walk(Blocks(Residual(a=UNLIKE[kind](), b=linear())), METHODS[0], TOKENS)
+    walk = Walk(Blocks(Residual(a=UNLIKE[kind](), b=linear())), METHODS[0], TOKENS, in_blocks())
     assert [layer.name for layer, _, _ in walk] == ["layers.0.b"]
     assert any("layers.0.a" in sentence for sentence in walk.left_out)
 
@@ -131,7 +131,7 @@ class Asking(nn.Module):
 
 def test_what_a_compressed_layer_cannot_be_is_found_before_the_work():
     with pytest.raises(NearplaneError, match=r"layers\.0\.a otherwise than .* --skip"):
-        Walk(Blocks(Asking()), METHODS[0], TOKENS).prepare()
+        Walk(Blocks(Asking()), METHODS[0], TOKENS, in_blocks()).prepare()
 
 
 class Mixture(nn.Module):
@@ -162,7 +162,7 @@ def test_blocks_are_no_list_of_heads():
     sequence = Blocks(Residual(a=linear()))
     sequence.layers = nn.Sequential(Residual(a=linear()), Residual(b=linear()))
     assert len(find_blocks(sequence)[1]) == 2
-    assert [la.name for la, _, _ in Walk(sequence, METHODS[0], TOKENS)] == [
+    assert [la.name for la, _, _ in Walk(sequence, METHODS[0], TOKENS, in_blocks())] == [
         *("layers.0.a", "layers.1.b")
     ]
 
@@ -186,7 +186,7 @@ class Under(Blocks):
 )
 def test_modes_that_passes_would_leave_switched_on_are_refused(mode):
     with pytest.raises(NearplaneError, match="remove it from the model's code"):
-        Walk(Under(mode), METHODS[0], TOKENS).prepare()
+        Walk(Under(mode), METHODS[0], TOKENS, in_blocks()).prepare()
     assert not torch.is_autocast_enabled("cpu") and not torch.is_inference_mode_enabled()
 
 
@@ -196,6 +196,6 @@ def test_any_error_of_a_run_without_numbers_is_taken(monkeypatch):
     def forward(*_: Any, **__: Any) -> None:
         raise AssertionError
 
-    layers = [*Walk(model, METHODS[0], TOKENS).prepare().layers]
+    layers = [*Walk(model, METHODS[0], TOKENS, in_blocks()).prepare().layers]
     monkeypatch.setattr(model, "forward", forward)
     assert meta_run(model, layers).stages == [layers]

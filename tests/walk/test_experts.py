@@ -22,7 +22,7 @@ from nearplane.walk.sensitivity import Probe
 from nearplane.walk.trace import trace_model
 from nearplane.walk.walk import Walk
 from tests.walk import moe
-from tests.walk.tiny import TOKENS
+from tests.walk.tiny import TOKENS, in_blocks
 
 families = pytest.mark.parametrize("family", moe.FAMILIES)
 
@@ -61,7 +61,7 @@ class Watched(Walk):
 
 def walked(model: nn.Module, method=METHODS[1], tokens: Tensor = TOKENS, **options):
     """Return a finished walk over a copy of `model`, and weight and report of every layer."""
-    walk = Watched(copy.deepcopy(model), method, tokens, **options)
+    walk = Watched(copy.deepcopy(model), method, tokens, **{"rules": in_blocks()} | options)
     return walk, {layer.name: (weight, report) for layer, weight, report in walk}
 
 
@@ -289,7 +289,7 @@ def test_an_expert_without_tokens_is_rounded_on_those_of_its_layer():
 
 
 def test_skipped_experts_stay_as_they_are():
-    rules = Rules(skip=(r"experts\.1\.", r"experts\.2\.gate"))
+    rules = in_blocks(skip=(r"experts\.1\.", r"experts\.2\.gate"))
     walk, done = walked(moe.mixtral(), rules=rules)
     assert not any(".experts.1." in name or ".experts.2.gate" in name for name in done)
     assert "model.layers.0.mlp.experts.2.up_proj" in done

@@ -1,4 +1,4 @@
-"""The output head: quantized only when asked, and untied if it must be."""
+"""The output head: quantized last, unless it is to be kept."""
 
 import json
 
@@ -17,18 +17,15 @@ __all__ = ["model_dir", "nearplane", "text"]  # fixtures
 TOKENS = torch.randint(0, 61, (24, 32), generator=torch.Generator().manual_seed(0))
 
 
-@pytest.mark.parametrize("make", [llama, llama_tied], ids=["untied", "tied"])
-def test_the_head_is_quantized_when_asked(make, tmp_path):
+def test_the_head_is_quantized_on_the_quantized_models_hidden_states(tmp_path):
     source, out = tmp_path / "model", tmp_path / "out"
-    original = make()
-    original.save_pretrained(source)
-    report = npl.quantize(
-        source, out, npl.GPTQ(bits=4, group_size=16), TOKENS, length=32, rules=Rules(lm_head=True)
-    )
+    llama().save_pretrained(source)
+    keep = Rules(keep=("embedding",))
+    method = npl.GPTQ(bits=4, group_size=16)
+    report = npl.quantize(source, out, method, TOKENS, length=32, rules=keep)
     head = report["layers"][-1]
     assert head["name"] == "lm_head" and head["tokens"] == TOKENS.numel()
     assert 0 < head["relative_loss"] < 0.1
-    assert json.loads((out / "config.json").read_text())["tie_word_embeddings"] is False
     loaded = npl.load(out)
     kept = AutoModelForCausalLM.from_pretrained(source).get_input_embeddings().weight
     assert torch.equal(loaded.get_input_embeddings().weight, kept)
@@ -38,9 +35,12 @@ def test_the_head_is_quantized_when_asked(make, tmp_path):
 
 
 @pytest.mark.parametrize("make", [llama, llama_tied], ids=["untied", "tied"])
-def test_the_head_stays_unless_asked(make, tmp_path):
+def test_the_head_stays_if_asked(make, tmp_path):
     make().save_pretrained(tmp_path / "model")
-    npl.quantize(tmp_path / "model", tmp_path / "out", npl.GPTQ(bits=4), TOKENS, length=32)
+    keep = Rules(keep=("head",))
+    npl.quantize(
+        tmp_path / "model", tmp_path / "out", npl.GPTQ(bits=4), TOKENS, length=32, rules=keep
+    )
     loaded, original = npl.load(tmp_path / "out"), make()
     head = loaded.get_output_embeddings().weight
     assert torch.equal(head, original.get_output_embeddings().weight)
@@ -55,11 +55,11 @@ def test_tokens_of_another_model_are_refused(tmp_path):
 
 def test_verify_recomputes_the_heads_loss(nearplane, model_dir, text, tmp_path):
     out = tmp_path / "out"
-    asked = ["--calibration", text, "--lm-head", *"--method gptq --bits 4 --length 64".split()]
+    asked = ["--calibration", text, *"--method gptq --bits 4 --length 64".split()]
     assert nearplane("quantize", model_dir, out, *asked).exit_code == 0
     found = verify_against(str(out), str(model_dir))
     assert not found.problems
     assert any(
-        "lm_head" in name
+        "embed_tokens" in name
         for name in json.loads((out / "config.json").read_text())["quantization_config"]["layers"]
     )

@@ -11,7 +11,7 @@ from nearplane.walk import walk as walk_file
 from nearplane.walk.placement import ActivationLimits, Placement
 from nearplane.walk.walk import Walk
 from tests.walk import moe
-from tests.walk.tiny import FAMILIES, TOKENS
+from tests.walk.tiny import FAMILIES, TOKENS, in_blocks
 
 CASES = {
     "llama eclq": (FAMILIES["llama"].model, ECLQ(bpw=7.5)),
@@ -27,7 +27,7 @@ def small_batches(monkeypatch):
 
 def records(model: nn.Module, method: Method, limits: ActivationLimits) -> dict[str, Tensor]:
     place = Placement(model, limits=limits)
-    walk = Walk(model, method, TOKENS, placement=place).prepare()
+    walk = Walk(model, method, TOKENS, in_blocks(), placement=place).prepare()
     if method.allocates:
         walk.allocate()
     return {layer.name: weight.record for layer, weight, _ in walk}

@@ -17,7 +17,7 @@ from nearplane.walk.sensitivity import Probe, compared_of
 from nearplane.walk.streams import Streams
 from nearplane.walk.trace import trace_model
 from nearplane.walk.walk import Walk
-from tests.walk.tiny import TOKENS, Blocks, Residual, linear
+from tests.walk.tiny import TOKENS, Blocks, Residual, in_blocks, linear
 
 METHODS = [HPTQ(bpw=9.5), ECLQ(bpw=9.5, allocate=False)]
 every_method = pytest.mark.parametrize("method", METHODS, ids=lambda m: m.name)
@@ -104,7 +104,7 @@ def test_what_blocks_hand_to_each_other(kind, limits, method, tmp_path):
     if limits.paused == 0:
         limits = ActivationLimits(0, tmp_path)
     place = Placement(model, limits=limits)
-    walk = Walk(model, method, TOKENS, placement=place, sampled=True)
+    walk = Walk(model, method, TOKENS, in_blocks(), placement=place, sampled=True)
     values = {layer.name: weight.value() for layer, weight, _ in walk}
     assert len(values) == 6
     for name, value in values.items():
@@ -158,7 +158,7 @@ class Counting(nn.Module):
 def test_a_block_with_a_state_of_its_own_is_refused_by_name(kind):
     model = Blocks(Residual(a=linear()), Counting(kind), Residual(a=linear()))
     with pytest.raises(NearplaneError, match=r"layers\.1 computes something else"):
-        Walk(model, METHODS[0], TOKENS).prepare()
+        Walk(model, METHODS[0], TOKENS, in_blocks()).prepare()
 
 
 class InPlace(nn.Module):
@@ -180,7 +180,9 @@ def test_a_block_that_changes_its_input_in_place(limits, method, monkeypatch):
     plain = copy.deepcopy(model)
     given = {}
     taken = Streams.given
-    walk = Walk(model, method, TOKENS, placement=Placement(model, limits=limits)).prepare()
+    walk = Walk(
+        model, method, TOKENS, in_blocks(), placement=Placement(model, limits=limits)
+    ).prepare()
 
     def noting(self, stage):
         for batch in taken(self, stage):
@@ -216,12 +218,12 @@ class Failing(nn.Module):
 def test_an_error_of_a_block_names_it(error):
     model = Blocks(Residual(a=linear()), Failing(error))
     with pytest.raises(NearplaneError, match=r"layers\.1 \(Failing\) failed: ") as caught:
-        Walk(model, METHODS[0], TOKENS).prepare()
+        Walk(model, METHODS[0], TOKENS, in_blocks()).prepare()
     assert caught.value.__cause__ is error and "\n" not in str(caught.value)
 
 
 def test_a_sample_follows_the_walk_only_if_asked():
-    walk = Walk(Blocks(Residual(a=linear())), METHODS[0], TOKENS)
+    walk = Walk(Blocks(Residual(a=linear())), METHODS[0], TOKENS, in_blocks())
     assert list(walk) and walk.prepared.sample is None
-    walk = Walk(Blocks(Residual(a=linear())), METHODS[0], TOKENS, sampled=True)
+    walk = Walk(Blocks(Residual(a=linear())), METHODS[0], TOKENS, in_blocks(), sampled=True)
     assert list(walk) and isinstance(walk.prepared.sample, SamplePass)

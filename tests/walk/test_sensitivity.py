@@ -9,13 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearplane.methods import ECLQ
-from nearplane.model.output_head import tied_embedding
+from nearplane.model.blocks import Layer
 from nearplane.walk import sensitivity as probe_file
 from nearplane.walk.input_statistics import sum_inputs
 from nearplane.walk.placement import Placement
 from nearplane.walk.sensitivity import DRAWN_BPW, Probe
 from nearplane.walk.streams import StageInputs
-from nearplane.walk.token_use import answered, prior, read, row_steps
+from nearplane.walk.token_use import steps_by_use
 from nearplane.walk.trace import trace_model
 from nearplane.walk.walk import Walk
 from tests.walk.tiny import FAMILIES, TOKENS
@@ -63,7 +63,7 @@ def test_the_divergence_is_that_of_the_whole_model():
 def test_the_divergence_of_a_tied_embedding_is_that_of_the_whole_model():
     """In look-ups and in logits; float32 sums agree to 1e-3."""
     model = FAMILIES["llama_tied"].model()
-    layer = tied_embedding(model)
+    layer = Layer("model.embed_tokens", model.model.embed_tokens)
     asked = probe(model, {layer.name})
     asked.outside = [layer]
     found = asked.sensitivities()
@@ -76,9 +76,7 @@ def test_the_divergence_of_a_tied_embedding_is_that_of_the_whole_model():
         inputs = sum_inputs(layer.shape[1], [StageInputs(whole.head_inputs())])
         weight = layer.weight().detach().float()
         basis = METHOD.basis(inputs.hessian)
-        rows = len(weight)
-        used = read(TOKENS, rows), answered([whole], rows), prior(rows)
-        row_step = row_steps(*used)
+        row_step = steps_by_use(layer, TOKENS, [whole])
         error = row_step * METHOD.drawn_error(weight / row_step, basis, DRAWN_BPW, again.draws)
         p = torch.log_softmax(model(input_ids=again.compared_tokens).logits, -1)
         layer.stored.data = weight + error

@@ -14,7 +14,7 @@ from nearplane.walk.rms_norm import before_norm
 from nearplane.walk.streams import StageInputs, Streams
 from nearplane.walk.trace import trace_model
 from nearplane.walk.walk import Walk
-from tests.walk.tiny import FAMILIES, TOKENS, Blocks, Residual, linear
+from tests.walk.tiny import FAMILIES, TOKENS, Blocks, Residual, in_blocks, linear
 
 METHOD = ECLQ(bpw=9.5, allocate=False)
 every_family = pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)
@@ -49,7 +49,7 @@ def given_in_walk(model, monkeypatch, method=METHOD) -> dict[str, list[StageInpu
             seen.setdefault(stage.layers[0].name, []).append(given)
             yield given
 
-    walk = Walk(model, method, TOKENS).prepare()
+    walk = Walk(model, method, TOKENS, in_blocks()).prepare()
     monkeypatch.setattr(Streams, "given", noting)
     list(walk)
     return seen
@@ -110,7 +110,7 @@ def test_lags_are_what_hidden_states_have_lost(monkeypatch):
     model = FAMILIES["llama"].model()
     original = copy.deepcopy(model)
     values = {}
-    for layer, weight, _ in Walk(copy.deepcopy(model), METHOD, TOKENS):
+    for layer, weight, _ in Walk(copy.deepcopy(model), METHOD, TOKENS, in_blocks()):
         values[layer.name] = weight.value()
     seen = given_in_walk(model, monkeypatch)
     assert all(g.lag.abs().max() == 0 for g in seen["model.layers.0.self_attn.o_proj"])
@@ -151,7 +151,7 @@ def test_without_cross_only_one_stream_is_run(monkeypatch):
 
 def test_a_layer_that_runs_twice_is_rounded_without_an_aim():
     a, b = linear(), linear()
-    walk = Walk(Blocks(Residual("aba", a=a, b=b)), METHOD, TOKENS)
+    walk = Walk(Blocks(Residual("aba", a=a, b=b)), METHOD, TOKENS, in_blocks())
     done = {layer.name: weight for layer, weight, _ in walk}
     assert "strength" not in done["layers.0.a"].facts
     assert "strength" in done["layers.0.b"].facts
@@ -219,7 +219,7 @@ def test_other_tokens_in_the_other_stream_are_no_drift():
     """StreamTokens that are routed elsewhere once layers are rounded cannot be compared."""
     torch.manual_seed(5)
     model = Blocks(RoutedTokens(), RoutedTokens(), RoutedTokens())
-    done = {la.name: w for la, w, _ in Walk(model, ECLQ(7.5, allocate=False), TOKENS)}
+    done = {la.name: w for la, w, _ in Walk(model, ECLQ(7.5, allocate=False), TOKENS, in_blocks())}
     assert {name.split(".")[-1] for name in done} == {"a", "b"}
     assert all(torch.isfinite(w.value()).all() for w in done.values())
 
@@ -231,7 +231,9 @@ def test_drift_is_made_up_for():
     apart = []
     for cross in (True, False):
         rounded = copy.deepcopy(original)
-        walk = Walk(copy.deepcopy(original), ECLQ(4.0, cross=cross, allocate=False), tokens)
+        walk = Walk(
+            copy.deepcopy(original), ECLQ(4.0, cross=cross, allocate=False), tokens, in_blocks()
+        )
         for layer, weight, _ in walk:
             rounded.get_submodule(layer.name).weight.data.copy_(weight.value())
         with torch.no_grad():

@@ -15,10 +15,11 @@ from nearplane.walk.capture import Call, PausedRun, hidden_of
 from nearplane.walk.rounding import Rounder
 from nearplane.walk.walk import Walk
 from tests.walk import moe
-from tests.walk.tiny import TOKENS, Blocks, Residual, linear
+from tests.walk.tiny import TOKENS, Blocks, Residual, in_blocks, linear
 
 METHOD = GPTQ(bits=3, group_size=16)
-ALL_MAY_FALL_BACK = Rules(fallback_share=1.0)
+KEPT = "embed stays as it is, as asked"
+ALL_MAY_FALL_BACK = in_blocks(fallback_share=1.0)
 
 
 @pytest.fixture(autouse=True)
@@ -30,7 +31,7 @@ def seeded(monkeypatch):
 
 def walked(model: nn.Module, rules: Rules | None = None, method=METHOD, tokens: Tensor = TOKENS):
     """Return a finished walk, and weights and reports by name."""
-    walk = Walk(model, method, tokens, rules or Rules())
+    walk = Walk(model, method, tokens, rules or in_blocks())
     done = list(walk)
     return (
         walk,
@@ -80,7 +81,7 @@ def test_a_layer_with_no_finite_input_falls_back_and_says_why():
     model = Blocks(Loud(), Residual(c=linear()))
     model.embed.weight.abs_().add_(1)
     b = model.layers[0].b.weight.clone()
-    rules = Rules(skip=(r"\.a$",), fallback_share=0.5)
+    rules = in_blocks(skip=(r"\.a$",), fallback_share=0.5)
     walk, weights, reports = walked(model, rules)
     assert walk.fallbacks == ["layers.0.b"]
     report = reports["layers.0.b"]
@@ -124,7 +125,7 @@ def test_a_layer_with_only_zeros_falls_back_and_keeps_its_weights():
 
 @pytest.mark.parametrize("share, passes", [(0.49, False), (0.5, True)])
 def test_too_many_fallbacks_are_refused(share, passes):
-    rules = Rules(fallback_share=share)
+    rules = in_blocks(fallback_share=share)
     if passes:
         assert walked(silent_model(), rules)[0].fallbacks == ["layers.0.a"]
         return
@@ -159,14 +160,14 @@ def test_weights_that_are_not_finite_are_refused_before_a_layer_is_done(wrong):
     model.layers[1].b.weight[3, 3] = wrong
     before = model.layers[0].a.weight.clone()
     with pytest.raises(NearplaneError, match=r"layers\.1\.b holds NaN or infinite weights"):
-        Walk(model, METHOD, TOKENS).prepare()
+        Walk(model, METHOD, TOKENS, in_blocks()).prepare()
     assert torch.equal(model.layers[0].a.weight, before)
 
 
 def test_wrong_weights_that_are_skipped_do_no_harm():
     model = Blocks(Residual(a=linear()), Residual(b=linear()))
     model.layers[1].b.weight[3, 3] = math.nan
-    assert list(walked(model, Rules(skip=(r"\.b$",)))[1]) == ["layers.0.a"]
+    assert list(walked(model, in_blocks(skip=(r"\.b$",)))[1]) == ["layers.0.a"]
 
 
 # --- parts that are left out
@@ -193,13 +194,14 @@ def test_parts_that_cannot_be_quantized_are_named():
         "layers.0 (Strange) cannot be quantized",
         "layers.0.convolution (Conv1d) cannot be quantized",
         "layers.0.unused was not reached by any token",
+        KEPT,
     ]
 
 
 def test_strict_refuses_parts_that_cannot_be_quantized():
     with pytest.raises(NearplaneError, match=r"layers\.0 \(Strange\), layers\.0\.conv"):
-        Walk(Blocks(Strange()), METHOD, TOKENS, Rules(strict=True)).prepare()
-    walked(Blocks(Residual(a=linear())), Rules(strict=True))
+        Walk(Blocks(Strange()), METHOD, TOKENS, in_blocks(strict=True)).prepare()
+    walked(Blocks(Residual(a=linear())), in_blocks(strict=True))
 
 
 @pytest.mark.parametrize(
@@ -214,11 +216,11 @@ def test_strict_refuses_parts_that_cannot_be_quantized():
 def test_skipped_layers_stay_as_they_are(pattern, left):
     model = Blocks(Residual(a=linear(), b=linear(), c=linear()), Residual(a=linear(), b=linear()))
     before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
-    walk, weights, _ = walked(model, Rules(skip=(pattern,)))
+    walk, weights, _ = walked(model, in_blocks(skip=(pattern,)))
     assert sorted(weights) == left
     skipped = {f"layers.{i}.{n}" for i, n in [(0, "a"), (0, "b"), (0, "c"), (1, "a"), (1, "b")]}
     skipped -= set(left)
-    assert walk.left_out == [f"{name} is skipped as asked" for name in sorted(skipped)]
+    assert walk.left_out == [*(f"{name} is skipped as asked" for name in sorted(skipped)), KEPT]
     for name in skipped:
         assert torch.equal(model.get_submodule(name).weight, before[f"{name}.weight"])
 
@@ -237,7 +239,7 @@ class Together(nn.Module):
 @pytest.mark.parametrize("skipped, kept", [("a", "b"), ("b", "a")])
 def test_one_layer_of_a_stage_is_skipped(skipped, kept):
     torch.manual_seed(3)
-    _, weights, _ = walked(Blocks(Together()), Rules(skip=(rf"\.{skipped}$",)))
+    _, weights, _ = walked(Blocks(Together()), in_blocks(skip=(rf"\.{skipped}$",)))
     assert list(weights) == [f"layers.0.{kept}"]
     torch.manual_seed(3)
     whole = walked(Blocks(Together()))[1]
@@ -246,7 +248,7 @@ def test_one_layer_of_a_stage_is_skipped(skipped, kept):
 
 def test_skipping_everything_is_refused():
     with pytest.raises(NearplaneError, match="every layer is skipped"):
-        Walk(Blocks(Residual(a=linear())), METHOD, TOKENS, Rules(skip=(".",))).prepare()
+        Walk(Blocks(Residual(a=linear())), METHOD, TOKENS, in_blocks(skip=(".",))).prepare()
 
 
 def test_a_model_without_blocks_is_refused():
@@ -256,7 +258,7 @@ def test_a_model_without_blocks_is_refused():
             self.layers = nn.ModuleList([nn.LayerNorm(16)])
 
     with pytest.raises(NearplaneError, match="Bare has no ModuleList or Sequential of blocks"):
-        Walk(Bare(), METHOD, TOKENS).prepare()
+        Walk(Bare(), METHOD, TOKENS, in_blocks()).prepare()
 
 
 # --- modules that stand or run in more than one place
@@ -276,7 +278,10 @@ def test_the_hessian_of_a_layer_that_runs_twice_sums_both_calls(monkeypatch):
             return super().basis_of(inputs, layers)
 
     monkeypatch.setattr(walk_file, "Rounder", Noting)
-    done = {layer.name: (weight, report) for layer, weight, report in Walk(model, METHOD, TOKENS)}
+    done = {
+        layer.name: (weight, report)
+        for layer, weight, report in Walk(model, METHOD, TOKENS, in_blocks())
+    }
     assert list(done) == ["layers.0.a", "layers.0.b", "layers.1.c"]
     assert done["layers.0.a"][1].tokens == 2 * TOKENS.numel()
     assert done["layers.0.b"][1].tokens == TOKENS.numel()
@@ -356,7 +361,7 @@ def test_experts_see_their_own_tokens():
 def test_an_expert_that_no_token_reaches_is_named():
     walk, weights, _ = walked(expert_model(torch.tensor([], dtype=torch.long)))
     assert list(weights) == ["layers.0.experts.0"]
-    assert walk.left_out == ["layers.0.experts.1 was not reached by any token"]
+    assert walk.left_out == ["layers.0.experts.1 was not reached by any token", KEPT]
 
 
 @pytest.mark.parametrize("place", [(0, 0), (4, 23)])
@@ -439,7 +444,7 @@ def test_a_block_that_is_called_again_runs_with_its_rounded_weights():
     block, behind = Residual(a=linear()), Residual(b=linear())
     model = Blocks(block, behind, block)
     plain = copy.deepcopy(model)
-    walk = Walk(model, ECLQ(bpw=9.5, allocate=False), TOKENS, sampled=True)
+    walk = Walk(model, ECLQ(bpw=9.5, allocate=False), TOKENS, in_blocks(), sampled=True)
     weights = {layer.name: weight for layer, weight, _ in walk}
     assert list(weights) == ["layers.0.a", "layers.1.b"]
     plain.layers[0].a.weight.data.copy_(weights["layers.0.a"].value())
@@ -467,15 +472,15 @@ def test_constructing_a_walk_does_nothing():
     before = {name: (type(m), id(m)) for name, m in model.named_modules()}
     counting = Counting(Residual(a=linear()))
     for each in (model, counting):
-        Walk(each, METHOD, TOKENS, Rules(lm_head=True))
+        Walk(each, METHOD, TOKENS, in_blocks())
     assert before == {name: (type(m), id(m)) for name, m in model.named_modules()}
     assert model.lm_head.weight is model.get_input_embeddings().weight
     assert model.config.tie_word_embeddings and counting.passes == 0
-    walk = Walk(counting, METHOD, TOKENS).prepare()
+    walk = Walk(counting, METHOD, TOKENS, in_blocks()).prepare()
     # the model's own, two that pause at its blocks, and one without linear layers
     assert counting.passes == 4 and [layer.name for layer in walk.layers] == ["layers.0.a"]
     with pytest.raises(ValueError, match="not prepared"):
-        _ = Walk(counting, METHOD, TOKENS).layers
+        _ = Walk(counting, METHOD, TOKENS, in_blocks()).layers
 
 
 def test_a_forward_that_a_block_has_of_its_own_stays():
@@ -484,6 +489,6 @@ def test_a_forward_that_a_block_has_of_its_own_stays():
     block, calls = model.layers[0], []
     own = block.forward
     block.forward = hooked = lambda *args, **kwargs: calls.append(1) or own(*args, **kwargs)
-    list(Walk(model, METHOD, TOKENS))
+    list(Walk(model, METHOD, TOKENS, in_blocks()))
     assert block.__dict__["forward"] is hooked and calls
     assert "forward" not in model.layers[1].__dict__

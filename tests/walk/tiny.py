@@ -19,6 +19,7 @@ from transformers import (
     Qwen3ForCausalLM,
 )
 
+from nearplane.model.selection import Rules
 from tests.export import tiny
 from tests.export.tiny import GATED, SIZES
 
@@ -26,6 +27,12 @@ torch.set_num_threads(1)
 
 # 5 sequences: batches of two leave a short last one
 TOKENS = torch.randint(2, 61, (5, 24), generator=torch.Generator().manual_seed(0))
+
+
+def in_blocks(**options) -> Rules:
+    """Return rules under which only layers inside of the blocks are quantized."""
+    return Rules(keep=("embedding", "head"), **options)
+
 
 SEPARATE = [
     ["self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"],

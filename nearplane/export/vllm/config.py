@@ -38,6 +38,7 @@ class NearplaneVllmConfig(QuantizationConfig):
         super().__init__()
         self.layers = layers
         self.found: set[str] = set()  # names of the compressed layers that vLLM's model has
+        self.embedding_found = False  # whether vLLM's model has a compressed embedding
         self.pipelined = False
 
     @classmethod
@@ -72,23 +73,27 @@ class NearplaneVllmConfig(QuantizationConfig):
             VocabParallelEmbedding,
         )
 
-        from nearplane.export.vllm.linear_method import NearplaneHeadMethod, NearplaneLinearMethod
+        from nearplane.export.vllm.linear_method import (
+            NearplaneEmbeddingMethod,
+            NearplaneHeadMethod,
+            NearplaneLinearMethod,
+            NearplaneTiedHeadMethod,
+        )
 
         if isinstance(layer, RoutedExperts):
             self._refuse_experts(prefix)
-        looks_up = isinstance(layer, VocabParallelEmbedding)
-        if looks_up and not isinstance(layer, ParallelLMHead) and prefix in self.layers:
-            raise NearplaneError(
-                f"{prefix} is compressed, in which vLLM cannot look tokens up: quantize the model "
-                "without --embedding"
-            )
-        if not isinstance(layer, LinearBase | ParallelLMHead):
+        if not isinstance(layer, LinearBase | VocabParallelEmbedding):
             return None
         parts = self.parts_of(prefix)
         self.found |= {part.name for part in parts}
         self.pipelined = _is_pipelined()
         if isinstance(layer, ParallelLMHead):
+            if not parts and self.embedding_found and _is_tied():
+                return NearplaneTiedHeadMethod()
             return NearplaneHeadMethod(parts, self.check_found) if parts else None
+        if isinstance(layer, VocabParallelEmbedding):
+            self.embedding_found |= bool(parts)
+            return NearplaneEmbeddingMethod(parts, self.check_found) if parts else None
         if not parts:
             return UnquantizedLinearMethod()
         return NearplaneLinearMethod(parts, self.check_found)
@@ -137,9 +142,22 @@ class NearplaneVllmConfig(QuantizationConfig):
 
 def _is_pipelined() -> bool:
     """Whether vLLM runs with pipeline parallelism, where processes have different layers."""
+    current = _current()
+    return current is not None and current.parallel_config.pipeline_parallel_size > 1
+
+
+def _is_tied() -> bool:
+    """Whether the output head of the model that vLLM makes shares the embedding's weight."""
+    current = _current()
+    if current is None or current.model_config is None:
+        return False
+    config = current.model_config.hf_config.get_text_config()
+    return bool(getattr(config, "tie_word_embeddings", False))
+
+
+def _current() -> Any:
     from vllm.config import (
         get_current_vllm_config_or_none,  # pyright: ignore[reportAttributeAccessIssue]
     )
 
-    current = get_current_vllm_config_or_none()
-    return current is not None and current.parallel_config.pipeline_parallel_size > 1
+    return get_current_vllm_config_or_none()

@@ -14,15 +14,16 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from vllm.model_executor.layers.linear import LinearMethodBase
+from vllm.model_executor.layers.quantization.base_config import QuantizeMethodBase
 from vllm.model_executor.utils import set_weight_attrs
 
 from nearplane.codes import CorruptError, resident
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.record_check import check_record
-from nearplane.export.vllm.product import fused_linear
+from nearplane.export.vllm.product import fused_linear, look_up
 from nearplane.export.vllm.shards import (
     LayerEntry,
     TensorParallelRank,
@@ -64,6 +65,7 @@ class NearplaneLinearMethod(LinearMethodBase):
     ) -> None:
         """Allocate memory for the whole records; they are cut for this process after loading."""
         self._check_columns(input_size)
+        self.dtype = params_dtype
         rank = TensorParallelRank(layer.tp_rank, layer.tp_size)
         columns = rank.columns(input_size, input_size_per_partition)
         self.shards = self._shards(layer, columns, list(output_partition_sizes), rank)
@@ -174,3 +176,42 @@ class NearplaneHeadMethod(NearplaneLinearMethod):
             )
         rows = range(indices.org_vocab_start_index, indices.org_vocab_end_index)
         return [TensorParallelShard(0, rows, columns)] if len(rows) else []
+
+
+class NearplaneEmbeddingMethod(NearplaneHeadMethod):
+    """Looks tokens up in the embedding, whose record may be the output head's, too."""
+
+    def embedding(
+        self, layer: Any, input_: Int64[Tensor, "*batch"]
+    ) -> Float[Tensor, "*batch columns"]:
+        """Return the rows of some tokens; vLLM asks every process only for those that it holds."""
+        if not self.shards:
+            return torch.zeros(
+                (*input_.shape, self.parts[0].columns), dtype=self.dtype, device=input_.device
+            )
+        shape = len(self.shards[0].rows), len(self.shards[0].columns)
+        laid = getattr(layer, f"{LAID}0")
+        # tokens of padding have no row, and vLLM discards what they give
+        held = input_.clamp(max=shape[0] - 1)
+        return look_up(held, laid, self.forms[0], shape, self.dtype)
+
+
+class NearplaneTiedHeadMethod(QuantizeMethodBase):
+    """Multiplies by the record of the embedding, which the output head shares."""
+
+    def create_weights(self, layer: nn.Module, *_: Any, **attributes: Any) -> None:
+        """Allocate nothing: the embedding holds the record."""
+
+    def tie_weights(self, layer: Any, embed_tokens: Any) -> Any:
+        # in a tuple, so that it is no part of the head: its weights are loaded once
+        layer.shared = (embed_tokens,)
+        return layer
+
+    def apply(
+        self,
+        layer: Any,
+        x: Float[Tensor, "*batch columns"],
+        bias: Float[Tensor, " rows"] | None = None,
+    ) -> Float[Tensor, "*batch padded_rows"]:
+        embedding = layer.shared[0]
+        return embedding.quant_method.apply(embedding, x, bias)

@@ -27,8 +27,8 @@ STEP_TYPES = {1: 1, 2: 2}  # float16 and bfloat16 steps are kept as such, all ot
 
 # address of every layout that was made or checked here -> the tensor and the weight's shape
 _known: dict[int, tuple["weakref.ref[Tensor]", tuple[int, int]]] = {}
-# address of a layout -> where each row of the weight is among its own, once that was asked
-_places: dict[int, Tensor] = {}
+# address of a layout -> what reading its rows needs to know, once that was asked
+_readers: dict[int, int] = {}
 
 
 def pack(record: UInt8[Tensor, " bytes"]) -> UInt8[Tensor, " layout"] | None:
@@ -97,15 +97,17 @@ def weight_rows(
     Rows lie in groups of 16, and a group is decoded whole. IndexError for a row that is not there.
     """
     rows, columns = ensure_checked(layout)
-    if len(index) and not 0 <= int(index.min()) <= int(index.max()) < rows:
+    address, lib, index = layout.data_ptr(), kernels(), index.long().contiguous()
+    reader = _readers.get(address)
+    if reader is None:
+        reader = _readers[address] = lib.np_row_reader(address)
+        if not reader:
+            del _readers[address]
+            raise MemoryError("no memory is left for a table of rows")
+    out = torch.empty(len(index), columns, dtype=dtype)
+    some = index.data_ptr(), len(index), TYPES[dtype], out.data_ptr()
+    if not lib.np_rows(address, reader, *some, torch.get_num_threads()):
         raise IndexError(f"rows must be from 0 to {rows - 1}")
-    address = layout.data_ptr()
-    if address not in _places:
-        _places[address] = torch.empty(rows, dtype=torch.int32)
-        kernels().np_places(address, _places[address].data_ptr())
-    place, out = _places[address][index], torch.empty(len(index), columns, dtype=dtype)
-    threads = torch.get_num_threads()
-    kernels().np_rows(address, place.data_ptr(), len(place), TYPES[dtype], out.data_ptr(), threads)
     return out
 
 
@@ -152,7 +154,9 @@ def _remember(layout: Tensor) -> tuple[int, int]:
     def forget(gone: "weakref.ref[Tensor]") -> None:
         if _known.get(address, (None,))[0] is gone:
             del _known[address]
-            _places.pop(address, None)
+            reader = _readers.pop(address, None)
+            if reader is not None:
+                kernels().np_free_row_reader(reader)
 
     shape = head.rows, head.columns
     _known[address] = weakref.ref(layout, forget), shape

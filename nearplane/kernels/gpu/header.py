@@ -112,7 +112,11 @@ def remember(layout: UInt8[Tensor, " layout"], head: Head) -> Head:
 
 
 def record_of(
-    head: Head, code: Tensor, step: Tensor, outliers: Outliers | None
+    head: Head,
+    code: Tensor,
+    step: Tensor,
+    outliers: Outliers | None,
+    row_step: Tensor | None = None,
 ) -> UInt8[Tensor, " bytes"]:
     """Encode the contents of a layout again; return the record that it was made from.
 
@@ -121,7 +125,8 @@ def record_of(
     coder, _ = coders.coder(head.code_tag, head.coder)
     group_size = head.group_size if head.step_form == GROUP else head.columns
     sparse = outliers if head.has_outliers else None
-    record = codes.pack(code.cpu(), step.cpu(), group_size, sparse, coder)[0]
+    rows = None if row_step is None else row_step.cpu()
+    record = codes.pack(code.cpu(), step.cpu(), group_size, sparse, coder, rows)[0]
     if len(record) != head.stored_bytes:
         raise ValueError(
             f"a record of {head.stored_bytes} bytes, by another encoder, cannot be made again: "

@@ -81,11 +81,20 @@ FACE int np_weight(const void* bytes, uint32_t type, void* weight, unsigned thre
   return done(threads, [&] { unpack_weight(View(bytes), type, weight); });
 }
 
-FACE void np_places(const void* bytes, uint32_t* place) { layout_rows(View(bytes), place); }
+// What np_rows needs to know of a layout, or null where memory is short.
+FACE void* np_row_reader(const void* bytes) {
+  return guarded<void*>(nullptr, [&] { return row_reader(View(bytes)); });
+}
 
-FACE int np_rows(const void* bytes, const uint32_t* place, uint32_t count, uint32_t type, void* weight,
-                 unsigned threads) {
-  return done(threads, [&] { unpack_rows(View(bytes), place, count, type, weight); });
+FACE void np_free_row_reader(void* reader) { free_row_reader(static_cast<RowReader*>(reader)); }
+
+// 1, 0 where the matrix lacks a row, or kShort.
+FACE int np_rows(const void* bytes, const void* reader, const int64_t* index, uint32_t count, uint32_t type,
+                 void* weight, unsigned threads) {
+  return guarded(kShort, [&]() -> int {
+    set_threads(threads);
+    return unpack_rows(View(bytes), *static_cast<const RowReader*>(reader), index, count, type, weight);
+  });
 }
 
 FACE int np_codes(const void* bytes, int32_t* code, unsigned threads) {

@@ -59,20 +59,20 @@ struct Header {
   uint32_t window;               // longest code word: 5 or 6 bits
   uint32_t coder;                // what the record's encoder was told, for Python
   float scale;
-  uint32_t factor_bits;  // significant bits of the column steps beyond the first
-  uint32_t exact_pairs;  // the first so many pairs have steps that are powers of two
-  uint32_t row_palette;  // distinct row steps, 0 where all are 1
-  uint64_t row_at;      // uint16 [groups * 16]: row in its window of kRowWindow
-  uint64_t column_at;   // uint16 [2 * pairs]: column, or kNoColumn
-  uint64_t factor_at;   // uint8 or float [2 * pairs]: column steps
-  uint64_t palette_at;  // float [palette]
+  uint32_t factor_bits;     // significant bits of the column steps beyond the first
+  uint32_t exact_pairs;     // the first so many pairs have steps that are powers of two
+  uint32_t row_palette;     // distinct row steps, 0 where all are 1
+  uint64_t row_at;          // uint16 [groups * 16]: row in its window of kRowWindow
+  uint64_t column_at;       // uint16 [2 * pairs]: column, or kNoColumn
+  uint64_t factor_at;       // uint8 or float [2 * pairs]: column steps
+  uint64_t palette_at;      // float [palette]
   uint64_t row_step_at;     // uint8 [groups * 16]
   uint64_t row_palette_at;  // float [row_palette]
-  uint64_t step_at;     // [groups][column groups][16] of step_type
-  uint64_t segment_at;  // uint32 [segments + 1]: pairs where tables change
-  uint64_t cell_at;     // uint8 [blocks][segments]: table
-  uint64_t table_at;    // uint16 [tables][64]: bf16 value | length in the low 4 bits
-  uint64_t start_at;    // uint32 [groups + 1]: 16-bit words in the stream
+  uint64_t step_at;         // [groups][column groups][16] of step_type
+  uint64_t segment_at;      // uint32 [segments + 1]: pairs where tables change
+  uint64_t cell_at;         // uint8 [blocks][segments]: table
+  uint64_t table_at;        // uint16 [tables][64]: bf16 value | length in the low 4 bits
+  uint64_t start_at;        // uint32 [groups + 1]: 16-bit words in the stream
   uint64_t stream_at, stream_words;
   Plane plane[kPlanes];
   Sparse escape, outlier;
@@ -131,9 +131,7 @@ struct View {
     return inside < head.group_columns ? group * head.group_columns + inside : head.columns;
   }
   // The step of row i of the layout, beside those of columns.
-  INLINE float row_step(uint32_t i) const {
-    return at<float>(head.row_palette_at)[at<uint8_t>(head.row_step_at)[i]];
-  }
+  INLINE float row_step(uint32_t i) const { return at<float>(head.row_palette_at)[at<uint8_t>(head.row_step_at)[i]]; }
   INLINE float factor(uint32_t place) const {
     if (!head.factor_at) return 1;
     if (!head.palette) return at<float>(head.factor_at)[place];

@@ -145,6 +145,27 @@ uint64_t unpack_outliers(const View& view, int32_t* start, int32_t* column, uint
 
 namespace {
 
+// The sums of some rows' codes of a group as floats, in the order of places: sums[count][2 * pairs].
+void some_floats(const View& view, const Kernels& k, uint32_t group, const uint32_t* inside, uint32_t count,
+                 float* sums) {
+  const size_t places = 2 * size_t(view.head.pairs);
+  std::fill(sums, sums + count * places, 0.0f);
+  each_tile(view, k, group, [&](const Tile* tile, uint32_t first, int pairs) {
+    for (uint32_t n = 0; n < count; n++) {
+      float* to = sums + n * places + 2 * first;
+      for (int j = 0; j < pairs; j++) {
+        to[2 * j] += bf16_to_float(tile[j][2 * inside[n]]);
+        to[2 * j + 1] += bf16_to_float(tile[j][2 * inside[n] + 1]);
+      }
+    }
+  });
+  const float unit = float(1u << view.head.shift);
+  each_entry(view, view.head.escape, group, [&](int i, uint32_t place, float value) {
+    for (uint32_t n = 0; n < count; n++)
+      if (inside[n] == uint32_t(i)) sums[n * places + place] += value * unit;
+  });
+}
+
 // The sums of 16 rows' codes as floats, in the order of places: sums[16][2 * pairs].
 void group_floats(const View& view, const Kernels& k, uint32_t group, float* sums) {
   const size_t places = 2 * size_t(view.head.pairs);
@@ -207,6 +228,9 @@ struct Shared {
   }
 };
 
+// For fewer rows of a group than this, their lanes are read one by one; for more, all 16 are transposed.
+constexpr uint32_t kFewRows = 4;
+
 // The integers of 16 rows as floats, in the order of places: [16][2 * pairs].
 const float* group_sums(const View& view, const Kernels& k, const Shared& shared, uint32_t group) {
   static thread_local std::vector<float> sums;
@@ -224,7 +248,7 @@ const float* group_sums(const View& view, const Kernels& k, const Shared& shared
   return sums.data();
 }
 
-// Write row `i` of the layout, whose group's integers are `sums`, as row `to` of `weight`.
+// Write row `i` of the layout, whose integers are `sums`, as row `to` of `weight`.
 void write_row(const View& view, const Shared& shared, uint32_t i, const float* sums, uint32_t type, void* weight,
                size_t to) {
   static thread_local std::vector<float> line, own;
@@ -243,7 +267,7 @@ void write_row(const View& view, const Shared& shared, uint32_t i, const float* 
     for (uint32_t c = 0; c < head.columns; c++) own[c] = view.row_step(i) * step[c];
     step = own.data();
   }
-  finish_row(view, shared.column, step, sums + inside * 2 * size_t(head.pairs), line.data());
+  finish_row(view, shared.column, step, sums, line.data());
   if (head.outlier.at)
     each_entry(view, head.outlier, group, [&](int lane, uint32_t c, float v) {
       if (uint32_t(lane) == inside) line[c] += v;
@@ -258,30 +282,69 @@ void unpack_weight(const View& view, uint32_t type, void* weight) {
   const Shared shared(view);
   parallel_for(view.groups(), [&](uint32_t g) {
     const float* sums = group_sums(view, k, shared, g);
-    for (uint32_t i = g * kRows; i < std::min((g + 1) * kRows, view.head.rows); i++)
+    for (uint32_t i = g * kRows; i < std::min((g + 1) * kRows, view.head.rows);
+         i++, sums += 2 * size_t(view.head.pairs))
       write_row(view, shared, i, sums, type, weight, view.row(i));
   });
 }
 
-void layout_rows(const View& view, uint32_t* place) {
-  for (uint32_t i = 0; i < view.head.rows; i++) place[view.row(i)] = i;
+struct RowReader {
+  Shared shared;
+  std::vector<uint16_t> place;  // where each row of the matrix is among the layout's, in its window of kRowWindow
+
+  explicit RowReader(const View& view) : shared(view) {
+    if (!view.head.row_at) return;
+    place.resize(view.head.rows);
+    for (uint32_t i = 0; i < view.head.rows; i++) place[view.row(i)] = uint16_t(i % kRowWindow);
+  }
+  uint32_t of(uint32_t row) const { return place.empty() ? row : row / kRowWindow * kRowWindow + place[row]; }
+};
+
+RowReader* row_reader(const View& view) { return new RowReader(view); }
+void free_row_reader(RowReader* reader) { delete reader; }
+
+namespace {
+
+// Some rows of one group: `wanted` are places in index and weight, `place` those of the rows in the layout.
+void group_rows(const View& view, const Shared& shared, const uint32_t* wanted, uint32_t some, const uint32_t* place,
+                uint32_t type, void* weight) {
+  const Kernels& k = kernels();
+  const uint32_t group = place[*wanted] / kRows;
+  const size_t places = 2 * size_t(view.head.pairs);
+  if (some >= kFewRows || shared.large) {
+    const float* sums = group_sums(view, k, shared, group);
+    for (uint32_t n = 0; n < some; n++)
+      write_row(view, shared, place[wanted[n]], sums + place[wanted[n]] % kRows * places, type, weight, wanted[n]);
+    return;
+  }
+  static thread_local std::vector<float> few;
+  uint32_t inside[kFewRows];
+  for (uint32_t n = 0; n < some; n++) inside[n] = place[wanted[n]] % kRows;
+  few.resize(some * places);
+  some_floats(view, k, group, inside, some, few.data());
+  for (uint32_t n = 0; n < some; n++)
+    write_row(view, shared, place[wanted[n]], few.data() + n * places, type, weight, wanted[n]);
 }
 
-void unpack_rows(const View& view, const uint32_t* place, uint32_t count, uint32_t type, void* weight) {
-  const Kernels& k = kernels();
-  const Shared shared(view);
+}  // namespace
+
+bool unpack_rows(const View& view, const RowReader& reader, const int64_t* index, uint32_t count, uint32_t type,
+                 void* weight) {
+  std::vector<uint32_t> place(count), order(count), start;
+  for (uint32_t n = 0; n < count; n++) {
+    if (index[n] < 0 || index[n] >= int64_t(view.head.rows)) return false;
+    place[n] = reader.of(uint32_t(index[n]));
+    order[n] = n;
+  }
   // rows of one group are decoded together
-  std::vector<uint32_t> order(count), start;
-  for (uint32_t n = 0; n < count; n++) order[n] = n;
   std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) { return place[a] < place[b]; });
   for (uint32_t n = 0; n < count; n++)
     if (!n || place[order[n]] / kRows != place[order[n - 1]] / kRows) start.push_back(n);
   start.push_back(count);
   parallel_for(uint32_t(start.size() - 1), [&](uint32_t s) {
-    const float* sums = group_sums(view, k, shared, place[order[start[s]]] / kRows);
-    for (uint32_t n = start[s]; n < start[s + 1]; n++)
-      write_row(view, shared, place[order[n]], sums, type, weight, order[n]);
+    group_rows(view, reader.shared, order.data() + start[s], start[s + 1] - start[s], place.data(), type, weight);
   });
+  return true;
 }
 
 }  // namespace nearplane

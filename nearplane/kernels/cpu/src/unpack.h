@@ -17,10 +17,13 @@ uint64_t unpack_outliers(const View& view, int32_t* start, int32_t* column, uint
 // weight [rows][columns], rounded to `type`.
 void unpack_weight(const View& view, uint32_t type, void* weight);
 
-// Where each row of the matrix is among those of the layout.
-void layout_rows(const View& view, uint32_t* place);
+// What reading rows of a layout needs to know of it, worked out once.
+struct RowReader;
+RowReader* row_reader(const View& view);
+void free_row_reader(RowReader* reader);
 
-// Some rows of the weight, of which `place` says where they are in the layout: weight[count][columns].
-void unpack_rows(const View& view, const uint32_t* place, uint32_t count, uint32_t type, void* weight);
+// Some rows of the weight: weight[count][columns]; false, and nothing, where the matrix lacks one of them.
+bool unpack_rows(const View& view, const RowReader& reader, const int64_t* index, uint32_t count, uint32_t type,
+                 void* weight);
 
 }  // namespace nearplane

@@ -30,7 +30,7 @@ MULTIPROCESSORS, SHARED, RESERVED, MOST_SHARED = 108, 100 << 10, 1 << 10, 99 << 
 BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32)  # batch sizes that kernels are compiled for
 MOST_COLUMNS = 32  # of a product on tensor cores: rows of activations times bf16 parts of each
 PLACES = (
-    *("tile", "data", "table", "field", "row", "source", "step"),
+    *("tile", "data", "table", "field", "row", "source", "step", "row_step"),
     *("first", "count", "column", "value"),
 )
 _u32, _u64, _pointer = ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p
@@ -165,6 +165,8 @@ def _stride(columns: int) -> int:
 def _args(layout: Tensor, head: Head, y: Tensor) -> Args:
     shape = shape_of(head)
     places = sections(head.rows, head.columns, head.step_form, head.step_type, shape)
+    if not shape.row_steps:
+        places["row_step"] = 0
     return Args(
         layout=layout.data_ptr(),
         y=y.data_ptr(),

@@ -3,14 +3,14 @@
 A layout is made from a record when a model is loaded, and never stored in a checkpoint.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Int32, UInt8
+from jaxtyping import Float32, Int32, UInt8
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.codes.header import COLUMN, GROUP, Header
+from nearplane.codes.header import COLUMN, COLUMN_AND_ROW, GROUP, Header
 from nearplane.codes.record import Unpacked
 from nearplane.kernels import coders
 from nearplane.kernels.gpu import header
@@ -49,19 +49,22 @@ def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor,
     None if these kernels cannot serve the record, or would not pay.
     """
     held, head = codes.unpack(record), codes.inspect(record)
-    if held.row_step is not None:
-        return None
     option = coders.option(record.cpu(), head)
     if option is None or not coders.is_lossless(held):
         return None
     dense = head.code_tag == codes.Dense.tag
-    parts = (_planes if dense else _lanes)(held, head, device)
+    # of one step a column and a factor a row, the former
+    form = COLUMN if head.step_form == COLUMN_AND_ROW else head.step_form
+    parts = (_planes if dense else _lanes)(held, replace(head, step_form=form), device)
     if parts is None:
         return None
-    places = sections(head.rows, head.columns, head.step_form, head.step_type, parts.shape)
+    if held.row_step is not None:
+        parts = with_row_steps(parts, held.row_step)
+    places = sections(head.rows, head.columns, form, head.step_type, parts.shape)
     if places["end"] > MOST_GROWTH * len(record) + FREE_BYTES:
         return None
     about = header.head_of(head, option, KIND, places["end"], parts.shape.own())
+    about = replace(about, step_form=form)
     layout = torch.zeros(places["end"], dtype=torch.uint8, device=device)
     layout[: header.BYTES] = about.to_bytes().to(device)
     for name, part in parts.section.items():
@@ -69,6 +72,12 @@ def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor,
         layout[places[name] : places[name] + len(whole)] = whole.to(device)
     header.remember(layout, about)
     return layout
+
+
+def with_row_steps(parts: Parts, row_step: Float32[Tensor, "rows 1"]) -> Parts:
+    """Return the sections with the rows' factors, which bfloat16 holds exactly."""
+    section = parts.section | {"row_step": row_step.flatten().to(torch.bfloat16)}
+    return Parts(replace(parts.shape, row_steps=1), section)
 
 
 def _lanes(held: Unpacked, head: Header, device: torch.device) -> Parts | None:

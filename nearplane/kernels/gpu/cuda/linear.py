@@ -63,7 +63,8 @@ def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:
     """Return the record that a layout was made from; ValueError as in `header.record_of`."""
     head = read_head(layout)
     code = weight(layout, torch.int32)
-    return record_of(head, code, _steps(layout, head), _outliers(layout, head)).to(layout.device)
+    parts = code, _steps(layout, head), _outliers(layout, head), _row_step(layout, head)
+    return record_of(head, *parts).to(layout.device)
 
 
 def _part(layout: Tensor, head: Head, name: str, dtype: torch.dtype, count: int) -> Tensor:
@@ -93,6 +94,12 @@ def _steps(layout: Tensor, head: Head) -> Float[Tensor, "step_rows step_columns"
     rows = whole.view(blocks, count, ROWS).transpose(1, 2).reshape(-1, count)
     own = -(-head.columns // head.group_size) if head.step_form == GROUP else 1
     return rows[: head.rows if head.step_form == GROUP else 1, :own]
+
+
+def _row_step(layout: Tensor, head: Head) -> Float[Tensor, "rows 1"] | None:
+    if not shape_of(head).row_steps:
+        return None
+    return _part(layout, head, "row_step", torch.bfloat16, head.rows).float()[:, None]
 
 
 def _outliers(layout: Tensor, head: Head) -> Outliers | None:

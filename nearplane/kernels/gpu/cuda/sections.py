@@ -34,6 +34,7 @@ class Shape:
     - `tile_bytes`: the most bytes that a tile takes in shared memory.
     - `data_bytes`: bytes of all codes; `sparse`: number of sparse entries.
     - `scale`: the step, if the weight has only one; else 1.
+    - `row_steps`: 1 if the rows have factors beside one step a column.
     """
 
     window: int
@@ -48,18 +49,24 @@ class Shape:
     data_bytes: int
     sparse: int
     scale: float
+    row_steps: int = 0
 
     def own(self) -> tuple[int, ...]:
         whole = (self.window, self.bits, self.tables, self.fields, self.ordered)
         sizes = (self.tiles, self.tile_columns, self.wide_group, self.tile_bytes)
         counts = (self.data_bytes, self.sparse)
-        return *whole, *sizes, *counts, struct.unpack("<I", struct.pack("<f", self.scale))[0]
+        scale = struct.unpack("<I", struct.pack("<f", self.scale))[0]
+        return *whole, *sizes, *counts, scale, self.row_steps
 
 
 def shape_of(head: Head) -> Shape:
     """Return the shape that a header describes."""
-    *numbers, scale = head.own[:12]
-    fields: tuple[Any, ...] = (*numbers, struct.unpack("<f", struct.pack("<I", scale))[0])
+    *numbers, scale, row_steps = head.own[:13]
+    fields: tuple[Any, ...] = (
+        *numbers,
+        struct.unpack("<f", struct.pack("<I", scale))[0],
+        row_steps,
+    )
     return Shape(*fields)
 
 
@@ -96,6 +103,7 @@ def sections(rows: int, columns: int, form: int, kind: int, shape: Shape) -> dic
         "row": 2 * rows * shape.ordered,
         "source": 2 * columns * shape.ordered,
         "step": step_bytes(rows, columns, form, kind, shape),
+        "row_step": 2 * rows * shape.row_steps,
         "first": 4 * (tiles + 1) if shape.sparse else 0,
         "count": ROWS * tiles if shape.sparse else 0,
         "column": column_bytes * shape.sparse,

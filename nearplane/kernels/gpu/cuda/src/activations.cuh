@@ -12,6 +12,12 @@ DEVICE u32 source_row(const Args& args, u32 row) {
     return reinterpret_cast<const u16*>(args.layout + args.at_row)[row];
 }
 
+// the factor of a row of the weight, beside one step a column
+DEVICE float row_step(const Args& args, u32 row) {
+    if (!args.at_row_step) return 1.0f;
+    return from_bf16(reinterpret_cast<const u16*>(args.layout + args.at_row_step)[row]);
+}
+
 // the layout's column -> the weight's; `columns` or more where there is none
 DEVICE u32 source_column(const Args& args, u32 column) {
     if (ORDERED) {

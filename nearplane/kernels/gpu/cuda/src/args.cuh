@@ -7,7 +7,7 @@ struct Args {
     const void* x;     // (batch, columns)
     void* y;           // (batch, rows); of `weight`: (rows, columns)
     const void* bias;  // (rows) or null
-    u64 at_tile, at_data, at_table, at_field, at_row, at_source, at_step;
+    u64 at_tile, at_data, at_table, at_field, at_row, at_source, at_step, at_row_step;
     u64 at_first, at_count, at_column, at_value;
     u32 rows, columns, batch;
     u32 row_blocks;  // of 16 rows

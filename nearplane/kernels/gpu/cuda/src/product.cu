@@ -159,7 +159,7 @@ DEVICE void write_results(const Args& args, const float* sums, u32 blocks) {
             const float* of_warp = sums + (block * args.splits + split) * (N * ROWS);
             for (u32 part = 0; part < PARTS; ++part) total += of_warp[(b * PARTS + part) * ROWS + row];
         }
-        total *= args.scale;
+        total *= args.scale * row_step(args, place);
         if (args.bias) total += read_number<TYPE>(args.bias, place);
         write_number<TYPE>(args.y, u64(b) * args.rows + place, total);
     }

@@ -23,6 +23,13 @@ struct Place {
 #endif
     }
 
+    // what a code is worth
+    DEVICE float worth(const Args& args, u32 row, u32 column) const {
+        if (TYPE == INT32 || !args.at_row_step) return step(args, row, column);
+        const u32 down = source_row(args, row_block * ROWS + row);
+        return down < args.rows ? row_step(args, down) * step(args, row, column) : 0.0f;
+    }
+
     // where an element is in the result; false if it is padding
     DEVICE bool find(const Args& args, u32 row, u32 column, u64& at) const {
         const u32 across = first + column, along = row_block * ROWS + row;
@@ -35,7 +42,7 @@ struct Place {
     DEVICE void put(const Args& args, u32 row, u32 column, float code, float beside) const {
         u64 at;
         if (!find(args, row, column, at)) return;
-        write_number<TYPE>(args.y, at, times(code, step(args, row, column)) + beside);
+        write_number<TYPE>(args.y, at, times(code, worth(args, row, column)) + beside);
     }
 
     // 8 neighbours, in one store
@@ -45,8 +52,8 @@ struct Place {
         u32 words[4];
         UNROLL
         for (u32 i = 0; i < 4; ++i) {
-            const float low = times(codes[2 * i], step(args, row, column + 2 * i));
-            const float high = times(codes[2 * i + 1], step(args, row, column + 2 * i + 1));
+            const float low = times(codes[2 * i], worth(args, row, column + 2 * i));
+            const float high = times(codes[2 * i + 1], worth(args, row, column + 2 * i + 1));
             words[i] = TYPE == FLOAT16 ? to_half(low) | u32(to_half(high)) << 16 : to_bf16_pair(low, high);
         }
         const uint4 all = {words[0], words[1], words[2], words[3]};
