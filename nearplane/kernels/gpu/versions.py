@@ -46,6 +46,22 @@ def _value(bytes_: Tensor, form: str, rows: int, columns: int) -> Tensor:
     return _products(form).weight(bytes_, torch.float32)
 
 
+def _looks_up(
+    index: Tensor, bytes_: Tensor, form: str, shape: tuple[int, int], dtype: torch.dtype
+) -> bool:
+    return form == CUDA and dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+
+@resident.value_rows.version("gpu", _looks_up)
+def _value_rows(
+    index: Tensor, bytes_: Tensor, form: str, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    from nearplane.kernels.gpu.cuda import linear
+
+    rows = linear.weight_rows(bytes_, index.flatten(), dtype)
+    return rows.view(*index.shape, shape[1])
+
+
 @resident.product.version("gpu", _multiplies)
 def _product(x: Tensor, bytes_: Tensor, form: str, rows: int, bias: Tensor | None = None) -> Tensor:
     return _products(form).linear(x, bytes_, rows, bias)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.kernels.gpu.cuda import launches, layout
+from nearplane.kernels.gpu.cuda import launches, layout, linear
 from nearplane.kernels.gpu.header import read_head
 from nearplane.methods import METHODS
 from tests.contracts.test_methods import small
@@ -86,6 +86,20 @@ def test_what_methods_write(name, host):
     assert torch.equal(made.stored(), made.record)
     x = activations(1, made.columns, torch.bfloat16)
     assert_product(made, x, made.product(x))
+
+
+@every_main
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_rows_are_looked_up(form, dtype, host, monkeypatch):
+    """Several times the same, in any order, two row groups at a time."""
+    monkeypatch.setattr(linear, "MOST_GROUPS", 2)
+    made = case(form)
+    index = torch.randint(0, made.rows, (7,), generator=torch.Generator().manual_seed(0))
+    index[3] = index[0]
+    assert torch.equal(linear.weight_rows(made.layout, index, dtype), made.value()[index].to(dtype))
+    assert linear.weight_rows(made.layout, index[:0], dtype).shape == (0, made.columns)
+    with pytest.raises(RuntimeError):
+        linear.weight_rows(made.layout, torch.tensor([made.rows]), dtype)
 
 
 @every_main

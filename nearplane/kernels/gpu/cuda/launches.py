@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
+from jaxtyping import Int32
 from torch import Tensor
 
 from nearplane.kernels.gpu.cuda.programs import Program, parts, program
@@ -40,7 +41,7 @@ class Args(ctypes.Structure):
     """The arguments of a kernel: `Args` in src/args.cuh, which explains the fields."""
 
     _fields_ = [
-        *((name, _pointer) for name in ("layout", "x", "y", "bias")),
+        *((name, _pointer) for name in ("layout", "x", "y", "bias", "wanted")),
         *((f"at_{name}", _u64) for name in PLACES),
         *((name, _u32) for name in ("rows", "columns", "batch", "row_blocks", "tiles")),
         *((name, _u32) for name in ("tile_columns", "tile_bytes", "splits", "passes", "stage")),
@@ -129,16 +130,26 @@ def product(layout: Tensor, head: Head, x: Tensor, bias: Tensor | None, y: Tenso
     return Launch(made, args, -(-args.row_blocks // split.blocks), split.shared)
 
 
-def weight(layout: Tensor, head: Head, out: Tensor, as_laid: bool = False) -> Launch:
+def weight(
+    layout: Tensor,
+    head: Head,
+    out: Tensor,
+    as_laid: bool = False,
+    wanted: Int32[Tensor, " some"] | None = None,
+) -> Launch:
     """Return the launch that decodes the weight into `out`; its codes if `out` is int32.
 
     - `as_laid`: rows and columns stay in the order of the layout, which may be sorted.
+    - `wanted`: row groups, the only ones that are decoded; their rows, in the order of the layout,
+      follow each other in `out`.
     """
     shape = shape_of(head)
     args = _args(layout, head, out)
     shared = _table(shape) + ROW_GROUP * shape.tile_bytes
     made = program(head, "weight", out.dtype, 32 * ROW_GROUP, as_laid=as_laid)
-    return Launch(made, args, row_groups(head.rows) * shape.tiles, shared)
+    args.wanted = None if wanted is None else wanted.data_ptr()
+    count = row_groups(head.rows) if wanted is None else len(wanted)
+    return Launch(made, args, count * shape.tiles, shared)
 
 
 def _warp_split(shape: Shape, numbers: int, blocks: int) -> WarpSplit:

@@ -1,5 +1,7 @@
 """The product x · weightᵀ + bias with a CUDA layout, and layouts -> records."""
 
+import weakref
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int64, Shaped, UInt8
@@ -8,14 +10,25 @@ from torch import Tensor
 from nearplane.codes.header import COLUMN, GROUP
 from nearplane.kernels.gpu.cuda import launches
 from nearplane.kernels.gpu.cuda.driver import Gpu
-from nearplane.kernels.gpu.cuda.sections import ROWS, groups, row_blocks, sections, shape_of
+from nearplane.kernels.gpu.cuda.sections import (
+    ROW_GROUP,
+    ROWS,
+    groups,
+    row_blocks,
+    sections,
+    shape_of,
+)
 from nearplane.kernels.gpu.header import Head, read_head, record_of
 from nearplane.kernels.operators import check_shape, operator
 from nearplane.types import Outliers
 
 # what runs launches on each type of device; tests add a CPU that emulates a GPU
 MACHINES: dict[str, launches.Machine] = {"cuda": Gpu()}
+MOST_GROUPS = 64  # row groups that are decoded at a time when rows are looked up
 STEP_TYPES = {1: torch.float16, 2: torch.bfloat16}
+
+# address of a sorted layout -> the tensor, and where each row of the weight is in it
+_known_places: dict[int, tuple["weakref.ref[Tensor]", Tensor]] = {}
 
 
 def _linear(x: Tensor, layout: Tensor, rows: int, bias: Tensor | None) -> Tensor:
@@ -57,6 +70,44 @@ def weight(layout: UInt8[Tensor, " layout"], dtype: torch.dtype) -> Shaped[Tenso
     out = torch.empty(head.rows, head.columns, dtype=dtype, device=layout.device)
     MACHINES[layout.device.type].run(launches.weight(layout, head, out), layout.device)
     return out
+
+
+def weight_rows(
+    layout: UInt8[Tensor, " layout"], index: Int64[Tensor, " some"], dtype: torch.dtype
+) -> Shaped[Tensor, "some columns"]:
+    """Return some rows of the weight, in any order, in `dtype`.
+
+    Rows that share code tables, a row group, are decoded together: MOST_GROUPS of them at a time.
+    Nothing waits for the GPU.
+    """
+    head = read_head(layout)
+    # on a GPU this stops the program later, as torch's own embedding does
+    there = ((index >= 0) & (index < head.rows)).all()
+    torch._assert_async(there)  # pyright: ignore[reportPrivateImportUsage]
+    place = index if not shape_of(head).ordered else _places(layout, head)[index]
+    parts = [_rows(layout, head, some, dtype) for some in place.split(MOST_GROUPS)]
+    return torch.cat(parts) if len(parts) != 1 else parts[0]
+
+
+def _rows(layout: Tensor, head: Head, place: Tensor, dtype: torch.dtype) -> Tensor:
+    """Return the rows at some places of the layout."""
+    size = ROWS * ROW_GROUP
+    group, inside = (place // size).to(torch.int32).contiguous(), place % size
+    out = torch.empty(len(place), size, head.columns, dtype=dtype, device=layout.device)
+    if out.numel():
+        launch = launches.weight(layout, head, out, wanted=group)
+        MACHINES[layout.device.type].run(launch, layout.device)
+    return out[torch.arange(len(place), device=layout.device), inside]
+
+
+def _places(layout: Tensor, head: Head) -> Int64[Tensor, " rows"]:
+    """Return where every row of the weight is among those of a sorted layout; worked out once."""
+    address = layout.data_ptr()
+    known = _known_places.get(address)
+    if known is None or known[0]() is not layout:
+        found = torch.argsort(_order(layout, head, "row"))
+        known = _known_places[address] = weakref.ref(layout), found
+    return known[1]
 
 
 def unpack(layout: UInt8[Tensor, " layout"]) -> UInt8[Tensor, " bytes"]:

@@ -10,6 +10,7 @@
 
 struct Place {
     u32 row_block, first;  // row block, and the layout's first column of a tile
+    u32 shift;             // from a row of the layout to that of the result, where row groups are wanted
 
     DEVICE float step(const Args& args, u32 row, u32 column) const {
         if (TYPE == INT32) return 1.0f;
@@ -34,6 +35,10 @@ struct Place {
     DEVICE bool find(const Args& args, u32 row, u32 column, u64& at) const {
         const u32 across = first + column, along = row_block * ROWS + row;
         const u32 source = AS_LAID ? across : source_column(args, across);
+        if (args.wanted) {
+            at = u64(along + shift) * args.columns + source;
+            return along < args.rows && source < args.columns;
+        }
         const u32 down = AS_LAID ? along : source_row(args, along);
         at = u64(down) * args.columns + source;
         return down < args.rows && source < args.columns;
@@ -134,14 +139,16 @@ DEVICE void put_beside(const Args& args, const Place& place, u32 tile, u32 lane)
 // A thread block has one tile of each row block of a row group: they share their code tables.
 KERNEL(weight, THREADS, 1)(const Args args) {
     const u32 thread = threadIdx.x, warp = of_warp(thread / 32), lane = thread % 32;
-    const u32 row_group = blockIdx.x / args.tiles, column_tile = blockIdx.x % args.tiles;
+    const u32 turn = blockIdx.x / args.tiles, column_tile = blockIdx.x % args.tiles;
+    const u32 row_group = args.wanted ? args.wanted[turn] : turn;
 #ifdef ENTROPY_CODED
     Lanes<WINDOW>::spread_tables(args, row_group, column_tile / args.field_tiles, 1, thread, THREADS);
     block_barrier();
 #endif
     const u32 row_block = row_group * (THREADS / 32) + warp;
     if (row_block >= args.row_blocks) return;
-    const Place place = {row_block, column_tile * args.tile_columns};
+    const u32 shift = (turn - row_group) * (THREADS / 32) * ROWS;
+    const Place place = {row_block, column_tile * args.tile_columns, shift};
     const u32 tile = row_block * args.tiles + column_tile;
     decode(args, place, tile, lane, warp);
     if (!SPARSE) return;
