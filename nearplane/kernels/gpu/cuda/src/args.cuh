@@ -4,9 +4,9 @@
 
 struct Args {
     const u8* layout;
-    const void* x;     // (batch, columns)
-    void* y;           // (batch, rows); of `weight`: (rows, columns)
-    const void* bias;  // (rows) or null
+    const void* x;      // (batch, columns)
+    void* y;            // (batch, rows); of `weight`: (rows, columns)
+    const void* bias;   // (rows) or null
     const u32* wanted;  // of `weight`: the row groups to decode, whose rows follow each other in y; null for all
     u64 at_tile, at_data, at_table, at_field, at_row, at_source, at_step, at_row_step;
     u64 at_first, at_count, at_column, at_value;
