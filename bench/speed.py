@@ -53,6 +53,8 @@ def commands(args: argparse.Namespace, tokens: Path, text: Path) -> dict[str, li
         if args.nearplane.exists():
             # OUT stands third, so that all three tools take it there: MODEL OUT or TOKENS OUT
             found["nearplane"] = [str(args.nearplane), "quantize", model, "{out}"]
+            # as the others leave them
+            found["nearplane"] += ["--keep", "embedding", "--keep", "head"]
             found["nearplane"] += ["--method", args.method, "--bpw", str(args.bpw)]
             found["nearplane"] += ["--calibration", str(text)]
             found["nearplane"] += ["--sequences", str(args.sequences), "--length", str(args.length)]
