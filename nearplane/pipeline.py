@@ -22,6 +22,7 @@ from nearplane.methods import Method
 from nearplane.model.block_loading import InMemory
 from nearplane.model.compute_dtype import AUTO, TYPES, check_arithmetic, name_of
 from nearplane.model.open_model import OpenModel, open_model, open_tokenizer, tokenizer_problem
+from nearplane.model.output_head import configuration
 from nearplane.model.process_memory import available_bytes, forget_file_pages
 from nearplane.model.selection import Rules
 from nearplane.plan.calibration_size import CalibrationSize
@@ -306,10 +307,9 @@ class Finish:
 
     def config(self) -> dict[str, Any]:
         """Return the model's configuration with the quantization in it."""
-        model: Any = self.source.model
-        config = special_floats(model.config.to_dict())
+        config = special_floats(configuration(self.source.model))
+        config["architectures"] = [type(self.source.model).__name__]
         config.pop("_name_or_path", None)
-        config["architectures"] = [type(model).__name__]
         config["quantization_config"] = quantization_config(self.recipe, self.reports)
         return config
 

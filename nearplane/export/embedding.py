@@ -1,11 +1,50 @@
 """An embedding whose weight is compressed, and the output head that shares its record."""
 
+from typing import Any
+
 import torch
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor, nn
 
 from nearplane.codes import resident
 from nearplane.export.linear import CompressedLinear
+
+LIBRARY = torch.library.Library("nearplane", "FRAGMENT")
+LIBRARY.define(
+    "look_up(Tensor index, Tensor laid, str form, int[] shape, ScalarType dtype) -> Tensor"
+)
+
+
+def look_up(
+    index: Int[Tensor, "*batch"],
+    laid: UInt8[Tensor, " _"],
+    form: str,
+    shape: tuple[int, int],
+    dtype: torch.dtype,
+) -> Float[Tensor, "*batch columns"]:
+    """Return the rows of a matrix of `shape` that `index` names, in the type `dtype`.
+
+    One operator for torch.compile.
+    """
+    if torch.compiler.is_compiling():
+        return torch.ops.nearplane.look_up(index, laid, form, shape, dtype)
+    return _look_up(index, laid, form, shape, dtype)
+
+
+def _look_up(
+    index: Tensor, laid: Tensor, form: str, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    return resident.value_rows(index, laid, form, (shape[0], shape[1]), dtype)
+
+
+def _fake_rows(
+    index: Tensor, laid: Tensor, form: str, shape: tuple[int, int], dtype: torch.dtype
+) -> Tensor:
+    return laid.new_empty((*index.shape, shape[1]), dtype=dtype)
+
+
+LIBRARY.impl("look_up", _look_up, "CompositeExplicitAutograd")
+torch.library.register_fake("nearplane::look_up", _fake_rows, lib=LIBRARY)
 
 
 class CompressedEmbedding(CompressedLinear):
@@ -25,11 +64,17 @@ class CompressedEmbedding(CompressedLinear):
         self.embedding = embedding
         self.num_embeddings, self.embedding_dim = rows, columns
 
+    def forward(self, input: Int[Tensor, "*batch"]) -> Float[Tensor, "*batch columns"]:
+        if type(self.embedding) is nn.Embedding:
+            shape = self.out_features, self.in_features
+            return look_up(input, self._bytes, self.form, shape, self.like.dtype)
+        by_class: Any = self.looked_up_by_class  # the decorator's type says nothing of arguments
+        return by_class(input)
+
     # what replaces a weight for one call is nothing that torch.compile could follow
     @torch.compiler.disable
-    def forward(  # pyright: ignore[reportIncompatibleMethodOverride] - that is the decorator's type
-        self, input: Int[Tensor, "*batch"]
-    ) -> Float[Tensor, "*batch columns"]:
+    def looked_up_by_class(self, input: Tensor) -> Tensor:
+        """Return what the embedding's own class makes of the rows."""
         shape = self.out_features, self.in_features
         rows = resident.value_rows(input.flatten(), self._bytes, self.form, shape, self.like.dtype)
         empty, self.embedding._buffers["weight"] = self.embedding._buffers["weight"], rows

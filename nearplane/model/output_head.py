@@ -113,6 +113,20 @@ def shares_weight(embedding: nn.Module | None, head: nn.Module | None) -> bool:
     return weight is not None and head._parameters.get("weight") is weight
 
 
+def configuration(model: Any) -> dict[str, Any]:
+    """Return a model's configuration as a dictionary that does not tie what has two weights.
+
+    transformers ties nothing where the files hold another weight for the head, whatever it says.
+    """
+    config = model.config.to_dict()
+    embedding, head = embedding_of(model), head_of(model)
+    if embedding is not None and head is not None and not shares_weight(embedding, head):
+        for part in (config, *(p for p in config.values() if isinstance(p, dict))):
+            if part.get("tie_word_embeddings"):
+                part["tie_word_embeddings"] = False
+    return config
+
+
 def vocabulary(model: Any) -> int:
     """Return the size of a model's vocabulary: the rows of its output head, or what it says."""
     head = head_of(model)

@@ -1,6 +1,7 @@
 """A tied embedding is one record: looked up in, multiplied by, written again and decoded."""
 
 import copy
+import json
 
 import pytest
 import torch
@@ -184,3 +185,23 @@ def test_a_run_goes_on_to_the_same_bytes(tmp_path):
     assert (tmp_path / "out" / "model.safetensors").read_bytes() == (
         tmp_path / "whole" / "model.safetensors"
     ).read_bytes()
+
+
+def test_a_head_of_its_own_is_not_tied_whatever_the_configuration_says(tmp_path):
+    """transformers ties nothing where the files hold another weight for the head."""
+    model = written("llama", tmp_path / "model", tied=False)
+    config = json.loads((tmp_path / "model" / "config.json").read_text())
+    config["tie_word_embeddings"] = True
+    (tmp_path / "model" / "config.json").write_text(json.dumps(config))
+    quantize(tmp_path / "model", tmp_path / "out", METHODS["hptq"], TOKENS)
+    loaded = npl.load(tmp_path / "out")
+    assert not loaded.config.tie_word_embeddings
+    assert (logits(loaded) - logits(model)).norm() < 0.02 * logits(model).norm()
+
+
+def test_torch_compile_takes_a_look_up_whole(tmp_path):
+    written("llama", tmp_path / "model")
+    quantize(tmp_path / "model", tmp_path / "out", METHODS["eclq"], TOKENS)
+    embedding = npl.load(tmp_path / "out").get_input_embeddings()
+    compiled = torch.compile(embedding, fullgraph=True, backend="eager")
+    assert compiled(TOKENS).equal(embedding(TOKENS))

@@ -22,8 +22,9 @@ from vllm.model_executor.utils import set_weight_attrs
 
 from nearplane.codes import CorruptError, resident
 from nearplane.export import checkpoint_format as fmt
+from nearplane.export.embedding import look_up
 from nearplane.export.record_check import check_record
-from nearplane.export.vllm.product import fused_linear, look_up
+from nearplane.export.vllm.product import fused_linear
 from nearplane.export.vllm.shards import (
     LayerEntry,
     TensorParallelRank,

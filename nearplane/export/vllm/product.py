@@ -1,7 +1,7 @@
-"""Products with compressed matrices, and rows of them, as custom operators for torch.compile."""
+"""The product with several compressed matrices, as one custom operator for torch.compile."""
 
 import torch
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Float, UInt8
 from torch import Tensor
 
 from nearplane.codes import resident
@@ -9,9 +9,6 @@ from nearplane.codes import resident
 LIBRARY = torch.library.Library("nearplane", "FRAGMENT")
 LIBRARY.define(
     "fused_linear(Tensor x, Tensor[] laid, str[] forms, int[] rows, Tensor? bias) -> Tensor"
-)
-LIBRARY.define(
-    "look_up(Tensor index, Tensor laid, str form, int[] shape, ScalarType dtype) -> Tensor"
 )
 
 
@@ -47,32 +44,5 @@ def _fake(
     return x.new_empty((*x.shape[:-1], sum(rows)))
 
 
-def look_up(
-    index: Int64[Tensor, "*batch"],
-    laid: UInt8[Tensor, " _"],
-    form: str,
-    shape: tuple[int, int],
-    dtype: torch.dtype,
-) -> Float[Tensor, "*batch columns"]:
-    """Return the rows of a matrix of `shape` that `index` names, in the type `dtype`."""
-    if torch.compiler.is_compiling():
-        return torch.ops.nearplane.look_up(index, laid, form, shape, dtype)
-    return _look_up(index, laid, form, shape, dtype)
-
-
-def _look_up(
-    index: Tensor, laid: Tensor, form: str, shape: tuple[int, int], dtype: torch.dtype
-) -> Tensor:
-    return resident.value_rows(index, laid, form, (shape[0], shape[1]), dtype)
-
-
-def _fake_rows(
-    index: Tensor, laid: Tensor, form: str, shape: tuple[int, int], dtype: torch.dtype
-) -> Tensor:
-    return laid.new_empty((*index.shape, shape[1]), dtype=dtype)
-
-
 LIBRARY.impl("fused_linear", _fused_linear, "CompositeExplicitAutograd")
 torch.library.register_fake("nearplane::fused_linear", _fake, lib=LIBRARY)
-LIBRARY.impl("look_up", _look_up, "CompositeExplicitAutograd")
-torch.library.register_fake("nearplane::look_up", _fake_rows, lib=LIBRARY)

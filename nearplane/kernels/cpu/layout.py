@@ -22,7 +22,7 @@ from nearplane.types import Outliers
 FORM = "cpu"  # the name of this layout in nearplane/codes/resident.py
 # a layout of more than MOST_GROWTH · record + FREE_BYTES bytes is not used: the record is then
 # decoded at every use
-MOST_GROWTH, FREE_BYTES = 1.25, 2**16
+MOST_GROWTH, FREE_BYTES = 1.5, 2**16
 STEP_TYPES = {1: 1, 2: 2}  # float16 and bfloat16 steps are kept as such, all others become float32
 
 # address of every layout that was made or checked here -> the tensor and the weight's shape
