@@ -197,11 +197,3 @@ def test_a_head_of_its_own_is_not_tied_whatever_the_configuration_says(tmp_path)
     loaded = npl.load(tmp_path / "out")
     assert not loaded.config.tie_word_embeddings
     assert (logits(loaded) - logits(model)).norm() < 0.02 * logits(model).norm()
-
-
-def test_torch_compile_takes_a_look_up_whole(tmp_path):
-    written("llama", tmp_path / "model")
-    quantize(tmp_path / "model", tmp_path / "out", METHODS["eclq"], TOKENS)
-    embedding = npl.load(tmp_path / "out").get_input_embeddings()
-    compiled = torch.compile(embedding, fullgraph=True, backend="eager")
-    assert compiled(TOKENS).equal(embedding(TOKENS))

@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nearplane.export.embedding import CompressedEmbedding
 from nearplane.export.linear import CompressedLinear
 from tests.kernels.forms import COLUMNS, ROWS, case, gaussian
 
@@ -31,6 +32,16 @@ def check_graph(form: str, dtype: torch.dtype) -> None:
     assert torch.equal(made.bias.grad, again.bias.grad)
 
 
+def check_look_up(form: str) -> None:
+    torch.compiler.reset()
+    made = CompressedEmbedding(nn.Embedding(ROWS, COLUMNS), case(form).record)
+    made.lay_out()
+    index = torch.tensor([[0, ROWS - 1], [7, 7]])
+    compiled = torch.compile(made, backend="aot_eager", fullgraph=True)
+    with torch.no_grad():
+        assert torch.equal(compiled(index), made.weight[index])
+
+
 def check_inductor() -> None:
     """Its own silu may round otherwise, so activations may differ in their last two bits."""
     made, x = layer("huffman, one step, outliers", torch.float32), gaussian(3, COLUMNS)
@@ -45,4 +56,5 @@ if __name__ == "__main__":
     check_graph("huffman, one step, outliers", torch.float32)
     check_graph("rans, columns on a ladder", torch.bfloat16)
     check_graph("dense, 5 bits, a step a row", torch.float16)
+    check_look_up("rans, columns and rows")
     check_inductor()
