@@ -7,7 +7,7 @@ from jaxtyping import Bool, Float32, Int32, UInt8
 from torch import Tensor
 
 from nearplane.codes import record as records
-from nearplane.codes.header import COLUMN, COLUMN_AND_ROW, GROUP, Header
+from nearplane.codes.header import COLUMN, GROUP, Header
 from nearplane.codes.registry import by_tag
 from nearplane.types import Outliers
 
@@ -62,7 +62,7 @@ def _cut_step(
     step: Float32[Tensor, "step_rows step_columns"], header: Header, rows: range, columns: range
 ) -> tuple[Float32[Tensor, "cut_rows cut_columns"], int]:
     """Return the steps of the block and their group size."""
-    if header.step_form in (COLUMN, COLUMN_AND_ROW):
+    if header.form_without_rows == COLUMN:
         return step[:, columns.start : columns.stop], len(columns)
     if header.step_form != GROUP:
         return step, len(columns)

@@ -31,11 +31,16 @@ class Header:
     code_bytes: int
 
     @property
+    def form_without_rows(self) -> int:
+        """The step form of the steps alone, without the factors of rows."""
+        return COLUMN if self.step_form == COLUMN_AND_ROW else self.step_form
+
+    @property
     def step_shape(self) -> tuple[int, int]:
         """The shape of the step tensor: (1, 1), (1, columns) or (rows, groups)."""
         if self.step_form == SCALAR:
             return 1, 1
-        if self.step_form in (COLUMN, COLUMN_AND_ROW):
+        if self.form_without_rows == COLUMN:
             return 1, self.columns
         return self.rows, -(-self.columns // self.group_size)
 

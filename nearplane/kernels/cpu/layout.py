@@ -13,7 +13,7 @@ from jaxtyping import Float, Int32, Int64, UInt8
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.codes.header import COLUMN, COLUMN_AND_ROW, GROUP, Header
+from nearplane.codes.header import COLUMN, GROUP, Header
 from nearplane.codes.record import Unpacked
 from nearplane.kernels import coders
 from nearplane.kernels.cpu.library import TYPES, Matrix, kernels
@@ -167,8 +167,8 @@ def _matrix(held: Unpacked, head: Header) -> tuple[Matrix, list[Any]]:
     """Return the C struct for a matrix, and the tensors that must outlive its pointers."""
     code, step = held.code.contiguous(), held.step.to(torch.float32).contiguous()
     step_type = STEP_TYPES.get(head.step_type, 0)
-    form = COLUMN if head.step_form == COLUMN_AND_ROW else head.step_form
-    numbers = head.rows, head.columns, head.group_size, form, head.code_tag, step_type
+    shape = head.rows, head.columns, head.group_size
+    numbers = *shape, head.form_without_rows, head.code_tag, step_type
     parts: list[Any] = [code, step, None, None, None, None]
     if held.row_step is not None:
         parts[2] = held.row_step.contiguous()

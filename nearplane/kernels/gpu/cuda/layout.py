@@ -10,7 +10,7 @@ from jaxtyping import Float32, Int32, UInt8
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.codes.header import COLUMN, COLUMN_AND_ROW, GROUP, Header
+from nearplane.codes.header import COLUMN, GROUP, Header
 from nearplane.codes.record import Unpacked
 from nearplane.kernels import coders
 from nearplane.kernels.gpu import header
@@ -53,8 +53,7 @@ def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor,
     if option is None or not coders.is_lossless(held):
         return None
     dense = head.code_tag == codes.Dense.tag
-    # of one step a column and a factor a row, the former
-    form = COLUMN if head.step_form == COLUMN_AND_ROW else head.step_form
+    form = head.form_without_rows
     parts = (_planes if dense else _lanes)(held, replace(head, step_form=form), device)
     if parts is None:
         return None
