@@ -139,7 +139,7 @@ def keeping(ledger: Ledger, watcher: Watcher, resume: bool) -> Iterator[None]:
 
 
 def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
-    """Quantize every layer and hand its record to the writer; returns the layers' reports."""
+    """Quantize every layer and hand its record to the writer; return the layers' reports."""
     reports = []
     for layer, quantized, report in walk:
         writer.add(f"{layer.name}.record", quantized.record)
@@ -217,8 +217,11 @@ def say_first(facts: list[str], differing: list[str], watcher: Watcher) -> None:
 def allocated(walk: Walk, ledger: Ledger, watcher: Watcher) -> dict[str, Any]:
     """Return the recipe's entry of every layer's rate; {} if the method gives all the same rate.
 
-    The rates are those of the run that is resumed, or measured now.
+    The rates are those of the run that is resumed, or measured now. Output Hessians come first.
     """
+    outputs = walk.weigh_outputs(watcher.progress)
+    for sentence in outputs.sentence(walk.model) if outputs else []:
+        watcher.says(f"warning: {sentence}")
     if not walk.method.allocates:
         return {}
     known = ledger.recall("allocation")
@@ -330,10 +333,7 @@ def offload_for(
 
 
 def check_output(out: str | Path, survey: Survey, watcher: Watcher) -> None:
-    """Raise NearplaneError for what would refuse the checkpoint at the end of the run.
-
-    A full disk, and files beside the model that cannot be copied; says which are left behind.
-    """
+    """Refuse a full disk, and files that cannot be copied; say which files are left behind."""
     check_space(out, survey.model_bytes)
     if survey.empty.is_gguf:
         return

@@ -1,11 +1,12 @@
 """Quantize a GGUF file by llama.cpp's own function; runs inside llama-cpp-python's environment.
 
-    llamacpp_run.py PREPARED OUT --type IQ2_XXS [--threads 2] [--plain]
+    llamacpp_run.py PREPARED OUT --type IQ2_XXS [--threads 2] [--plain] [--again]
 
 PREPARED is what gguf_of.py wrote: model.gguf and the importance matrix imatrix.npz, which is given
-unless `--plain`. The mixture of types is the one that llama.cpp makes of the file type.
-Types whose blocks do not divide a tensor's columns fall back to larger ones, by llama.cpp's rules.
-Prints one JSON line with the seconds of the quantization.
+unless `--plain`; `--again` takes a file whose tensors are quantized already. The mixture of types
+is the one that llama.cpp makes of the file type. Types whose blocks do not divide a tensor's
+columns fall back to larger ones, by llama.cpp's rules. Prints one JSON line with the seconds of the
+quantization.
 """
 
 import argparse
@@ -25,11 +26,13 @@ def main() -> None:
     parser.add_argument("--type", required=True, help="a file type, as Q4_K_M")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--plain", action="store_true", help="without the importance matrix")
+    parser.add_argument("--again", action="store_true", help="of a quantized file")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     started = time.perf_counter()
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = args.threads
+    params.allow_requantize = args.again
     params.ftype = getattr(llama_cpp, f"LLAMA_FTYPE_MOSTLY_{args.type}")
     if not args.plain:
         params.imatrix = importance(args.prepared / "imatrix.npz")

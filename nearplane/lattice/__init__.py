@@ -26,6 +26,7 @@ Read nearest_plane.py first: `nearest_plane_plain` is the whole algorithm in ten
 | nearest_plane | Babai's nearest plane: a readable version and a fast blocked one |
 | rate_aware | nearest plane that weighs squared error against code length, with its bound |
 | search | the same as a beam search that keeps the K cheapest partial rows (M-algorithm) |
+| two_sided | the same under a Hessian of the outputs, too: rows make up for each other |
 | cross_target | the matrix to round towards, where quantized layers in front changed the inputs |
 | gptq | GPTQ as its paper writes it, for tests that compare it with nearest plane |
 | bound | the bound and the expected value of the loss, both known before rounding |
@@ -49,6 +50,7 @@ from nearplane.lattice.nearest_plane import (
 from nearplane.lattice.order import ORDERS, order
 from nearplane.lattice.rate_aware import Prices, cell_sides, rate_aware_plane
 from nearplane.lattice.search import k_best
+from nearplane.lattice.two_sided import moved_targets, round_two_sided
 
 __all__ = [
     "ORDERS",
@@ -64,12 +66,14 @@ __all__ = [
     "factor",
     "gptq",
     "k_best",
+    "moved_targets",
     "nearest_integer",
     "nearest_plane",
     "nearest_plane_plain",
     "order",
     "rate_aware_plane",
     "relative_factor",
+    "round_two_sided",
     "squared_sides",
     "sweep",
 ]

@@ -5,20 +5,23 @@ proportion to the pivots, entropy-coding tables by row and column, targets that 
 changed inputs behind quantized layers, and a rate for each layer by its sensitivity.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Float32, Int32
+from jaxtyping import Float, Float32, Float64, Int32
 from torch import Tensor
 
-from nearplane import codes
-from nearplane.lattice import Basis, am_gm_bits
+from nearplane import codes, lattice
+from nearplane.codes.ladder import ROW_WIDTH
+from nearplane.lattice import Basis, NotPositiveDefiniteError, am_gm_bits
 from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import HIGH_RATE_SLOPE, Prices, cell_sides, rate_aware_plane
 from nearplane.lattice.search import k_best
+from nearplane.lattice.two_sided import moved_targets, round_two_sided
 from nearplane.methods.certificate import bound_around, certify_cells, measure
 from nearplane.methods.entropy_coded import check_bpw
 from nearplane.methods.meet_rate import (
@@ -30,10 +33,17 @@ from nearplane.methods.meet_rate import (
     rate_excess,
 )
 from nearplane.methods.method import LatticeMethod, RateMethod, Target, check_order, check_range
-from nearplane.methods.rate import RateError, drawn_errors, histogram, sample_rows
+from nearplane.methods.rate import (
+    RateError,
+    drawn_errors,
+    errors_from_residuals,
+    histogram,
+    sample_rows,
+)
 from nearplane.methods.scale_search import CodedMatrix
 from nearplane.types import QuantizedWeight
 
+OUTPUT_DAMPING = 1.0  # gradients are noisy: half of an output Hessian's diagonal is damping
 LEAST_BYTES, LEAST_BPW = 64, 0.1  # what any record takes: in all, and for each weight
 
 
@@ -43,10 +53,12 @@ class ECLQ(LatticeMethod, RateMethod):
 
     value = row_step_i · step_j · code, with steps on a logarithmic grid, four to a factor of two.
     Of the two integers around its best value, each column takes the one that minimises squared
-    error + ν · code length. row_step is 1 but for embeddings and output heads.
+    error + ν · code length.
     In a model, each layer is rounded towards a target that compensates for the errors of the layers
-    in front of it (`lattice.cross_target`), and gets its rate by how much its errors change the
-    model's predictions (`methods.allocation`).
+    in front of it (`lattice.cross_target`), on the lattice of its inputs and outputs
+    (`lattice.round_two_sided`), where row_step ∝ 1 / the pivot of the output Hessian. It gets its
+    rate by how much its errors change the model's predictions (`methods.allocation`). Rows of
+    embeddings and output heads have steps by how much their tokens are used.
 
     - `bpw`: bits per weight of everything stored, an upper limit; with `allocate`, the mean over
       all quantized layers.
@@ -56,12 +68,13 @@ class ECLQ(LatticeMethod, RateMethod):
     - `unequal`: False gives all columns the same step.
     - `contexts`: False codes all integers with one table.
     - `cross`: False rounds every layer towards its own weight.
+    - `two_sided`: False rounds every row by itself, with the same steps for all rows.
     - `allocate`: False gives every layer the same rate.
 
     A row's loss is at most (√B + √M)², where B = Σ_j c_ij² R_jj² step_ij². c_ij is the largest
     distance, in steps, between an integer of that context and its best value (½ for ν = 0), step_ij
-    is step_j times the row's factor if it has one, and M is the damped loss of the target as an
-    approximation of the weight, 0 without a target.
+    is step_j times the row's factor if it has one, and M is the damped loss of what the row was
+    rounded towards, target and errors of other rows included, as an approximation of the weight.
 
     Raises OutOfRangeError for a bpw outside 1.1 .. 12, RateError when a matrix is too small for it.
     """
@@ -74,6 +87,7 @@ class ECLQ(LatticeMethod, RateMethod):
     unequal: bool = True
     contexts: bool = True
     cross: bool = True
+    two_sided: bool = True
     allocate: bool = True
 
     def __post_init__(self) -> None:
@@ -109,6 +123,10 @@ class ECLQ(LatticeMethod, RateMethod):
         return True
 
     @property
+    def weighs_outputs(self) -> bool:
+        return self.two_sided
+
+    @property
     def allocates(self) -> bool:
         return self.allocate
 
@@ -123,11 +141,12 @@ class ECLQ(LatticeMethod, RateMethod):
         self, weight: Float[Tensor, "rows columns"], basis: Basis, target: Target
     ) -> QuantizedWeight:
         weight = self.checked(weight, basis)
-        target_matrix = target.matrix.to(weight.dtype)
-        problem = rounding_problem(target_matrix, basis, self.unequal, target.row_step)
+        target = replace(target, matrix=target.matrix.to(weight.dtype))
+        problem = rounding_problem(target, basis, self.unequal)
         solution = meet_rate(problem, self.settings, partial(self.rounded, problem))
         code, step = solution.code, solution.step[:, problem.invperm]
-        coded, row_step = CodedMatrix(code, step).value_in(weight.dtype), target.row_step
+        coded, row_step = CodedMatrix(code, step).value_in(weight.dtype), problem.row_step
+        target_matrix = rounded_towards(target.matrix, problem, solution)
 
         def value(rows: slice) -> Tensor:
             return coded(rows) if row_step is None else row_step[rows] * coded(rows)
@@ -143,6 +162,8 @@ class ECLQ(LatticeMethod, RateMethod):
             target_loss = measure(weight, target_matrix.__getitem__, basis).damped
         bound, void = certify_cells(losses_to_target)
         facts = target.facts | report_facts(code, solution, basis)
+        if problem.outputs:
+            facts["output_am_gm_bits"] = am_gm_bits(joined_pivots(problem.outputs).diag())
         return QuantizedWeight(
             code=code,
             step=step,
@@ -160,45 +181,93 @@ class ECLQ(LatticeMethod, RateMethod):
         )
 
     def drawn_error(
-        self,
-        weight: Float[Tensor, "rows columns"],
-        basis: Basis,
-        bpw: float,
-        draws: torch.Generator,
+        self, target: Target, basis: Basis, bpw: float, draws: torch.Generator
     ) -> Float[Tensor, "rows columns"]:
-        problem = rounding_problem(weight, basis, self.unequal)
-        sample = replace(problem, target=problem.target[sample_rows(*weight.shape)])
+        problem = rounding_problem(target, basis, self.unequal)
+        rows, columns = problem.target.shape
+        sample = replace(problem, target=problem.target[sample_rows(rows, columns)])
         scale, _ = predict_scale(sample, replace(self, bpw=bpw).settings)
-        unit = scaled_factor(problem.factor, problem.unit_step, weight.dtype)
-        error = drawn_errors(unit, len(weight), draws)
-        return (error * problem.unit_step * scale)[:, problem.invperm]
+        unit = scaled_factor(problem.factor, problem.unit_step, target.matrix.dtype)
+        error = drawn_errors(unit, rows, draws) * problem.unit_step * scale
+        for order, factor in problem.row_blocks:
+            # a row's own error makes up for those of the rows behind it
+            error[order] = errors_from_residuals(factor.to(error.dtype), error[order])
+        error = error[:, problem.invperm]
+        return error if problem.row_step is None else problem.row_step * error
 
     def rounded(
         self, problem: RoundingProblem, step: Float32[Tensor, "1 n"], prices: Prices
     ) -> Int32[Tensor, "rows n"]:
         """Return the integers of one sweep, in the basis's order of columns."""
+        if not problem.row_blocks:
+            return self.by_themselves(problem.target, problem.factor, step, prices)
+        code = torch.empty(problem.target.shape, dtype=torch.int32, device=problem.target.device)
+        for order, row_factor in problem.row_blocks:
+            own = replace(prices, row=prices.row[order])
+
+            def some(target: Tensor, rows: slice, own: Prices = own) -> Tensor:
+                return self.by_themselves(target, problem.factor, step, own.of(rows))
+
+            code[order] = round_two_sided(problem.target[order], row_factor, step, some)
+        return code
+
+    def by_themselves(
+        self,
+        target: Float[Tensor, "rows n"],
+        factor: Float64[Tensor, "n n"],
+        step: Float32[Tensor, "1 n"],
+        prices: Prices,
+    ) -> Int32[Tensor, "rows n"]:
+        """Return the integers of rows that do not make up for each other."""
         if self.paths == 1:
-            return rate_aware_plane(problem.target, problem.factor, step, prices)
-        return k_best(problem.target, problem.factor, step, prices, self.paths)
+            return rate_aware_plane(target, factor, step, prices)
+        return k_best(target, factor, step, prices, self.paths)
 
 
-def rounding_problem(
-    target: Float[Tensor, "rows n"],
-    basis: Basis,
-    unequal: bool,
-    row_step: Float[Tensor, "rows 1"] | None = None,
-) -> RoundingProblem:
-    """Return `target` as a rounding problem; with `unequal`, its steps are about ∝ 1 / R_jj."""
+def rounding_problem(target: Target, basis: Basis, unequal: bool) -> RoundingProblem:
+    """Return `target` as a rounding problem; with `unequal`, its steps are about ∝ 1 / R_jj.
+
+    With an output Hessian, those of rows are about ∝ 1 / its pivots.
+    """
     pivots = basis.factor.diagonal()
     unit_step = (
         codes.ladder_steps(1 / pivots) if unequal else torch.ones_like(pivots, dtype=torch.float32)
     )
-    if row_step is not None:
-        target = target / row_step
+    row_step, outputs = target.row_step, output_bases(target)
+    if outputs:
+        size = joined_pivots(outputs)
+        row_step = codes.ladder_steps(size.log().mean().exp() / size, ROW_WIDTH)[:, None]
+    matrix = target.matrix if row_step is None else target.matrix / row_step
     invperm = basis.columns.argsort()
-    return RoundingProblem(
-        target[:, basis.columns], basis.factor, unit_step[None], invperm, row_step
-    )
+    columns = matrix[:, basis.columns]
+    return RoundingProblem(columns, basis.factor, unit_step[None], invperm, row_step, outputs)
+
+
+def output_bases(target: Target) -> list[Basis]:
+    """Return the bases of the blocks of an output Hessian; none where one has no factor."""
+    try:
+        return [lattice.basis(h, "activation", OUTPUT_DAMPING) for h in target.output_hessian]
+    except NotPositiveDefiniteError:
+        return []
+
+
+def joined_pivots(bases: Sequence[Basis]) -> Float64[Tensor, " n"]:
+    """Return the pivots of several bases, in the original order."""
+    return torch.cat([basis.pivots for basis in bases])
+
+
+def rounded_towards(
+    target: Float[Tensor, "rows columns"], problem: RoundingProblem, solution: RateSolution
+) -> Float[Tensor, "rows columns"]:
+    """Return what each row was rounded towards, moved by the errors of rows behind it."""
+    if not problem.row_blocks or problem.row_step is None:
+        return target
+    given = problem.target
+    error = given - solution.code[:, problem.invperm.argsort()] * solution.step
+    moved = torch.empty_like(given)
+    for order, row_factor in problem.row_blocks:
+        moved[order] = moved_targets(given[order], row_factor, error[order])
+    return problem.row_step * moved[:, problem.invperm]
 
 
 def report_facts(

@@ -1,7 +1,7 @@
 """Rate control for ECLQ: find the steps at which rate-aware rounding just meets a target rate."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from math import log2
@@ -11,6 +11,7 @@ from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from nearplane import codes
+from nearplane.lattice import Basis
 from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import Prices
 from nearplane.methods.rate import (
@@ -40,6 +41,7 @@ class RoundingProblem:
       divided by `row_step`.
     - `unit_step`: the steps at scale 1.
     - `invperm`: the inverse of `Basis.columns`, from the basis's order of columns to the record's.
+    - `outputs`: the bases of the diagonal blocks of the output Hessian, if it has one.
     """
 
     target: Float[Tensor, "rows n"]
@@ -47,6 +49,21 @@ class RoundingProblem:
     unit_step: Float32[Tensor, "1 n"]
     invperm: Int64[Tensor, " n"]
     row_step: Float32[Tensor, "rows 1"] | None = None
+    outputs: Sequence[Basis] = ()
+
+    @cached_property
+    def row_blocks(self) -> list[tuple[Int64[Tensor, " some"], Float64[Tensor, "some some"]]]:
+        """Rows of each diagonal block in the order of its factor, and the factor.
+
+        It is that of errors in units of `row_step`.
+        """
+        blocks, first = [], 0
+        for basis in self.outputs:
+            rows = first + basis.columns
+            size = 1.0 if self.row_step is None else self.row_step[rows, 0]
+            blocks.append((rows, basis.factor * size))
+            first += len(rows)
+        return blocks
 
     @cached_property
     def smallest_scale(self) -> float:

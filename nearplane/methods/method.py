@@ -2,6 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -22,16 +23,19 @@ class OutOfRangeError(NearplaneError, ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Target:
-    """A matrix that a layer is rounded towards instead of its weight, and numbers for the report.
+    """What a layer is rounded towards: its weight or another matrix, and what its rows matter.
 
-    It compensates for the errors of the quantized layers in front (`lattice.cross_target`).
-
+    - `matrix`: may compensate for the errors of quantized layers in front (`lattice.cross_target`).
+    - `facts`: numbers for the report.
     - `row_step`: factors of the rows' steps, larger where errors matter less; None for equal ones.
+    - `output_hessian`: the mean of g gᵀ over tokens, where g is the gradient of the model's loss
+      with respect to the layer's output, or its diagonal blocks; empty where outputs count alike.
     """
 
     matrix: Float[Tensor, "rows columns"]
     facts: dict[str, float] = dataclasses.field(default_factory=dict)
     row_step: Float[Tensor, "rows 1"] | None = None
+    output_hessian: Sequence[Float[Tensor, "some some"]] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,6 +124,11 @@ class Method(ABC):
         return False
 
     @property
+    def weighs_outputs(self) -> bool:
+        """Whether it takes output Hessians (`Target`), for which `quantize` takes gradients."""
+        return False
+
+    @property
     def allocates(self) -> bool:
         """Whether each layer gets its own rate, for which `quantize` measures sensitivities."""
         return False
@@ -145,14 +154,15 @@ class Method(ABC):
         self, weight: Float[Tensor, "rows columns"], basis: Basis, target: Target
     ) -> Any:
         """Round towards `target`; the result's losses and bounds are with respect to `weight`."""
-        if target.matrix is not weight or target.row_step is not None:
+        plain = target.row_step is None and not target.output_hessian
+        if target.matrix is not weight or not plain:
             raise NearplaneError(f"{self.name} rounds a layer on its own weights only")
         return self.together([weight], basis)[0]
 
     def drawn_error(
-        self, weight: Float[Tensor, "rows columns"], basis: Basis, bpw: float, draws: Any
+        self, target: Target, basis: Basis, bpw: float, draws: Any
     ) -> Float[Tensor, "rows columns"]:
-        """Return a random error with the distribution of what rounding `weight` at `bpw` leaves.
+        """Return a random error with the distribution of what rounding `target` at `bpw` leaves.
 
         - `draws`: the torch.Generator to draw from.
         """

@@ -19,9 +19,11 @@ from nearplane.plan.devices import (
 )
 from nearplane.plan.footprint import Memory, unfinished_bytes
 from nearplane.plan.offload import Offload, choose_offload
+from nearplane.plan.part import OffloadCost, Part
+from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey, bits_of
 from nearplane.plan.throughput import SMALLEST, MethodTrial, Throughput, tried
-from nearplane.plan.work import OffloadCost, Part, RunSize, Sizes, network_bytes, parts_of
+from nearplane.plan.work import Sizes, network_bytes, parts_of
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import MOST_TOKENS, default_length, default_sequences
 

@@ -7,6 +7,7 @@ from math import ceil
 from torch import nn
 
 from nearplane.model.output_head import vocabulary
+from nearplane.plan.backward import BackwardSize
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
 from nearplane.walk.sensitivity import POSITIONS, SEQUENCES
@@ -79,6 +80,11 @@ class MemoryNeeds:
         weights = self.weights(by_blocks)
         # what is outside of the blocks is converted to another type while the whole model runs
         phases = [(weights, self.probing + self.converted)]
+        if self.backward.needed:
+            working = self.backward.working_bytes(self.hidden, self.width)
+            phases.append((weights, working + self.converted))
+            if not spilled:
+                states += self.backward.state_bytes(self.hidden, len(self.survey.blocks))
         for shapes, expert in self.kinds:
             phases.append((weights, self.summing(shapes, expert)))
             widest = by_blocks and shapes[0][1] == self.widest
@@ -87,6 +93,11 @@ class MemoryNeeds:
             phases.append((held, self.rounding(shapes, expert)))
         held, working = max(phases, key=sum)
         return Memory(held, states, working)
+
+    @cached_property
+    def backward(self) -> BackwardSize:
+        """What output Hessians take."""
+        return BackwardSize(self.survey, self.run)
 
     @cached_property
     def per_batch(self) -> int:

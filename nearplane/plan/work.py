@@ -12,9 +12,11 @@ from nearplane.lattice.cross_target import RIDGES
 from nearplane.methods.rate import SAMPLE_WEIGHTS
 from nearplane.model.blocks import Layer
 from nearplane.model.output_head import vocabulary
+from nearplane.plan.backward import BackwardSize
+from nearplane.plan.part import FIRST, PLAIN, OffloadCost, Part
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
-from nearplane.plan.throughput import MOVED, TRIANGLE_SHARE, MethodTrial, Throughput, attended
+from nearplane.plan.throughput import MOVED, TRIANGLE_SHARE, MethodTrial, attended
 from nearplane.rows import TILE
 from nearplane.walk.expert_hessians import ENOUGH, borrowed
 from nearplane.walk.hessian import NARROW, STRIPES
@@ -36,49 +38,6 @@ DRAWN = TRIANGLE  # flops over rows · n²: an error drawn for probing
 # time of drawing an error over the time that quantizing any matrix takes, however small it is
 DRAWN_MATRICES = 0.5
 CODE_BYTES, FACTOR_BYTES, SUM_BYTES = 4, 8, 4
-
-
-class OffloadCost(NamedTuple):
-    """What a run repeats, or moves through the disk, because of its offload.
-
-    - `again`: the share of the batches whose forward passes are repeated for every stage.
-    - `by_blocks`: whether weights are read again whenever their block is needed.
-    - `spilled`: whether hidden states go through a file between blocks.
-    """
-
-    again: float = 0.0
-    by_blocks: bool = False
-    spilled: bool = False
-
-
-FIRST = 1.0  # `Part.share` of work that the first process does while the others wait
-PLAIN = OffloadCost()
-
-
-@dataclass(frozen=True)
-class Part:
-    """Work of one kind.
-
-    - `group`: the line of the plan that it is counted in.
-    - `rate`: the field of Throughput that decides how long it takes; `amount` is in its unit.
-    - `share`: the largest share of one process, for which the others wait; None where every
-      process does all of it.
-    """
-
-    group: str
-    rate: str
-    amount: int | float
-    share: int | float | None = None
-
-    def seconds(self, rates: Throughput) -> int | float:
-        """Return the seconds until the last process has finished it."""
-        share = 1.0 if self.share is None else self.share
-        return self.amount * share / getattr(rates, self.rate)
-
-    def spent(self, rates: Throughput, ranks: int) -> int | float:
-        """Return the seconds of all processes together."""
-        times = ranks if self.share is None else 1
-        return self.amount * times / getattr(rates, self.rate)
 
 
 class Kind(NamedTuple):
@@ -230,6 +189,7 @@ def parts_of(
         *repeated(sizes, offload),
         *hessians(sizes),
     ]
+    parts += BackwardSize(survey, run).parts(sizes.hidden, sizes.blocks)
     if survey.method.allocates:
         parts += probing(sizes, trial)
     parts += factoring(sizes)
@@ -244,10 +204,11 @@ def parts_of(
 def reading(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     """Every process reads all weights: to check them, to measure sensitivities and to round them.
 
-    Blocks that stay on disk are read once more to trace them, and once more by the first process to
+    Twice for gradients; of blocks on disk once more to trace them, and once by the first process to
     store what is not quantized.
     """
     times = 3 if sizes.survey.method.allocates else 2
+    times += 2 * sizes.survey.method.weighs_outputs
     if offload.by_blocks:
         times = 1 + times * sizes.inside
     amount = times * sizes.survey.model_bytes
@@ -347,6 +308,7 @@ def rounding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     return [
         Part("rounding", "solve_flops", trial.sweeps * size, share),
         Part("rounding", "float64_flops", 2 * TRIANGLE_SHARE * checked, share),
+        *BackwardSize(sizes.survey, sizes.run).between_rows(trial.sweeps),
     ]
 
 

@@ -27,6 +27,7 @@ class ForwardPass:
     - `head`: a module in front of which it pauses after the last block; None for no such pause.
     - `index`: the block in front of which it is paused, None elsewhere. `call`: its arguments.
     - `inputs`: of the head, once it is reached. `result`: what the model returns, once it has.
+    - `grad`: whether the model's own code records what gradients need.
     """
 
     def __init__(
@@ -41,6 +42,7 @@ class ForwardPass:
         self.call = Call((), {})
         self.inputs: Tensor | None = None
         self.result: Any = None
+        self.grad = False
         self.greenlet: Any = greenlet(self.run)
 
     def run(self, _: Any = None) -> None:
@@ -73,7 +75,7 @@ class ForwardPass:
         try:
             with (
                 replaced_blocks(self.trace.blocks, self.pause),
-                torch.no_grad(),
+                torch.set_grad_enabled(self.grad),
                 naming_errors(what),
             ):
                 self.greenlet.switch(given)

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -18,6 +18,7 @@ from nearplane.model.process_memory import forget_file_pages, trim
 from nearplane.model.selection import Rules
 from nearplane.types import LayerReport, NearplaneError, QuantizedWeight
 from nearplane.walk.input_statistics import InputStatistics
+from nearplane.walk.output_hessians import OutputHessians
 from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import TO_NEAREST, Measured, report_of
@@ -47,6 +48,7 @@ class Rounder:
 
     - `layers`: all that will be rounded; `bits`: rates of those that differ from the method's own.
     - `store`: keeps finished layers for a later process; None keeps nothing.
+    - `outputs`: the output Hessians of layers; None for a method that takes none.
     - `place`: how many groups were rounded. `fallbacks`: layers that were rounded to nearest.
     - `originals`: weights as they were, of layers that run again in other blocks or later.
     """
@@ -59,6 +61,7 @@ class Rounder:
     ranks: Ranks
     bits: dict[str, float]
     store: LayerStore | None = None
+    outputs: OutputHessians | None = None
     place: int = 0
     fallbacks: list[str] = field(default_factory=list)
     rounded: set[Layer] = field(default_factory=set)
@@ -84,6 +87,7 @@ class Rounder:
             targets = targets_of(originals, inputs)
             if row_step is not None:
                 targets = [Target(originals[0], {}, row_step)]
+            targets = self.weighed(layers, originals, targets)
         basis, fallback = self.basis_of(inputs, layers)
         with self.ranks.sharing_rows():
             quantized = self.quantized(layers, originals, basis, None if fallback else targets)
@@ -96,6 +100,16 @@ class Rounder:
         if self.store is not None:
             self.store.keep(self.place, originals, done)
         yield from self.put(layers, done)
+
+    def weighed(
+        self, layers: list[Layer], originals: list[Tensor], targets: list[Target]
+    ) -> list[Target]:
+        """Return the targets with the layers' output Hessians, where there are any."""
+        found = [[] if self.outputs is None else self.outputs.of(layer) for layer in layers]
+        if not any(found):
+            return targets
+        targets = targets or list(map(Target, originals))
+        return [replace(t, output_hessian=h) for t, h in zip(targets, found, strict=True)]
 
     def finished(self, layers: list[Layer]) -> list[Finished] | None:
         """Return what an earlier process stored for layers that are rounded together, or None."""

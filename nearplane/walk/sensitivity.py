@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from nearplane.lattice import NotPositiveDefiniteError
-from nearplane.methods import Method
+from nearplane.methods import Method, Target
 from nearplane.methods.allocation import Sensitivity
 from nearplane.model.blocks import Layer
 from nearplane.model.forward_arguments import logits_of
@@ -22,6 +22,7 @@ from nearplane.walk.expert_hessians import BlockExperts
 from nearplane.walk.forward_pass import ForwardPass, run_through
 from nearplane.walk.hidden_states import HiddenStates
 from nearplane.walk.input_statistics import sum_inputs
+from nearplane.walk.output_hessians import OutputHessians
 from nearplane.walk.placement import Placement
 from nearplane.walk.streams import StageInputs, Streams
 from nearplane.walk.token_use import steps_by_use
@@ -47,6 +48,7 @@ class Probe:
     - `wanted`: the names of the layers to measure.
     - `outside`: those of them that are outside of the blocks: an output head, or an embedding that
       is one, too.
+    - `outputs`: the output Hessians that layers are rounded under, where they are.
     """
 
     placement: Placement
@@ -56,6 +58,7 @@ class Probe:
     wanted: set[str]
     progress: Progress = no_progress
     outside: list[Layer] = field(default_factory=list)
+    outputs: OutputHessians | None = None
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     @cached_property
@@ -126,12 +129,12 @@ class Probe:
         except NotPositiveDefiniteError:
             return
         before, weight = layer.stored.data, layer.weight().detach().float()
-        row_step = torch.ones(1, device=device)
+        target = Target(weight)
         if self.method.scales_rows:
             row_step = steps_by_use(layer, self.tokens, passes).to(device)
+            target = Target(weight, row_step=row_step)
         try:
-            error = self.method.drawn_error(weight / row_step, basis, DRAWN_BPW, self.draws)
-            layer.assign(weight + row_step * error)
+            layer.assign(weight + self.method.drawn_error(target, basis, DRAWN_BPW, self.draws))
             each = self.begun(self.compared_tokens)
             run_through([each], self.placement)
             yield self.compared([layer], each, reference)
@@ -194,8 +197,10 @@ class Probe:
                 continue
             for layer in stage.layers:
                 if layer.name in self.wanted:
+                    weighed = [] if self.outputs is None else self.outputs.of(layer)
                     weight = layer.weight().detach().float()
-                    yield layer, self.method.drawn_error(weight, basis, DRAWN_BPW, self.draws)
+                    target = Target(weight, output_hessian=weighed)
+                    yield layer, self.method.drawn_error(target, basis, DRAWN_BPW, self.draws)
         whole.go_on(next(streams.finish()))
 
     def compared(

@@ -23,6 +23,7 @@ from nearplane.walk.calibration import check_tokens
 from nearplane.walk.expert_hessians import BlockExperts
 from nearplane.walk.forward_pass import ForwardPass, Passes, begin, run_through
 from nearplane.walk.input_statistics import InputStatistics, sum_both_streams, sum_inputs
+from nearplane.walk.output_hessians import BackwardPasses, OutputHessians
 from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.rounding import Done, LayerStore, Rounder
@@ -112,8 +113,10 @@ class Walk:
 
     @property
     def left_out(self) -> list[str]:
-        """Sentences on what stays as it is."""
-        return self.prepared.selection.left_out(self.trace.unreached)
+        """Sentences on what stays as it is, and on what rounding does without."""
+        left, outputs = self.prepared.selection, self.prepared.outputs
+        sentences = [] if outputs is None else outputs.sentence(self.model)
+        return [*left.left_out(self.trace.unreached), *sentences]
 
     @property
     def fallbacks(self) -> list[str]:
@@ -131,7 +134,16 @@ class Walk:
     def rounder_for(self, found: "Prepared") -> Rounder:
         """Return a new rounder; `evaluate/replay.py` overrides this."""
         parts = found.placement, found.trace, found.layers, self.rules, self.ranks, self.bits
-        return Rounder(self.method, *parts, self.store)
+        return Rounder(self.method, *parts, self.store, self.weigh_outputs())
+
+    def weigh_outputs(self, progress: Progress = no_progress) -> OutputHessians | None:
+        """Return the layers' output Hessians; None for a method that takes none."""
+        prepared = self.prepared
+        if prepared.outputs is None and self.method.weighs_outputs:
+            parts = prepared.placement, prepared.trace, self.tokens, prepared.layers
+            passes = BackwardPasses(*parts, self.head, self.ranks, progress)
+            prepared.outputs = passes.output_hessians()
+        return prepared.outputs
 
     def allocate(self, progress: Progress = no_progress) -> dict[str, float]:
         """Set and return every layer's rate, in bits per weight, by its sensitivity.
@@ -145,7 +157,8 @@ class Walk:
         wanted = {layer.name for layer in prepared.layers}
         outside = prepared.selection.layers_outside(self.model)
         places = prepared.placement, prepared.trace
-        probe = Probe(*places, self.method, self.tokens, wanted, progress, outside)
+        weighed = self.weigh_outputs(progress)
+        probe = Probe(*places, self.method, self.tokens, wanted, progress, outside, weighed)
         sensitivities = probe.sensitivities()
         if sensitivities:
             bits = allocate(sensitivities, rate)
@@ -349,6 +362,7 @@ class Prepared:
     trace: ModelTrace
     layers: list[Layer]
     rounder: Rounder | None = None
+    outputs: OutputHessians | None = None
     sample: SamplePass | None = None
 
 

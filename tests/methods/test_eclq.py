@@ -93,7 +93,7 @@ def test_sides_are_about_equal():
     """Steps stand on a ladder whose rungs are at most a factor of 1.13 from what is asked for."""
     p = problem(9, 8, 64)
     basis = lattice.basis(p.hessian, "activation", 0.01)
-    sides = rounding_problem(p.weight, basis, True).unit_step[0] * basis.factor.diagonal()
+    sides = rounding_problem(Target(p.weight), basis, True).unit_step[0] * basis.factor.diagonal()
     assert sides.max() / sides.min() <= 1.13**2
 
 
@@ -102,7 +102,68 @@ def test_drawn_errors_have_the_power_of_real_ones():
     p = problem(10, 256, 128, condition=100, dtype=torch.float32)
     method = ECLQ(3.0, slope=0.0)
     basis = method.basis(p.hessian)
-    drawn = method.drawn_error(p.weight, basis, 3.0, torch.Generator().manual_seed(0)).double()
+    drawn = method.drawn_error(
+        Target(p.weight), basis, 3.0, torch.Generator().manual_seed(0)
+    ).double()
     damped = lattice.damp(p.hessian, basis.damping)
     power = ((drawn @ damped) * drawn).sum()
     assert 1 / 1.5 < float(power / method(p.weight, basis).damped_loss.sum()) < 1.5
+
+
+def with_outputs(seed: int, rows: int, n: int, blocks: int = 1):
+    """Return a problem, its basis, and an output Hessian in so many diagonal blocks."""
+    p = problem(seed, rows, n, condition=100, dtype=torch.float32)
+    each = rows // blocks
+    outputs = [problem(seed + 1 + b, 1, each, condition=1e3).hessian.float() for b in range(blocks)]
+    return p, ECLQ().basis(p.hessian), [h / h.diagonal().mean() for h in outputs]
+
+
+@pytest.mark.parametrize("blocks", [1, 3])
+@pytest.mark.parametrize("bpw", [2.125, 3.5])
+def test_on_two_sides_the_loss_of_the_outputs_falls(bpw, blocks):
+    """tr(H_O E H_I Eᵀ) at the same rate; every row keeps its bound of its own loss."""
+    p, basis, outputs = with_outputs(11, 192, 160, blocks)
+    plain = ECLQ(bpw)(p.weight, basis)
+    both = ECLQ(bpw).quantize_towards(p.weight, basis, Target(p.weight, output_hessian=outputs))
+    whole = torch.block_diag(*outputs).double()
+
+    def loss(w):
+        error = (p.weight - w.value()).double()
+        return float(((whole @ error @ p.hessian.double()) * error).sum())
+
+    assert loss(both) < 0.8 * loss(plain)
+    assert bpw - 0.01 < rate(both) <= bpw
+    assert not both.void and (both.damped_loss <= both.bound).all()
+    assert both.row_step is not None and both.row_step.unique().numel() > 1
+
+
+def test_outputs_that_count_alike_change_nothing():
+    """But that a factor of 1 for every row takes half a byte each, which the rate pays for."""
+    p = problem(12, 80, 96)
+    basis = ECLQ().basis(p.hessian)
+    alike = Target(p.weight, output_hessian=[torch.eye(80, dtype=torch.float64)])
+    both = ECLQ(3.0).quantize_towards(p.weight, basis, alike)
+    plain = ECLQ(3.0)(p.weight, basis)
+    assert both.row_step is not None and both.row_step.unique().numel() == 1
+    assert 1 < float(both.loss.sum() / plain.loss.sum()) < 1.1
+
+
+@pytest.mark.parametrize("hessian", [torch.zeros(64, 64), torch.full((64, 64), torch.nan)])
+def test_an_output_hessian_without_a_factor_counts_for_nothing(hessian):
+    p = problem(13, 64, 96, dtype=torch.float32)
+    basis = ECLQ().basis(p.hessian)
+    found = ECLQ(3.5).quantize_towards(p.weight, basis, Target(p.weight, output_hessian=[hessian]))
+    assert torch.equal(found.record, ECLQ(3.5)(p.weight, basis).record)
+
+
+def test_drawn_errors_have_the_power_of_real_ones_on_two_sides():
+    p, basis, outputs = with_outputs(14, 192, 128)
+    method, target = ECLQ(3.0, slope=0.0), Target(p.weight, output_hessian=outputs)
+    drawn = method.drawn_error(target, basis, 3.0, torch.Generator().manual_seed(0)).double()
+    real = (p.weight - method.quantize_towards(p.weight, basis, target).value()).double()
+
+    def loss(error):
+        damped = lattice.damp(p.hessian, basis.damping)
+        return float(((lattice.damp(outputs[0], 1.0) @ error @ damped) * error).sum())
+
+    assert 1 / 1.5 < loss(drawn) / loss(real) < 1.5

@@ -16,9 +16,11 @@ from nearplane.model.selection import Rules
 from nearplane.plan.devices import DECIDES, DEVICES, known, stated_throughput
 from nearplane.plan.estimate import Estimate, estimate
 from nearplane.plan.footprint import BASE_BYTES, Memory
+from nearplane.plan.part import OffloadCost, Part
+from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import survey
 from nearplane.plan.throughput import MethodTrial, Throughput, tried
-from nearplane.plan.work import OffloadCost, Part, RunSize, Sizes, network_bytes, parts_of, targets
+from nearplane.plan.work import Sizes, network_bytes, parts_of, targets
 from nearplane.types import NearplaneError
 from nearplane.walk import rounding, walk
 from nearplane.walk.calibration import MOST_TOKENS, default_sequences
@@ -83,7 +85,8 @@ def test_an_estimate_grows_with_the_tokens(wide):
 @pytest.mark.parametrize("method", [HPTQ(), ECLQ()], ids=lambda method: method.name)
 def test_calibration_and_hessians_take_time_by_the_token(wide, method):
     found = ESTIMATE.replace(wide, method=method)
-    few, many = made(found, sequences=8), made(found, sequences=64)
+    # gradients are taken of 8192 tokens, which both have
+    few, many = made(found, sequences=16), made(found, sequences=128)
     for group in few.groups:
         grows = group in ("calibration", "Hessians")
         times = many.groups[group] / few.groups[group]
@@ -111,8 +114,10 @@ def test_what_processes_divide(wide):
     parts = parts_of(wide, RunSize(64, 512, 8), TRIAL)
     assert {part.group for part in parts if part.share is None} == {
         "reading",
+        "gradients",
         "probing",
         "factors",
+        "rounding",
         "coding",
         "exchange",
     }
@@ -120,6 +125,7 @@ def test_what_processes_divide(wide):
     assert {part.group for part in divided} == {
         "calibration",
         "Hessians",
+        "gradients",
         "targets",
         "rounding",
         "coding",
@@ -213,11 +219,12 @@ def test_memory_is_kept_to_in_time_that_the_plan_counts(wide):
     assert kept["reading"] > plain["reading"] and kept["writing"] > plain["writing"]
     for group in plain.keys() - {"reading", "writing"}:
         assert plain[group] == kept[group]
-    # blocks are read to observe, check, probe and round them by all, to store what stays by one
+    # blocks are read to observe, check, probe and round them by all, forwards and backwards for
+    # gradients, and to store what stays by one
     blocks = Sizes(wide, run).inside * wide.model_bytes
     parts = parts_of(wide, run, TRIAL, OffloadCost(by_blocks=True))
     read = [p.amount for p in parts if (p.group, p.rate) == ("reading", "read_bytes")]
-    assert read == pytest.approx([wide.model_bytes + 3 * blocks, blocks])
+    assert read == pytest.approx([wide.model_bytes + 5 * blocks, blocks])
     # bfloat16 states of two streams: half of the tokens, written once for either block
     states = 2 * 64 * 512 / 2 * 2048 * 2 * 2
     assert kept["writing"] - plain["writing"] == pytest.approx(states / 1e9)

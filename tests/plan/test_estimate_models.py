@@ -7,11 +7,13 @@ import pytest
 
 from nearplane.methods import ECLQ
 from nearplane.model.selection import Rules
+from nearplane.plan.backward import squares_of
 from nearplane.plan.devices import DEVICES, stated_throughput
 from nearplane.plan.estimate import Estimate
+from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import survey
 from nearplane.plan.throughput import MethodTrial
-from nearplane.plan.work import RunSize, Sizes
+from nearplane.plan.work import Sizes
 
 BENCH = Path(__file__).parents[2] / "bench" / "plan_models.py"
 H100 = DEVICES["h100"]
@@ -102,13 +104,16 @@ def test_plans_are_bounded_by_what_is_known(models, name):
     size, drifted = sizes.rows_by_squares(), sizes.rows_by_squares(drifted=True)
     swept = 3 * size / (0.25 * H100.peaks["float32"])
     checked = 1.25 * (size + 2 * drifted) / (0.6 * H100.peaks["float64"])
-    assert one.groups["rounding"] == pytest.approx(swept + checked)
+    # rows make up for each other in three sweeps, and once more for the certificate
+    alone = [layer for layer in found.layers if layer.name not in found.shares]
+    moved = 4 * sum(squares_of(la) * la.shape[1] for la in alone) / one.rates.float32_flops
+    assert one.groups["rounding"] == pytest.approx(swept + checked + moved)
 
-    # all weights are read three times at 2 GB/s, and pass the link to the device as often
-    assert one.groups["reading"] > 3 * found.model_bytes / 2e9
+    # all weights are read five times at 2 GB/s, and pass the link to the device as often
+    assert one.groups["reading"] > 5 * found.model_bytes / 2e9
 
     # on the whole: what is bounded above is most of it
-    known = peak_s + coded_s + swept + checked + 3 * found.model_bytes / 2e9
+    known = peak_s + coded_s + swept + checked + 5 * found.model_bytes / 2e9
     assert known < one.seconds < 3 * known
 
     # with many, what is divided takes a tenth and less; what each repeats bounds the whole
@@ -135,8 +140,8 @@ def test_what_exceeds_an_accelerator_s_memory_is_said(models):
         for size in ("8B", "405B")
     )
     assert small[1].offload_cost.by_blocks and not small[8].offload_cost.by_blocks
-    # twice more through the link than three times, and nothing else that is as long
-    assert small[1].groups["reading"] > 1.3 * small[8].groups["reading"]
+    # once more through the link than five times, and nothing else that is as long
+    assert small[1].groups["reading"] > 1.15 * small[8].groups["reading"]
     assert large[64].offload_cost.again == 1
     for made, warned in ((small, False), (large, True)):
         assert any(line.startswith("warning: ") for line in made[64].lines()) == warned

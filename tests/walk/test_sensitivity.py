@@ -8,7 +8,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from nearplane.methods import ECLQ
+from nearplane.methods import ECLQ, Target
 from nearplane.model.blocks import Layer
 from nearplane.walk import sensitivity as probe_file
 from nearplane.walk.input_statistics import sum_inputs
@@ -77,7 +77,8 @@ def test_the_divergence_of_a_tied_embedding_is_that_of_the_whole_model():
         weight = layer.weight().detach().float()
         basis = METHOD.basis(inputs.hessian)
         row_step = steps_by_use(layer, TOKENS, [whole])
-        error = row_step * METHOD.drawn_error(weight / row_step, basis, DRAWN_BPW, again.draws)
+        target = Target(weight, row_step=row_step)
+        error = METHOD.drawn_error(target, basis, DRAWN_BPW, again.draws)
         p = torch.log_softmax(model(input_ids=again.compared_tokens).logits, -1)
         layer.stored.data = weight + error
         q = torch.log_softmax(model(input_ids=again.compared_tokens).logits, -1)

@@ -1,0 +1,226 @@
+"""KL divergence to the model against the bytes of the whole file: nearplane and llama.cpp's types.
+
+    .venv/bin/python bench/whole_files.py --model FILE.gguf --calibration FILE --text FILE [FILE]
+    .venv/bin/python bench/whole_files.py --plot docs/whole_files.svg RESULTS.json [RESULTS.json]
+    .venv/bin/python bench/whole_files.py --tiny
+
+Everything is quantized, embedding and output head included, as a user's command does it: `nearplane
+quantize --size`. Rows "body" leave the embedding as it is. llama.cpp quantizes the same file by its
+own function, with an importance matrix of the same tokens, if MODEL is a GGUF file; what it does
+where 256 does not divide the columns, and with the embedding, is its own choice. A file that is
+quantized already lies on a grid, which types of the same kind find again. Each result is evaluated
+on the same windows, its weights in the model's own type and products in float32.
+"""
+
+import argparse
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import tiny
+from peers.environment import FOLDER, InstallError, install, peer_python
+from speed import HERE, ROOT, machine
+
+BITS = [2.5, 3.0, 3.5, 4.0, 4.5]
+TYPES = "Q2_K IQ2_XS IQ3_XXS Q3_K_S Q3_K_M Q3_K_L IQ4_XS Q4_0 Q4_K_S Q4_K_M Q5_K_M".split()
+TITLES = f"{'':22}{'MB':>9}{'bits':>7}  " + "{}"
+COLUMNS = f"{'KL':>9}{'99.9 %':>9}{'top-1 %':>9}{'perplexity':>12}  "
+
+
+def main() -> int:
+    args = parse()
+    if args.plot:
+        plot(args.results, args.plot)
+        return 0
+    with tiny.supplied(args, model="model", calibration="text.txt", text="text.txt", work="work"):
+        args.text = args.text if isinstance(args.text, list) else [args.text]
+        return Bench(args).run()
+
+
+class Bench:
+    """One model, its texts, and the rows that were measured."""
+
+    def __init__(self, args: argparse.Namespace):
+        self.args, self.rows = args, []
+        args.work.mkdir(parents=True, exist_ok=True)
+
+    def run(self) -> int:
+        """Measure all rows; the exit status is 1 if none could be."""
+        from nearplane.model.open_model import open_model
+
+        source = open_model(str(self.args.model))
+        self.source, self.numbers = source, sum(p.numel() for p in source.model.parameters())
+        names = [text.stem for text in self.args.text]
+        print(TITLES.format("".join(f"{name:^39}  " for name in names)))
+        print(TITLES.format(COLUMNS * len(names)), flush=True)
+        for bits in self.args.bits:
+            size = f"{bits * self.numbers / 8e6:.3f}MB"
+            self.ours(f"ECLQ, {bits:g} in all", ["--size", size])
+        for bits in self.args.body:
+            self.ours(f"ECLQ, body at {bits:g}", ["--bpw", str(bits), "--keep", "embedding"])
+        if str(self.args.model).endswith(".gguf") and self.args.types:
+            self.theirs()
+        return int(not any("scores" in row for row in self.rows))
+
+    def ours(self, title: str, options: list[str]) -> None:
+        """Quantize by nearplane's command, and evaluate."""
+        out = self.args.work / "nearplane"
+        shutil.rmtree(out, ignore_errors=True)
+        words = ["quantize", str(self.args.model), str(out), *options]
+        words += ["--calibration", str(self.args.calibration), "--threads", str(self.args.threads)]
+        words += ["--sequences", str(self.args.sequences), "--length", str(self.args.length)]
+        self.row(title, [sys.executable, "-m", "nearplane", *words], out)
+
+    def theirs(self) -> None:
+        """Quantize by llama.cpp's own function, type by type, and evaluate."""
+        try:
+            install("llamacpp", self.args.peers)
+        except InstallError as error:
+            print(f"llama.cpp: not installed: {error}")
+            return
+        prepared, out = self.args.work / "prepared", self.args.work / "llamacpp"
+        prepared.mkdir(exist_ok=True)
+        self.write_importance(prepared / "imatrix.npz")
+        link = prepared / "model.gguf"
+        link.unlink(missing_ok=True)
+        link.symlink_to(self.args.model.resolve())
+        python = str(peer_python("llamacpp", self.args.peers))
+        for name in self.args.types:
+            shutil.rmtree(out, ignore_errors=True)
+            words = [str(HERE / "llamacpp_run.py"), str(prepared), str(out), "--type", name]
+            words += ["--again", "--threads", str(self.args.threads)]
+            self.row(f"llama.cpp {name}", [python, *words], out / "model.gguf")
+
+    def write_importance(self, path: Path) -> None:
+        """Write the mean squares of every column's inputs, on nearplane's calibration tokens."""
+        sys.path.insert(0, str(HERE))
+        import numpy as np
+        from gguf_of import importance, linears_of
+
+        from nearplane.walk.calibration import CalibrationRequest, calibrate
+
+        wanted = CalibrationRequest(self.args.sequences, self.args.length)
+        tokens, _ = calibrate(self.args.calibration, self.source.tokenizer, wanted)
+        linears = linears_of(self.source.model)
+        squares = importance(self.source.model, linears, tokens)
+        np.savez(path, **{f"{name}.weight": value for name, value in squares.items()})
+
+    def row(self, title: str, command: list[str], result: Path) -> None:
+        """Run a command, evaluate what it wrote, and print and store the row."""
+        started = time.perf_counter()
+        done = subprocess.run(command, capture_output=True, text=True)
+        row: dict[str, Any] = {"title": title, "seconds": time.perf_counter() - started}
+        if done.returncode:
+            said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+            row["failed"] = said[-1][:200] if said else "no message"
+            print(f"{title:22}  not measured: {row['failed']}", flush=True)
+        else:
+            row["bytes"] = bytes_of(result)
+            row["scores"] = [self.scores(result, text) for text in self.args.text]
+            print(line(row, self.numbers), flush=True)
+        self.rows.append(row)
+        if self.args.json:
+            about = {"model": self.args.model.name, "numbers": self.numbers, "machine": machine()}
+            about["texts"] = [text.stem for text in self.args.text]
+            self.args.json.write_text(json.dumps(about | {"rows": self.rows}, indent=2) + "\n")
+
+    def scores(self, result: Path, text: Path) -> dict[str, float]:
+        """Return how a result predicts a text."""
+        import torch
+
+        import nearplane as npl
+        from nearplane.evaluate.divergence import divergence
+        from nearplane.evaluate.perplexity import WindowOptions, text_windows
+        from nearplane.model.open_model import open_model
+
+        if result.is_dir():
+            model = npl.load(str(result), dequantize=True)
+        else:
+            model = open_model(str(result)).model
+        cut = WindowOptions(context=self.args.context, windows=self.args.windows)
+        windows = text_windows(text, self.source.tokenizer, cut)
+        # after rounding to the stored type
+        found = divergence(model.to(torch.float32), self.source.model.float(), windows, cut)
+        scores = {"kl": found.kl, "kl_999": found.kl_999, "top1": found.top1}
+        return scores | {"perplexity": found.model.perplexity, "tokens": found.tokens}
+
+
+def line(row: dict[str, Any], numbers: int) -> str:
+    """Return one row of the table."""
+    size = row["bytes"]
+    said = f"{row['title']:22}{size / 1e6:9.2f}{8 * size / numbers:7.3f}  "
+    for each in row["scores"]:
+        said += f"{each['kl']:9.4f}{each['kl_999']:9.3f}{100 * each['top1']:9.2f}"
+        said += f"{each['perplexity']:12.3f}  "
+    return said.rstrip()
+
+
+def bytes_of(result: Path) -> int:
+    """Return the bytes of the weights' files: tokenizers are left out of nearplane's folder."""
+    files = result.glob("*.safetensors") if result.is_dir() else [result]
+    return sum(file.stat().st_size for file in files)
+
+
+def plot(results: list[Path], file: Path) -> None:
+    """Draw KL divergence against bytes, a panel a model and text."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot
+
+    pyplot.rcParams["svg.hashsalt"] = "nearplane"
+    found = [json.loads(result.read_text()) for result in results]
+    panels = [(each, number) for each in found for number in range(len(each["texts"]))]
+    figure, grid = pyplot.subplots(
+        1, len(panels), figsize=(5 * len(panels), 4.2), layout="constrained", squeeze=False
+    )
+    kinds = {"in all": "-o", "body": "--s", "llama.cpp": "kx"}
+    labels = {"in all": "nearplane", "body": "nearplane, embedding as it is"}
+    for axes, (each, number) in zip(grid[0], panels, strict=True):
+        for kind, look in kinds.items():
+            rows = [row for row in each["rows"] if kind in row["title"] and "scores" in row]
+            points = sorted((r["bytes"] / 1e6, r["scores"][number]["kl"], r["title"]) for r in rows)
+            if not points:
+                continue
+            xs, ys, _ = zip(*points, strict=True)
+            axes.plot(xs, ys, look, label=labels.get(kind, kind))
+            for x, y, title in points if kind == "llama.cpp" else []:
+                axes.annotate(title.removeprefix("llama.cpp "), (x, y), fontsize=6)
+        axes.set(xlabel="MB of the whole file", title=f"{each['model']}\n{each['texts'][number]}")
+        axes.set_yscale("log")
+        axes.grid(alpha=0.3, which="both")
+    grid[0][0].set_ylabel("KL divergence to the model, nats a token")
+    grid[0][0].legend(fontsize=8)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, metadata={"Date": None})
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    asked = not tiny.ASKED and "--plot" not in sys.argv
+    parser.add_argument("results", type=Path, nargs="*", help="JSON files, with --plot")
+    parser.add_argument("--model", type=Path, required=asked, help="a GGUF file, or a folder")
+    parser.add_argument("--calibration", type=Path, required=asked)
+    parser.add_argument("--text", type=Path, nargs="+", required=asked, help="to evaluate on")
+    parser.add_argument("--sequences", type=int, default=48)
+    parser.add_argument("--length", type=int, default=512)
+    parser.add_argument("--context", type=int, default=1024)
+    parser.add_argument("--windows", type=int, default=12)
+    parser.add_argument("--bits", type=float, nargs="*", default=BITS, help="a number of the file")
+    parser.add_argument("--body", type=float, nargs="*", default=[2.125, 3.125])
+    parser.add_argument("--types", nargs="*", default=TYPES, help="llama.cpp's file types")
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--json", type=Path, help="write every row here")
+    parser.add_argument("--plot", type=Path, help="only draw the results that are given")
+    parser.add_argument("--peers", type=Path, default=FOLDER, help="the peers' environments")
+    parser.add_argument("--work", type=Path, default=ROOT / "bench-out" / "whole-files")
+    small = {"sequences": 4, "length": 32, "context": 32, "windows": 2, "bits": [8.0]}
+    return tiny.parse(parser, **small, body=[], work=None, threads=1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
