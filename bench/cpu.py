@@ -20,6 +20,7 @@ read-bandwidth reads memory and does no more: it has only `gbytes_per_s`, with `
 """
 
 import argparse
+import itertools
 import json
 import os
 import subprocess
@@ -49,6 +50,8 @@ JUDGED = [Kind("hptq", 3.1), Kind("ssqr", 3, 0.01)]
 QUICK = [Kind("hptq", 2.1), Kind("eclq", 3.1), Kind("eclq", 2.1), *JUDGED]
 TINY = Model("tiny", hidden=256, feed_forward=512, heads=4, kv_heads=4)
 QUICK_SECONDS, FEWEST_ROUNDS = 13, 5
+HPTQ_FAST, ECLQ_FAST = "nearplane-hptq-fast", "nearplane-eclq-fast"
+SPARSE_FAST = "nearplane-ssqr-fast 3 +1%"
 HPTQ, ECLQ, SPARSE = "nearplane-hptq", "nearplane-eclq", "nearplane-ssqr 3 +1%"
 BF16, Q3_K, READ = ("torch-bf16", None), ("llama.cpp-q3_k", None), ("read-bandwidth", None)
 LIMIT = ("read-bandwidth", "of its bits")
@@ -63,6 +66,19 @@ ASKED = [
     ((SPARSE, None), Q3_K, 1.0),
     ((f"{HPTQ} 3.1", "avx2"), (f"{HPTQ} 3.1", None), 0.25),
     ((SPARSE, "avx2"), (SPARSE, None), 0.25),
+    *(
+        each
+        for isa in (None, "avx2")
+        for each in [
+            ((f"{HPTQ_FAST} 3.1", isa), BF16, 4.0),
+            ((f"{HPTQ_FAST} 3.1", isa), Q3_K, 1.3),
+            ((f"{ECLQ_FAST} 3.1", isa), BF16, 4.0),
+            ((f"{ECLQ_FAST} 3.1", isa), Q3_K, 1.3),
+            ((SPARSE_FAST, isa), Q3_K, 1.0),
+        ]
+    ),
+    ((f"{HPTQ_FAST} 3.1", None), (f"{HPTQ} 3.1", None), 1.5),
+    ((f"{ECLQ_FAST} 3.1", None), (f"{ECLQ} 3.1", None), 1.5),
 ]
 
 Samples = dict[Row, list[Throughput]]
@@ -80,15 +96,15 @@ def ours(args: argparse.Namespace) -> tuple[list[Row], int]:
         if not wanted(kind.name, args.only):
             continue
         isas = {batch: args.isa or cpu.available()[-1:] for batch in args.batches}
-        if not args.isa and kind in JUDGED and 1 in isas:
+        if not args.isa and (kind in JUDGED or args.quick) and 1 in isas:
             slow = ["avx2"] if args.quick else cpu.available()
             isas[1] = [isa for isa in cpu.available() if isa in (*slow, *isas[1])]
-        for model in args.models:
-            rows, red = cpu_rows.ours(kind, MODELS[model], isas, dtype)
+        for model, layout in itertools.product(args.models, ("compact", "fast")):
+            rows, red = cpu_rows.ours(kind, MODELS[model], isas, dtype, layout)
             found += rows
             refused += bool(red)
             for isa, case in red.items():
-                print(f"{kind.label}, {model}, {isa}: not timed: {case}", flush=True)
+                print(f"{kind.label}, {layout}, {model}, {isa}: not timed: {case}", flush=True)
     return found, refused
 
 

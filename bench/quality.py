@@ -237,7 +237,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--work", type=Path, default=ROOT / "bench-out" / "quality")
     parser.add_argument("--keep", action="store_true", help="leave the checkpoints in --work")
     small = {"sequences": 4, "length": 32, "context": 32, "windows": 2, "rates": [5.0]}
-    small |= {"only": ["eclq"], "work": None, "threads": 1}
+    small |= {"only": ["hptq"], "work": None, "threads": 1}
     args = tiny.parse(parser, **small)
     args.append = args.append or args.missing
     return args

@@ -13,11 +13,15 @@ on the same windows, its weights in the model's own type and products in float32
 """
 
 import argparse
+import contextlib
+import io
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -73,7 +77,7 @@ class Bench:
         words = ["quantize", str(self.args.model), str(out), *options]
         words += ["--calibration", str(self.args.calibration), "--threads", str(self.args.threads)]
         words += ["--sequences", str(self.args.sequences), "--length", str(self.args.length)]
-        self.row(title, [sys.executable, "-m", "nearplane", *words], out)
+        self.row(title, lambda: nearplane(words), out)
 
     def theirs(self) -> None:
         """Quantize by llama.cpp's own function, type by type, and evaluate."""
@@ -93,7 +97,7 @@ class Bench:
             shutil.rmtree(out, ignore_errors=True)
             words = [str(HERE / "llamacpp_run.py"), str(prepared), str(out), "--type", name]
             words += ["--again", "--threads", str(self.args.threads)]
-            self.row(f"llama.cpp {name}", [python, *words], out / "model.gguf")
+            self.row(f"llama.cpp {name}", partial(run, [python, *words]), out / "model.gguf")
 
     def write_importance(self, path: Path) -> None:
         """Write the mean squares of every column's inputs, on nearplane's calibration tokens."""
@@ -109,14 +113,16 @@ class Bench:
         squares = importance(self.source.model, linears, tokens)
         np.savez(path, **{f"{name}.weight": value for name, value in squares.items()})
 
-    def row(self, title: str, command: list[str], result: Path) -> None:
-        """Run a command, evaluate what it wrote, and print and store the row."""
+    def row(self, title: str, made: Callable[[], str], result: Path) -> None:
+        """Make a file, evaluate it, and print and store the row.
+
+        - `made`: returns why it could not; "" if it could.
+        """
         started = time.perf_counter()
-        done = subprocess.run(command, capture_output=True, text=True)
+        failed = made()
         row: dict[str, Any] = {"title": title, "seconds": time.perf_counter() - started}
-        if done.returncode:
-            said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
-            row["failed"] = said[-1][:200] if said else "no message"
+        if failed:
+            row["failed"] = failed[:200]
             print(f"{title:22}  not measured: {row['failed']}", flush=True)
         else:
             row["bytes"] = bytes_of(result)
@@ -147,6 +153,26 @@ class Bench:
         found = divergence(model.to(torch.float32), self.source.model.float(), windows, cut)
         scores = {"kl": found.kl, "kl_999": found.kl_999, "top1": found.top1}
         return scores | {"perplexity": found.model.perplexity, "tokens": found.tokens}
+
+
+def nearplane(words: list[str]) -> str:
+    """Run nearplane's command line, silently; return why it failed, or nothing."""
+    from nearplane.cli.app import app
+
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+        try:
+            app(words, standalone_mode=False)
+        # whatever it is, the row shows it
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def run(command: list[str]) -> str:
+    """Run another program; return its last line if it failed, or nothing."""
+    done = subprocess.run(command, capture_output=True, text=True)
+    said = [line for line in (done.stderr + done.stdout).splitlines() if line.strip()]
+    return "" if not done.returncode else said[-1] if said else "no message"
 
 
 def line(row: dict[str, Any], numbers: int) -> str:

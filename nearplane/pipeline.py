@@ -217,11 +217,10 @@ def say_first(facts: list[str], differing: list[str], watcher: Watcher) -> None:
 def allocated(walk: Walk, ledger: Ledger, watcher: Watcher) -> dict[str, Any]:
     """Return the recipe's entry of every layer's rate; {} if the method gives all the same rate.
 
-    The rates are those of the run that is resumed, or measured now. Output Hessians come first.
+    They are those of the run that is resumed, or measured now; output Hessians come first.
     """
-    outputs = walk.weigh_outputs(watcher.progress)
-    for sentence in outputs.sentence(walk.model) if outputs else []:
-        watcher.says(f"warning: {sentence}")
+    if walk.weigh_outputs(watcher.progress) and walk.by_themselves:
+        watcher.says(f"warning: rows are rounded by themselves: {walk.by_themselves}")
     if not walk.method.allocates:
         return {}
     known = ledger.recall("allocation")
@@ -288,6 +287,7 @@ class Finish:
             "seconds": time.perf_counter() - started,
             "left_out": self.walk.left_out,
             "fallbacks": self.walk.fallbacks,
+            "rows_by_themselves": self.walk.by_themselves,
             "experts": self.walk.arrivals,
         }
         report = run_report(self.reports, bits, self.recipe, facts)

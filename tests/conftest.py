@@ -42,7 +42,8 @@ settings.load_profile("some")
 compute_dtype.slowdown = lambda dtype: 1.0
 
 # Checks of the shapes and types of all arguments take longer than what is checked; every so many
-# tests, chosen by their names, have them. `--thorough` is `make test-long`.
+# tests, chosen by their names, have them, but for whole runs, whose parts other tests check.
+# `--thorough` is `make test-long`.
 CHECKED = 8
 
 # A suite grows until nobody runs it. Its CPU time is compared with that of a loop of a million
@@ -65,7 +66,8 @@ def pytest_configure(config):
 def annotations(request):
     """Check annotated shapes and types in this test, or not."""
     everywhere = request.config.getoption("--thorough")
-    wanted = everywhere or zlib.crc32(request.node.nodeid.encode()) % CHECKED == 0
+    some = zlib.crc32(request.node.nodeid.encode()) % CHECKED == 0
+    wanted = everywhere or (some and not request.node.get_closest_marker("whole_run"))
     jaxtyping.config.update("jaxtyping_disable", not wanted)
     yield
     jaxtyping.config.update("jaxtyping_disable", False)

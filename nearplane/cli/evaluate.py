@@ -15,6 +15,14 @@ Dequantize = Annotated[
     ),
 ]
 
+Resident = Annotated[
+    str,
+    typer.Option(
+        help="How compressed layers lie in memory: compact, as small as the file; fast, up to "
+        "a bit a weight more; auto, the faster one on this processor if memory allows it"
+    ),
+]
+
 CONTEXT = 1024  # tokens of a window
 
 
@@ -35,6 +43,7 @@ def evaluate(
     ] = None,
     dequantize: Dequantize = True,
     arithmetic: Arithmetic = "auto",
+    resident: Resident = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
@@ -42,13 +51,15 @@ def evaluate(
     from nearplane.cli.quiet import quiet
     from nearplane.evaluate.perplexity import WindowOptions, text_windows
     from nearplane.export.linear import is_compressed, resident_bpw
+    from nearplane.export.load import check_resident
     from nearplane.model.compute_dtype import check_arithmetic, name_of
     from nearplane.model.positions import check_positions, position_limit
 
     check_arithmetic(arithmetic)
+    check_resident(resident)
     options = WindowOptions(CONTEXT if context is None else context, stride, windows)
     quiet()
-    opened, tokenizer = open_any(model, dequantize, arithmetic, trust_remote_code)
+    opened, tokenizer = open_any(model, dequantize, arithmetic, trust_remote_code, resident)
     if tokenizer is None:
         raise NearplaneError(f"{model} has no tokenizer that can be read")
     if context is None:
@@ -96,18 +107,21 @@ def run(
     ] = None,
     dequantize: Dequantize = False,
     arithmetic: Arithmetic = "auto",
+    resident: Resident = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Continue a prompt, greedily, and write the text as it comes."""
     from nearplane.cli.quiet import quiet
+    from nearplane.export.load import check_resident
     from nearplane.model.compute_dtype import check_arithmetic
     from nearplane.model.positions import check_positions
 
     if tokens < 1:
         raise NearplaneError(f"--tokens must be at least 1, not {tokens}")
     check_arithmetic(arithmetic)
+    check_resident(resident)
     quiet()
-    model, tokenizer = open_any(directory, dequantize, arithmetic, trust_remote_code)
+    model, tokenizer = open_any(directory, dequantize, arithmetic, trust_remote_code, resident)
     if tokenizer is None:
         raise NearplaneError(f"{directory} has no tokenizer that can be read")
     with naming_errors("making tokens of the prompt"):
@@ -117,7 +131,11 @@ def run(
 
 
 def open_any(
-    name: str, dequantize: bool, arithmetic: str = "auto", trust_remote_code: bool = False
+    name: str,
+    dequantize: bool,
+    arithmetic: str = "auto",
+    trust_remote_code: bool = False,
+    resident: str = "auto",
 ) -> tuple[Any, Any]:
     """Return model and tokenizer of a nearplane checkpoint or of any transformers model."""
     from nearplane.export.load import load, load_tokenizer
@@ -132,6 +150,7 @@ def open_any(
         source = open_model(name, trust_remote_code, dtype=compute)
         return source.model, source.tokenizer
     options = {"arithmetic": arithmetic, "trust_remote_code": trust_remote_code}
+    options["resident"] = resident
     tokenizer = load_tokenizer(name, trust_remote_code)
     return load(name, dequantize=dequantize, **options), tokenizer
 

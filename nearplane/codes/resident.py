@@ -5,6 +5,10 @@ versions of the functions below, and with them other forms: layouts made from th
 model is loaded.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
@@ -15,6 +19,34 @@ from nearplane.codes import record as records
 from nearplane.op import Op
 
 RECORD = "record"  # the name of the form in which the bytes are the record itself
+AUTO, COMPACT, FAST = "auto", "compact", "fast"
+WANTED = (AUTO, COMPACT, FAST)  # what a user may ask `lay_out` for, see `wanting`
+
+_wanted: ContextVar[str] = ContextVar("wanted", default=AUTO)
+
+
+@contextmanager
+def wanting(form: str) -> Iterator[None]:
+    """Inside a `with` block, lay records out as asked.
+
+    - `form`: "compact", about as small as the record; "fast", in codes of fixed width, where a
+      product takes activations as integers and is off by about 1e-4 of its result; "auto" is the
+      one that this processor multiplies by faster, where memory allows it.
+
+    ValueError for another word.
+    """
+    if form not in WANTED:
+        raise ValueError(f"resident must be one of {', '.join(WANTED)}, not {form!r}")
+    token = _wanted.set(form)
+    try:
+        yield
+    finally:
+        _wanted.reset(token)
+
+
+def wanted() -> str:
+    """Return what `lay_out` is asked for now."""
+    return _wanted.get()
 
 
 @Op

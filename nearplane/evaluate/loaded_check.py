@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearplane.codes.resident import COMPACT
 from nearplane.export.load import load
 from nearplane.model.forward_arguments import forward_arguments
 from nearplane.types import NearplaneError, naming_errors
@@ -53,7 +54,8 @@ def run_and_compare(
     name, seen = sample.trace.name, sample.seen
     assert seen.tokens is not None
     names = [f"{name}.{index}" for index in range(len(sample.trace.blocks))]
-    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trusted}
+    # the walk's own products are exact
+    options: dict[str, Any] = {"dtype": dtype, "trust_remote_code": trusted, "resident": COMPACT}
     with naming_errors("loading the checkpoint that was made"):
         model: Any = load(directory, **options, without=names if by_blocks else ())
     blocks = model.get_submodule(name)

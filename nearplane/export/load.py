@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from nearplane.codes.resident import WANTED, wanting
 from nearplane.export import checkpoint_reader
 from nearplane.model.auto_class import auto_class
 from nearplane.model.compute_dtype import AUTO, arithmetic_for, check_arithmetic, name_of
@@ -31,6 +32,7 @@ def load(
     dequantize: bool = False,
     trust_remote_code: bool = False,
     arithmetic: str = AUTO,
+    resident: str = AUTO,
     without: Sequence[str] = (),
 ) -> "PreTrainedModel":
     """Return the model of a checkpoint, ready to evaluate.
@@ -46,9 +48,13 @@ def load(
     - `arithmetic`: the type that products run in: "float32", "bfloat16" or "float16"; "auto" is the
       checkpoint's own, or float32 where this processor is slow at that. `save_pretrained` stores
       the checkpoint's own type again.
+    - `resident`: how weights are held in memory on a CPU: "compact" is about as small as the file,
+      "fast" takes up to a bit a weight more, and integer activations, which moves results by about
+      1e-4; "auto" is what this processor multiplies by faster, where memory allows it.
     - `without`: names of modules whose tensors are not loaded; they stay on the meta device.
     """
     check_arithmetic(arithmetic)
+    check_resident(resident)
     source = _checked(path)
     config = _config(source, trust_remote_code)
     checkpoint = checkpoint_reader.open_checkpoint(source) if Path(source).is_dir() else None
@@ -63,13 +69,19 @@ def load(
     place = None if device is None or dequantize else {"": torch.device(device)}
     if without:
         place = {"": torch.device(device or "cpu")} | dict.fromkeys(without, torch.device("meta"))
-    with without_dispatch() if without else nullcontext():
+    with wanting(resident), without_dispatch() if without else nullcontext():
         model = _complete(source, tensors, config, compute, trust_remote_code, place)
     if getattr(model, "hf_quantizer", None) is None:
         raise NearplaneError(f"{path} is not a nearplane checkpoint")
     if dequantize:
         model = model.dequantize()
     return (model if device is None else model.to(device)).eval()  # pyright: ignore[reportArgumentType]
+
+
+def check_resident(resident: str) -> None:
+    """Raise NearplaneError unless `load` takes this word for `resident`."""
+    if resident not in WANTED:
+        raise NearplaneError(f"resident must be one of {', '.join(WANTED)}, not {resident!r}")
 
 
 def load_tokenizer(path: str | Path, trust_remote_code: bool = False) -> "PreTrainedTokenizerBase":
@@ -158,8 +170,8 @@ def _complete(
         said = first_line(error)
         raise NearplaneError(f"{source} cannot be loaded: {said}") from error
     model, found = loaded
-    wanting = sorted(str(key) for key in [*found["missing_keys"], *found["mismatched_keys"]])
-    if wanting:
-        some = ", ".join(wanting[:3])
-        raise NearplaneError(f"{source} lacks {len(wanting)} tensors of the model, such as {some}")
+    lacking = sorted(str(key) for key in [*found["missing_keys"], *found["mismatched_keys"]])
+    if lacking:
+        some = ", ".join(lacking[:3])
+        raise NearplaneError(f"{source} lacks {len(lacking)} tensors of the model, such as {some}")
     return model

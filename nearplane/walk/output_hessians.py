@@ -46,13 +46,6 @@ class OutputHessians:
     places: dict[str, list[int]] = field(default_factory=dict)
     problem: str = ""
 
-    def sentence(self, model: Any) -> list[str]:
-        """Say why rows are rounded by themselves, if they are."""
-        if not self.problem:
-            return []
-        name = type(model).__name__
-        return [f"rows are rounded by themselves: no gradients of {name} ({self.problem})"]
-
     def of(self, layer: Layer) -> list[Float32[Tensor, "some some"]]:
         """Return the diagonal blocks of the mean of g gᵀ, in units of its mean diagonal.
 
@@ -98,20 +91,23 @@ class BackwardPasses:
         """Return the output Hessians; none, and why, for a model without gradients."""
         found = OutputHessians(self.placement.hidden_states())
         if self.trace.changes_arguments or self.trace.changes_in_place:
-            found.problem = "its blocks change what they are given"
+            name = type(self.placement.model).__name__
+            found.problem = f"the blocks of {name} change what they are given"
             return found
         try:
             with self.placement.outside(), frozen(self.placement.model):
                 self.run(found)
         except (NearplaneError, RuntimeError, NotImplementedError, TypeError) as error:
-            found.places, found.problem = {}, first_line(error)
+            name = type(self.placement.model).__name__
+            found.places, found.problem = {}, f"{name} has no gradients ({first_line(error)})"
         return found
 
     def run(self, found: OutputHessians) -> None:
         """Run all passes forwards and backwards; keeps what every block's layers give."""
         some = self.tokens[: max(1, TOKENS // self.tokens.shape[1])]
+        rank, size = self.ranks.rank, self.ranks.size
         # there may be more processes than sequences
-        own = some[self.ranks.rank :: self.ranks.size]
+        own = some[rank::size] if len(some) < size else self.ranks.share(some)
         passes = [
             TapedPass(
                 ForwardPass(

@@ -113,10 +113,13 @@ class Walk:
 
     @property
     def left_out(self) -> list[str]:
-        """Sentences on what stays as it is, and on what rounding does without."""
-        left, outputs = self.prepared.selection, self.prepared.outputs
-        sentences = [] if outputs is None else outputs.sentence(self.model)
-        return [*left.left_out(self.trace.unreached), *sentences]
+        """Sentences on what stays as it is."""
+        return self.prepared.selection.left_out(self.trace.unreached)
+
+    @property
+    def by_themselves(self) -> str:
+        """Why rows do not make up for each other; "" if they do, or for a method without that."""
+        return "" if self.prepared.outputs is None else self.prepared.outputs.problem
 
     @property
     def fallbacks(self) -> list[str]:
@@ -140,9 +143,8 @@ class Walk:
         """Return the layers' output Hessians; None for a method that takes none."""
         prepared = self.prepared
         if prepared.outputs is None and self.method.weighs_outputs:
-            parts = prepared.placement, prepared.trace, self.tokens, prepared.layers
-            passes = BackwardPasses(*parts, self.head, self.ranks, progress)
-            prepared.outputs = passes.output_hessians()
+            parts = prepared.placement, prepared.trace, self.tokens, prepared.layers, self.head
+            prepared.outputs = BackwardPasses(*parts, self.ranks, progress).output_hessians()
         return prepared.outputs
 
     def allocate(self, progress: Progress = no_progress) -> dict[str, float]:

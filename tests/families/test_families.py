@@ -44,6 +44,7 @@ def test_nearly_all_families_work():
     assert all(f"| {WORKS} |" in row or "| refused: " in row for row in rows)
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("family", SOME)
 def test_a_family_goes_all_the_way(family):
     assert outcome(family, {"eclq": ECLQ(bpw=9.5)}).row() == table.rows()[family]

@@ -101,6 +101,7 @@ class Exact {
 // A matrix that owns its parts.
 struct Drawn {
   uint32_t rows, columns, group_size, step_form, code_tag, step_type = kF32;
+  bool fast = false;
   std::vector<int32_t> code, start, column;
   std::vector<float> step, row_step;
   std::vector<uint16_t> value;
@@ -117,7 +118,10 @@ struct Drawn {
             row_step.empty() ? nullptr : row_step.data(),
             sparse ? start.data() : nullptr,
             sparse ? column.data() : nullptr,
-            sparse ? value.data() : nullptr};
+            sparse ? value.data() : nullptr,
+            0,
+            0,
+            fast};
   }
   uint32_t across() const { return divide_up(columns, group_size); }
   float step_at(uint32_t r, uint32_t c) const {
@@ -195,6 +199,7 @@ Drawn draw(Random& random) {
   draw_steps(random, m);
   draw_row_steps(random, m);
   draw_outliers(random, m);
+  m.fast = random.one_in(2);
   return m;
 }
 
@@ -238,8 +243,15 @@ void compare_product(Random& random, const Drawn& m, const View& view, const std
   const bool biased = random.one_in(2);
   product(view, at, batch, type, biased ? bias.data() : nullptr, y.data());
   const double part = largest_part(view.head), last = std::ldexp(1, type == kF32 ? -24 : type == kF16 ? -11 : -8);
+  const bool tiles = view.head.tile_places;
   for (uint32_t b = 0; b < batch; b++)
     for (uint32_t r = 0; r < m.rows; r++) {
+      // tiles take integers in place of activations: off by half of the largest one's share of 16,256
+      double apart = 0, largest = 0;
+      for (uint32_t c = 0; c < m.columns && tiles; c++) {
+        const double x_c = std::abs(load(at, size_t(b) * m.columns + c, type));
+        largest = std::max(largest, m.step_form == 2 ? x_c : x_c * std::abs(double(m.step_at(r, c))));
+      }
       double sum = biased ? load(bias.data(), r, type) : 0, square = sum * sum;
       for (uint32_t c = 0; c < m.columns; c++) {
         const size_t k = size_t(r) * m.columns + c;
@@ -247,6 +259,8 @@ void compare_product(Random& random, const Drawn& m, const View& view, const std
                      coded = double(m.code[k]) * m.step_at(r, c);
         const double most =
             (std::abs(coded) + std::abs(w[k] - coded) + part * std::abs(m.step_at(r, c))) * std::abs(activation);
+        if (tiles)
+          apart += std::abs(double(m.code[k])) * largest * (m.step_form == 2 ? std::abs(double(m.step_at(r, c))) : 1);
         sum += w[k] * activation;
         square += most * most;
       }
@@ -254,8 +268,8 @@ void compare_product(Random& random, const Drawn& m, const View& view, const std
       // lanes and planes of two terms, outliers, escapes: so many additions round sums of at most this size; six
       // deviations
       const double additions = m.columns * (2.0 * (view.head.planes + 1) + 2) + 8;
-      const double limit =
-          std::ldexp(6 * std::sqrt(additions / 3 * square), -24) + last * std::abs(sum) + std::ldexp(1, -25);
+      const double limit = std::ldexp(6 * std::sqrt(additions / 3 * square), -24) + last * std::abs(sum) +
+                           std::ldexp(1, -25) + 1.01 * apart / 2 / kLargestInput;
       const double got = load(y.data(), size_t(b) * m.rows + r, type);
       if (!(std::abs(got - sum) <= limit))
         fail(std::string(name) + " gives " + std::to_string(got) + ", not " + std::to_string(sum) + " in row " +
@@ -324,10 +338,10 @@ uint64_t extreme(Random& random, uint64_t usual) {
 void damage(Random& random, std::vector<uint8_t>& bytes) {
   const size_t size = bytes.size();
   Header& h = *reinterpret_cast<Header*>(bytes.data());
-  const uint64_t section[] = {h.row_at,      h.column_at,   h.factor_at,       h.palette_at, h.step_at,
-                              h.segment_at,  h.cell_at,     h.table_at,        h.start_at,   h.stream_at,
-                              h.plane[0].at, h.plane[1].at, h.escape.start_at, h.escape.at,  h.outlier.start_at,
-                              h.outlier.at,  h.row_step_at, h.row_palette_at};
+  const uint64_t section[] = {
+      h.row_at,           h.column_at,  h.factor_at,   h.palette_at,     h.step_at,      h.segment_at,      h.cell_at,
+      h.table_at,         h.start_at,   h.stream_at,   h.plane[0].at,    h.plane[1].at,  h.escape.start_at, h.escape.at,
+      h.outlier.start_at, h.outlier.at, h.row_step_at, h.row_palette_at, h.tile_kind_at, h.tile_start_at,   h.tile_at};
   const uint64_t at = random.of(section);
   auto there = [size](uint64_t from, uint64_t count) { return from && from <= size && count <= size - from; };
   switch (random.below(8)) {

@@ -23,6 +23,7 @@ FORM = "cpu"  # the name of this layout in nearplane/codes/resident.py
 # a layout of more than MOST_GROWTH · record + FREE_BYTES bytes is not used: the record is then
 # decoded at every use
 MOST_GROWTH, FREE_BYTES = 1.5, 2**16
+FAST_GROWTH = 2.0  # in place of MOST_GROWTH, for a layout that is asked to be fast
 STEP_TYPES = {1: 1, 2: 2}  # float16 and bfloat16 steps are kept as such, all others become float32
 
 # address of every layout that was made or checked here -> the tensor and the weight's shape
@@ -31,21 +32,26 @@ _known: dict[int, tuple["weakref.ref[Tensor]", tuple[int, int]]] = {}
 _readers: dict[int, int] = {}
 
 
-def pack(record: UInt8[Tensor, " bytes"]) -> UInt8[Tensor, " layout"] | None:
-    """Return the layout of a record; None if these kernels cannot serve it or would not pay."""
+def pack(record: UInt8[Tensor, " bytes"], fast: bool = False) -> UInt8[Tensor, " layout"] | None:
+    """Return the layout of a record; None if these kernels cannot serve it or would not pay.
+
+    - `fast`: in codes of fixed width, which take more memory and less time than prefix codes do.
+      Products then take activations as integers of 15 bits.
+    """
     lib = kernels()
     held, head = codes.unpack(record), codes.inspect(record)
     option = coders.option(record, head)
     if option is None or not coders.is_lossless(held):
         return None
     matrix, kept = _matrix(held, head)
-    matrix.stored_bytes, matrix.coder = len(record), option
+    matrix.stored_bytes, matrix.coder, matrix.fast = len(record), option, fast
     size = ctypes.c_uint64()
     handle = lib.np_pack(ctypes.byref(matrix), torch.get_num_threads(), ctypes.byref(size))
     del kept
     if not handle:
         return None
-    if size.value > MOST_GROWTH * len(record) + FREE_BYTES:
+    growth = FAST_GROWTH if fast else MOST_GROWTH
+    if size.value > growth * len(record) + FREE_BYTES:
         lib.np_take(handle, None)
         return None
     layout = torch.empty(size.value, dtype=torch.uint8)

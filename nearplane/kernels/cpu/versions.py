@@ -5,7 +5,8 @@ import torch
 from torch import Tensor
 
 from nearplane.codes import bands, resident
-from nearplane.kernels.cpu.layout import FORM, pack, unpack, weight, weight_rows
+from nearplane.kernels.cpu import choice
+from nearplane.kernels.cpu.layout import FORM, unpack, weight, weight_rows
 from nearplane.kernels.cpu.library import TYPES
 from nearplane.kernels.cpu.linear import linear
 from nearplane.kernels.cpu.streams import decode
@@ -33,7 +34,7 @@ def _looks_up(
 
 @resident.lay_out.version("cpu", _on_cpu)
 def _lay_out(record: Tensor, rows: int, columns: int) -> tuple[str, Tensor]:
-    layout = pack(record)
+    layout = choice.lay_out(record, rows, columns)
     return (resident.RECORD, record) if layout is None else (FORM, layout)
 
 

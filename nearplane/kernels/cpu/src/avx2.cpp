@@ -460,12 +460,20 @@ void sparse(const Sparse& s, const uint8_t* entries, uint32_t steps, float scale
   }
 }
 
+#include "tiles_avx2.inc"
+
+// Compiled with the flags of this file.
+void tile_integers(const float* place, uint32_t count, int16_t* whole, int8_t* high, int8_t* low, float* scale,
+                   int32_t* sum) {
+  tile_inputs(place, count, whole, high, low, scale, sum);
+}
+
 #define NEARPLANE_FMA 1
 #include "leaf.inc"
 
 }  // namespace
 
-constexpr Kernels avx2_kernels{"avx2",   false,     arrange_plain, split_plain, decode_lanes,  decode_plane,
-                               multiply, transpose, sparse,        round_leaf,  lanes_product, plane_product};
+constexpr Kernels avx2_kernels{"avx2",    false,  arrange_plain, split_plain,   decode_lanes,  decode_plane,  multiply,
+                               transpose, sparse, round_leaf,    lanes_product, plane_product, tile_integers, add_tile};
 
 }  // namespace nearplane

@@ -22,7 +22,7 @@ const char* check_shape(const Header& h) {
   const uint64_t width = 2 * uint64_t(h.group_pairs), across = divide_up(h.columns, h.group_columns);
   if (width < h.group_columns || width >= uint64_t(h.group_columns) + 8 * kRun) return "padding of groups";
   if (h.pairs != across * h.group_pairs || h.pairs >> 30) return "pairs";
-  if (!h.planes && !h.segments) return "the codes: there are none";
+  if (!h.planes && !h.segments && !h.tile_places) return "the codes: there are none";
   if (h.planes > kPlanes || h.step_form > 2 || h.step_type > kBF16 || h.palette > 256 || h.shift > 16 ||
       h.factor_bits > 24)
     return "a field of the header";
@@ -53,6 +53,33 @@ const char* check_sections(const View& v) {
     if (!inside(h, plane.at, groups, v.plane_group_bytes(plane))) return "the section of a plane";
   }
   return nullptr;
+}
+
+// Tiles follow each other without gaps, as long as their widths say.
+const char* check_tiles(const View& v) {
+  const Header& h = v.head;
+  if (!h.tile_places) return nullptr;
+  if (h.segments || h.planes || h.shift || h.tile_places > kTilePlaces || h.tile_places % kTileChunk ||
+      2 * uint64_t(h.group_pairs) % kTileChunk)
+    return "the size of tiles";
+  if (h.step_form == 2 && h.escape.at) return "escapes: they have no steps";
+  const uint64_t groups = v.groups(), across = v.tiles_across();
+  if (!h.tile_kind_at || !inside(h, h.tile_kind_at, groups * across, 1) || !h.tile_start_at ||
+      !inside(h, h.tile_start_at, groups + 1, 4))
+    return "the section of tiles";
+  const uint8_t* kind = v.at<uint8_t>(h.tile_kind_at);
+  const uint32_t* start = v.at<uint32_t>(h.tile_start_at);
+  uint64_t words = 0;
+  for (uint64_t g = 0; g <= groups; g++) {
+    if (start[g] != words) return "the start of tiles";
+    for (uint32_t t = 0; t < across && g < groups; t++) {
+      const uint8_t own = kind[g * across + t];
+      if (!valid_kind(own)) return "the form of a tile";
+      words += tile_words(own, v.places_of(t));
+    }
+    if (words >> 32) return "the start of tiles";
+  }
+  return h.tile_at && inside(h, h.tile_at, words, 64) ? nullptr : "the section of tiles";
 }
 
 const char* check_order(const View& v) {
@@ -170,6 +197,7 @@ const char* check(const void* bytes, size_t size) {
   if (std::memcmp(v.head.magic, "NPLC", 4) || v.head.version != 1 || v.head.bytes != size) return "the header";
   const char* wrong = check_shape(v.head);
   if (!wrong) wrong = check_sections(v);
+  if (!wrong) wrong = check_tiles(v);
   if (!wrong) wrong = check_order(v);
   if (!wrong) wrong = check_sparse(v, v.head.escape, true);
   if (!wrong) wrong = check_sparse(v, v.head.outlier, false);

@@ -19,8 +19,9 @@ bool has_f16c() {
 
 #define HAS(name) __builtin_cpu_supports(name)
 #define HAS_AVX2 (HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2") && HAS("popcnt") && has_f16c())
-#define HAS_AVX512 \
-  (HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") && HAS("avx512vbmi") && HAS("avx512vbmi2"))
+#define HAS_AVX512                                                                                 \
+  (HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") && HAS("avx512vbmi") && \
+   HAS("avx512vbmi2") && HAS("avx512vnni"))
 #endif
 
 struct Candidate {

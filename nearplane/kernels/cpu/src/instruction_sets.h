@@ -7,9 +7,9 @@
 
 // clang-format off
 #define NEARPLANE_INSTRUCTION_SETS(X) \
-  X(avx512_bf16, "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2 -mavx512bf16", \
+  X(avx512_bf16, "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mavx512bf16", \
     HAS_AVX2 && HAS_AVX512 && HAS("avx512bf16")) \
-  X(avx512, "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2", \
+  X(avx512, "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2 -mavx512vnni", \
     HAS_AVX2 && HAS_AVX512) \
   X(avx2, "-mavx2 -mfma -mf16c -mbmi -mbmi2", HAS_AVX2)
 // clang-format on

@@ -1,6 +1,8 @@
 // The bytes that a layer holds while it is used: made at load time, private to this library.
 //
-// y[row] = row step * scale * (codes in lanes + planes + escapes) . (x * column step) + outliers . x
+// y[row] = row step * scale * (codes in lanes + planes + tiles + escapes) . (x * column step) + outliers . x
+//
+// A layout has lanes and planes, which is compact; or it has tiles, which is fast.
 //
 // Rows are taken in groups of 16, groups in blocks of 8. A register of 32 lanes of 16 bits holds 16 rows:
 // lane 2i and lane 2i+1 are row i's members of a pair of columns. "Place" is a column's position in the order of pairs.
@@ -19,6 +21,8 @@ constexpr int kRows = 16, kLanes = 32, kGroups = 8, kBlockRows = kRows * kGroups
 constexpr int kTable = 64;  // entries, for windows of up to 6 bits
 constexpr int kRun = 16;    // pairs that a plane packs together
 constexpr int kPlanes = 3;
+constexpr uint32_t kTileChunk = 64;       // places; a tile has one or more chunks
+constexpr uint32_t kTilePlaces = 256;     // of a tile, at most
 constexpr uint32_t kRowWindow = 1 << 15;  // rows are reordered within this many
 constexpr uint16_t kNoColumn = 0xFFFF;
 constexpr size_t kSlack = 512;  // readable bytes behind the last section
@@ -76,6 +80,11 @@ struct Header {
   uint64_t stream_at, stream_words;
   Plane plane[kPlanes];
   Sparse escape, outlier;
+  uint32_t tile_places;  // of a tile, the last one of a group of columns may have fewer; 0: there are no tiles
+  uint32_t tile_spare;
+  uint64_t tile_kind_at;   // uint8 [groups][tiles across]: see tiles.h
+  uint64_t tile_start_at;  // uint32 [groups + 1]: 64-byte words
+  uint64_t tile_at;
 };
 
 // Pairs that 16 bits hold whatever their words are.
@@ -119,6 +128,16 @@ struct View {
   INLINE uint32_t column_groups() const { return head.pairs / head.group_pairs; }
   INLINE uint64_t plane_group_bytes(const Plane& p) const { return uint64_t(head.pairs / kRun) * p.bits * 64; }
   INLINE uint64_t step_bytes() const { return head.step_type == kF32 ? 4 : 2; }
+  // Tiles of a group of columns, and of all columns.
+  INLINE uint32_t tiles_of_group() const { return divide_up(2 * head.group_pairs, head.tile_places); }
+  INLINE uint32_t tiles_across() const { return tiles_of_group() * column_groups(); }
+  INLINE uint32_t tile_first(uint32_t t) const {
+    return t / tiles_of_group() * 2 * head.group_pairs + t % tiles_of_group() * head.tile_places;
+  }
+  INLINE uint32_t places_of(uint32_t t) const {
+    const uint32_t left = 2 * head.group_pairs - t % tiles_of_group() * head.tile_places;
+    return left < head.tile_places ? left : head.tile_places;
+  }
   // The matrix's row behind row i of the layout.
   INLINE uint32_t row(uint32_t i) const {
     const uint16_t* r = at<uint16_t>(head.row_at);

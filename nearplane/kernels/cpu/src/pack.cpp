@@ -21,6 +21,21 @@ Range range(const Matrix& m) {
   return r;
 }
 
+void magnitudes(const Matrix& m, int shift, std::vector<double>& row, std::vector<double>& column) {
+  row.assign(m.rows, 0);
+  column.assign(m.columns, 0);
+  for (uint32_t r = 0; r < m.rows; r++) {
+    const int32_t* code = m.code + uint64_t(r) * m.columns;
+    double sum = 0;
+    for (uint32_t c = 0; c < m.columns; c++) {
+      const double size = std::abs(double((code[c] >> shift) + (shift ? 0.5 : 0)));
+      sum += size;
+      column[c] += size;
+    }
+    row[r] = sum;
+  }
+}
+
 std::vector<uint8_t> pack(const Matrix& m) {
   Bytes bytes;
   Header& head = bytes.head();
@@ -35,6 +50,11 @@ std::vector<uint8_t> pack(const Matrix& m) {
   head.step_type = kF32;
   head.scale = 1;
   const bool grouped = m.step_form == kGrouped;
+  if (m.fast) {
+    if (!fits_tiles(m)) return {};
+    pack_tiles(bytes, m);
+    return bytes.finish();
+  }
   const bool planes = (grouped || m.code_tag == kDense) && fits_planes(range(m));
   if (grouped && !planes) return {};
   if (planes)

@@ -18,6 +18,7 @@ struct Matrix {
   const uint16_t* outlier_value;  // float16
   uint64_t stored_bytes;          // of the record
   uint32_t coder;
+  uint32_t fast;  // whether to lay it out in tiles
 };
 
 struct Entry {
@@ -60,11 +61,19 @@ struct Arrangement {
   std::vector<int64_t> column;
 };
 
+// What a clipped integer lacks, in parts that are each exact in a float.
+void correct(std::vector<Entry>& row, uint32_t place, int64_t difference);
+// Sums of magnitudes of rows and of columns.
+void magnitudes(const Matrix& m, int shift, std::vector<double>& row, std::vector<double>& column);
+
 Sparse pack_sparse(Bytes& bytes, const Rows& rows, bool places);
 // Pack bits `shift` and up, `bits` of them, of code - origin; each is worth low + unit * what stands there.
 Plane pack_plane(Bytes& bytes, const Matrix& matrix, const Arrangement& as, uint32_t bits, int shift, int32_t low,
                  int32_t unit, int32_t origin);
 void pack_lanes(Bytes& bytes, const Matrix& matrix);
+// Whether tiles can hold a matrix: with steps of a row and group, all integers must fit.
+bool fits_tiles(const Matrix& matrix);
+void pack_tiles(Bytes& bytes, const Matrix& matrix);
 void pack_planes(Bytes& bytes, const Matrix& matrix);
 
 // Return the bytes, or nothing for a matrix that these kernels do not serve.

@@ -62,22 +62,6 @@ struct Plan {
   double bits = 0;            // by the codes' own estimate, then by counting
 };
 
-// Sums of magnitudes of rows and of columns.
-void magnitudes(const Matrix& m, int shift, std::vector<double>& row, std::vector<double>& column) {
-  row.assign(m.rows, 0);
-  column.assign(m.columns, 0);
-  for (uint32_t r = 0; r < m.rows; r++) {
-    const int32_t* code = m.code + uint64_t(r) * m.columns;
-    double sum = 0;
-    for (uint32_t c = 0; c < m.columns; c++) {
-      const double size = std::abs(double((code[c] >> shift) + (shift ? 0.5 : 0)));
-      sum += size;
-      column[c] += size;
-    }
-    row[r] = sum;
-  }
-}
-
 void count_cells(const Matrix& m, int shift, Plan& plan) {
   const uint32_t blocks = divide_up(m.rows, kBlockRows);
   plan.bins.assign(uint64_t(blocks) * plan.segments * kBins, 0);
@@ -277,13 +261,6 @@ Plan choose_plan(const Matrix& m, int shift) {
   const double planes = double(shift) * m.rows * m.columns;
   const bool close = faster.bits + planes < kFreeGrowth * 8 * double(m.stored_bytes) || faster.bits < best.bits * 1.005;
   return close ? faster : best;
-}
-
-// What a clipped integer lacks, in parts that are each exact in a float.
-void correct(std::vector<Entry>& row, uint32_t place, int64_t difference) {
-  const int64_t low = std::llabs(difference) < 1 << 24 ? difference : difference % 65536;
-  if (low) row.push_back({place, float(low)});
-  if (low != difference) row.push_back({place, float(difference - low)});
 }
 
 // One group's words in the order in which the decoder asks for them.

@@ -75,6 +75,12 @@ Packed pack_steps(const Rows& rows, const Sparse& s) {
 
 }  // namespace
 
+void correct(std::vector<Entry>& row, uint32_t place, int64_t difference) {
+  const int64_t low = std::llabs(difference) < 1 << 24 ? difference : difference % 65536;
+  if (low) row.push_back({place, float(low)});
+  if (low != difference) row.push_back({place, float(difference - low)});
+}
+
 Sparse pack_sparse(Bytes& bytes, const Rows& rows, bool places) {
   Sparse s{type_of(rows), 1, places, 0, 0};
   Packed best = pack_steps(rows, s);

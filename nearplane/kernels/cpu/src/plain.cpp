@@ -147,6 +147,24 @@ void sparse(const Sparse& s, const uint8_t* entries, uint32_t steps, float scale
   for (int i = 0; i < kRows; i++) acc[i] += scale * sum[i];
 }
 
+void tile_integers(const float* place, uint32_t count, int16_t* whole, int8_t* high, int8_t* low, float* scale,
+                   int32_t* sum) {
+  tile_inputs(place, count, whole, high, low, scale, sum);
+}
+
+void add_tile(const Tiles& tile, const TileInputs* x, uint32_t batch, float* acc, int stride) {
+  uint8_t codes[kTilePlaces + 20];
+  const int32_t low = tile_low(tile.kind);
+  for (int i = 0; i < kRows; i++) {
+    tile_row(tile.bytes, tile.kind, tile.places, i, codes);
+    for (uint32_t b = 0; b < batch; b++) {
+      int32_t sum = low * x[b].sum[tile.number];
+      for (uint32_t p = 0; p < tile.places; p++) sum += codes[p] * x[b].whole[tile.first + p];
+      acc[b * stride + i] += x[b].scale[tile.number] * tile.step[i] * float(sum);
+    }
+  }
+}
+
 void transpose(const Tile* tile, int pairs, uint32_t* out, size_t stride) { transpose_pairs(tile, pairs, out, stride); }
 
 #define NEARPLANE_FMA 0
@@ -154,7 +172,7 @@ void transpose(const Tile* tile, int pairs, uint32_t* out, size_t stride) { tran
 
 }  // namespace
 
-constexpr Kernels plain_kernels{"plain",  false,     arrange_plain, split_plain, decode_lanes, decode_plane,
-                                multiply, transpose, sparse,        round_leaf,  nullptr,      nullptr};
+constexpr Kernels plain_kernels{"plain",   false,  arrange_plain, split_plain, decode_lanes, decode_plane,  multiply,
+                                transpose, sparse, round_leaf,    nullptr,     nullptr,      tile_integers, add_tile};
 
 }  // namespace nearplane

@@ -56,7 +56,7 @@ class Inputs {
   Inputs(const View& view, const Kernels& k, const void* x, uint32_t batch, uint32_t type) : rows(batch) {
     const Header& head = view.head;
     const size_t places = 2 * size_t(head.pairs);
-    const int terms = k.bf16 ? terms_needed(head, type) : 0;
+    const int terms = k.bf16 && !head.tile_places ? terms_needed(head, type) : 0;
     const bool as_is = terms == 1 && !head.column_at && !head.factor_at && places == head.columns &&
                        reinterpret_cast<uintptr_t>(x) % 4 == 0;
     const bool floats = !as_is || head.escape.at;
@@ -88,6 +88,36 @@ class Inputs {
     }
   }
   std::vector<Activations> rows;
+};
+
+// The rows of activations as integers, for tiles; their places are those of `rows`.
+class IntegerInputs {
+ public:
+  IntegerInputs(const View& view, const Kernels& k, const std::vector<Activations>& rows) : tiles(rows.size()) {
+    const size_t places = 2 * size_t(view.head.pairs), across = view.tiles_across(), batch = rows.size();
+    static thread_local Scratch<int16_t> wholes;
+    static thread_local Scratch<int8_t> parts;
+    static thread_local Scratch<float> scales;
+    static thread_local Scratch<int32_t> sums;
+    int16_t* whole = wholes.get(batch * places + kInputSlack);
+    int8_t* part = parts.get(2 * batch * places);
+    float* scale = scales.get(batch * across);
+    int32_t* sum = sums.get(batch * across);
+    std::fill(whole + batch * places, whole + batch * places + kInputSlack, int16_t(0));
+    for (size_t b = 0; b < batch; b++) {
+      for (uint32_t t = 0; t < across; t++) {
+        const uint32_t first = view.tile_first(t);
+        k.tile_inputs(rows[b].place + first, view.places_of(t), whole + first, part + first, part + places + first,
+                      scale + t, sum + t);
+      }
+      tiles[b] = {whole, part, part + places, scale, sum};
+      whole += places;
+      part += 2 * places;
+      scale += across;
+      sum += across;
+    }
+  }
+  std::vector<TileInputs> tiles;
 };
 
 // acc[b][128] += the codes in lanes
@@ -155,6 +185,22 @@ void add_plane(const View& view, const Kernels& k, const Plane& plane, uint32_t 
   }
 }
 
+// acc[b][16] += step * (codes of a group's tiles)
+void add_tiles(const View& view, const Kernels& k, uint32_t group, const std::vector<TileInputs>& x, float* acc) {
+  const Header& head = view.head;
+  const uint32_t across = view.tiles_across(), each = view.tiles_of_group();
+  const uint8_t* kind = view.at<uint8_t>(head.tile_kind_at) + uint64_t(group) * across;
+  const uint8_t* at = view.base + head.tile_at + uint64_t(view.at<uint32_t>(head.tile_start_at)[group]) * 64;
+  float step[kRows];
+  std::fill(step, step + kRows, 1.0f);
+  for (uint32_t t = 0; t < across; t++) {
+    if (head.step_at && t % each == 0) steps_of(view, group, t / each, step);
+    const uint32_t places = view.places_of(t);
+    k.add_tile({at, kind[t], places, view.tile_first(t), t, step}, x.data(), uint32_t(x.size()), acc, kBlockRows);
+    at += uint64_t(tile_words(kind[t], places)) * 64;
+  }
+}
+
 void add_sparse(const View& view, const Kernels& k, const Sparse& s, float scale, uint32_t group,
                 const std::vector<Activations>& x, float* acc) {
   if (!s.at) return;
@@ -169,7 +215,7 @@ void add_sparse(const View& view, const Kernels& k, const Sparse& s, float scale
 
 // The sums of a block's rows for every row of activations: acc[b][128].
 static void block_product(const View& view, const Kernels& k, uint32_t block, const std::vector<Activations>& x,
-                          float* acc) {
+                          const std::vector<TileInputs>& integers, float* acc) {
   const Header& head = view.head;
   const uint32_t first = block * kGroups, last = std::min(first + kGroups, view.groups());
   std::fill(acc, acc + x.size() * kBlockRows, 0.0f);
@@ -180,6 +226,8 @@ static void block_product(const View& view, const Kernels& k, uint32_t block, co
     for (uint64_t at = from; at < std::min(to, from + kFetched); at += 64) __builtin_prefetch(view.base + s->at + at);
   }
   if (head.segments) add_lanes(view, k, block, x, acc);
+  if (head.tile_places)
+    for (uint32_t g = first; g < last; g++) add_tiles(view, k, g, integers, acc + (g - first) * kRows);
   for (uint32_t g = first; g < last; g += 2)
     for (uint32_t p = 0; p < head.planes; p++)
       add_plane(view, k, head.plane[p], g, std::min(2u, last - g), x, acc + (g - first) * kRows);
@@ -209,10 +257,12 @@ void product(const View& view, const void* x, uint32_t batch, uint32_t type, con
   const Header& head = view.head;
   const Kernels& k = kernels();
   const Inputs in(view, k, x, batch, type);
+  std::vector<TileInputs> integers;
+  if (head.tile_places) integers = IntegerInputs(view, k, in.rows).tiles;
   auto one = [&](uint32_t block) {
     static thread_local Scratch<float> memory;
     float* acc = memory.get(size_t(batch) * kBlockRows);
-    block_product(view, k, block, in.rows, acc);
+    block_product(view, k, block, in.rows, integers, acc);
     const uint32_t first = block * kBlockRows, count = std::min<uint32_t>(kBlockRows, head.rows - first);
     for (uint32_t b = 0; b < batch; b++, acc += kBlockRows) {
       const size_t at = size_t(b) * head.rows;

@@ -31,6 +31,21 @@ void each_entry(const View& view, const Sparse& s, uint32_t group, const Add& ad
     }
 }
 
+// Call use(first place, places, codes, the lowest integer) for every tile of a row of a group.
+template <class Use>
+void each_part(const View& view, uint32_t group, uint32_t row, const Use& use) {
+  const uint8_t* kind = view.at<uint8_t>(view.head.tile_kind_at) + uint64_t(group) * view.tiles_across();
+  const uint8_t* tile =
+      view.base + view.head.tile_at + uint64_t(view.at<uint32_t>(view.head.tile_start_at)[group]) * 64;
+  uint8_t codes[kTilePlaces + 20];
+  for (uint32_t t = 0; t < view.tiles_across(); t++) {
+    const uint32_t places = view.places_of(t);
+    tile_row(tile, kind[t], places, int(row), codes);
+    use(view.tile_first(t), places, codes, tile_low(kind[t]));
+    tile += uint64_t(tile_words(kind[t], places)) * 64;
+  }
+}
+
 // Decode a group: use(tile, first pair, pairs) for every piece of its lanes, then of each plane.
 template <class Use>
 void each_tile(const View& view, const Kernels& k, uint32_t group, const Use& use) {
@@ -65,6 +80,10 @@ void group_codes(const View& view, const Kernels& k, uint32_t group, const std::
                  int64_t* sums) {
   const size_t stride = size_t(view.head.columns) + 1;
   std::fill(sums, sums + kRows * stride, 0);
+  for (uint32_t i = 0; i < kRows && view.head.tile_places; i++)
+    each_part(view, group, i, [&](uint32_t first, uint32_t some, const uint8_t* codes, int32_t low) {
+      for (uint32_t p = 0; p < some; p++) sums[i * stride + column[first + p]] += low + codes[p];
+    });
   each_tile(view, k, group, [&](const Tile* tile, uint32_t first, int pairs) {
     for (int j = 0; j < pairs; j++)
       for (int lane = 0; lane < kLanes; lane++)
@@ -150,6 +169,10 @@ void some_floats(const View& view, const Kernels& k, uint32_t group, const uint3
                  float* sums) {
   const size_t places = 2 * size_t(view.head.pairs);
   std::fill(sums, sums + count * places, 0.0f);
+  for (uint32_t n = 0; n < count && view.head.tile_places; n++)
+    each_part(view, group, inside[n], [&](uint32_t first, uint32_t some, const uint8_t* codes, int32_t low) {
+      for (uint32_t p = 0; p < some; p++) sums[n * places + first + p] = float(low + codes[p]);
+    });
   each_tile(view, k, group, [&](const Tile* tile, uint32_t first, int pairs) {
     for (uint32_t n = 0; n < count; n++) {
       float* to = sums + n * places + 2 * first;
@@ -170,6 +193,10 @@ void some_floats(const View& view, const Kernels& k, uint32_t group, const uint3
 void group_floats(const View& view, const Kernels& k, uint32_t group, float* sums) {
   const size_t places = 2 * size_t(view.head.pairs);
   std::fill(sums, sums + kRows * places, 0.0f);
+  for (uint32_t i = 0; i < kRows && view.head.tile_places; i++)
+    each_part(view, group, i, [&](uint32_t first, uint32_t some, const uint8_t* codes, int32_t low) {
+      for (uint32_t p = 0; p < some; p++) sums[i * places + first + p] = float(low + codes[p]);
+    });
   uint32_t words[kRows][kChunk];
   each_tile(view, k, group, [&](const Tile* tile, uint32_t first, int pairs) {
     k.transpose(tile, pairs, words[0], kChunk);

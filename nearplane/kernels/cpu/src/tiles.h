@@ -1,0 +1,161 @@
+// Tiles: integers in codes of a fixed width, 16 rows and up to 256 places each, with their own width.
+//
+// Either the codes of a tile are bits, in chunks of 64 places of two halves of 8 rows. A half of `bits` bits has words
+// of 64 bytes, in which byte 8 * row + i holds fields of the places i, 8 + i, 16 + i ... Of a code the low 4 bits come
+// first, if bits & 4: word w has those of places 16 w + i and 16 w + 8 + i; then 2 bits, if bits & 2: word w has those
+// of places 32 w + 8 f + i, f = 0 .. 3; then 1 bit, if bits & 1: bit k is that of place 8 k + i. So 8 rows times 8
+// places are one vector of bytes, to be multiplied by 8 activations.
+//
+// Or they are digits to a base, several in a word of 16 bits: 10 to base 3, 6 to base 6, 5 to base 9. A word is a
+// fraction of 2^16; times the base, its whole part is the next digit and the rest goes on. A vector of 32 words has
+// those of 16 rows times 2 places, digit d of the places 2 d and 2 d + 1 from the vector's first one on.
+//
+// Activations are integers of 15 bits, 128 * high + low, with a scale a tile. All sums of a tile fit 32 bits.
+#pragma once
+#include "layout.h"
+
+namespace nearplane {
+
+constexpr int kHalfRows = 8, kUnit = 8;          // rows of a half, places of a unit
+constexpr int kUnits = int(kTileChunk) / kUnit;  // of a chunk
+constexpr float kLargestInput = 16256;           // 127 * 128
+constexpr size_t kInputSlack = 64;               // integers behind the last that may be read, and count for nothing
+
+// How the codes of a tile are stored: in bits, or as digits of words of 16 bits.
+struct CodeForm {
+  uint32_t bits;    // 0 where they are digits, or all zero
+  uint32_t levels;  // how many integers there are; the base of digits
+  uint32_t digits;  // of a word; 0 where codes are bits
+};
+constexpr CodeForm kCodeForms[] = {{0, 1, 0},  {1, 2, 0},   {2, 4, 0},  {3, 8, 0}, {4, 16, 0}, {5, 32, 0},
+                                   {6, 64, 0}, {7, 128, 0}, {0, 3, 10}, {0, 6, 6}, {0, 9, 5}};
+constexpr uint32_t kForms = sizeof kCodeForms / sizeof *kCodeForms;
+
+// A tile's byte: the number of its form, and above it whether its lowest integer is one more than usual.
+INLINE const CodeForm& tile_form(uint8_t kind) { return kCodeForms[kind & 15]; }
+INLINE int32_t tile_low(uint8_t kind) { return int32_t(kind >> 4) - int32_t(tile_form(kind).levels / 2); }
+INLINE bool valid_kind(uint8_t kind) {
+  return (kind & 15) < kForms && (kind >> 4) <= (tile_form(kind).levels % 2 || (kind & 15) == 7 ? 0 : 1);
+}
+INLINE uint32_t vectors_of(const CodeForm& form, uint32_t places) {
+  return (places + 2 * form.digits - 1) / (2 * form.digits);
+}
+// Words of 64 bytes that a tile takes.
+INLINE uint32_t tile_words(uint8_t kind, uint32_t places) {
+  const CodeForm& form = tile_form(kind);
+  return form.digits ? vectors_of(form, places) : 2 * form.bits * (places / kTileChunk);
+}
+
+// The codes of a row of a tile: [places], and up to 20 more.
+INLINE void tile_row(const uint8_t* tile, uint8_t kind, uint32_t places, int row, uint8_t* codes) {
+  const CodeForm& form = tile_form(kind);
+  if (form.digits) {
+    for (uint32_t v = 0, at = 0; v < vectors_of(form, places); v++)
+      for (uint32_t e = 0; e < 2; e++) {
+        uint16_t word;
+        std::memcpy(&word, tile + 64 * v + 4 * row + 2 * e, 2);
+        uint32_t rest = word;
+        for (uint32_t d = 0; d < form.digits; d++) {
+          rest *= form.levels;
+          codes[at + 2 * d + e] = uint8_t(rest >> 16);
+          rest &= 0xFFFF;
+        }
+        at += e ? 2 * form.digits : 0;
+      }
+    return;
+  }
+  std::memset(codes, 0, places);
+  for (uint32_t c = 0; c < places / kTileChunk; c++, codes += kTileChunk) {
+    const uint8_t* half = tile + size_t(2 * c + row / kHalfRows) * form.bits * 64 + 8 * (row % kHalfRows);
+    int done = 0;
+    for (uint32_t part = 4; part; part >>= 1) {  // 4, 2 and 1 bits: in a byte 2, 4 and 8 fields
+      if (!(form.bits & part)) continue;
+      const int fields = 8 / int(part), mask = (1 << part) - 1;
+      for (int w = 0; w < kUnits / fields; w++)
+        for (int f = 0; f < fields; f++)
+          for (int i = 0; i < kUnit; i++)
+            codes[kUnit * (fields * w + f) + i] |= uint8_t((half[64 * w + i] >> part * f & mask) << done);
+      half += 64 * part;
+      done += int(part);
+    }
+  }
+}
+
+// Write the codes of a row, [places], to a tile that was zero.
+INLINE void put_tile_row(uint8_t* tile, uint8_t kind, uint32_t places, int row, const uint8_t* codes) {
+  const CodeForm& form = tile_form(kind);
+  if (form.digits) {
+    uint32_t all = 1;
+    for (uint32_t d = 0; d < form.digits; d++) all *= form.levels;
+    for (uint32_t v = 0; v < vectors_of(form, places); v++)
+      for (uint32_t e = 0; e < 2; e++) {
+        uint32_t number = 0;
+        for (uint32_t d = 0; d < form.digits; d++) {
+          const uint32_t place = 2 * (form.digits * v + d) + e;
+          number = number * form.levels + (place < places ? codes[place] : 0);
+        }
+        const uint16_t word = uint16_t((uint64_t(number) * 65536 + all - 1) / all);
+        std::memcpy(tile + 64 * v + 4 * row + 2 * e, &word, 2);
+      }
+    return;
+  }
+  for (uint32_t p = 0; p < places; p++) {
+    const int unit = int(p % kTileChunk) / kUnit, byte = 8 * (row % kHalfRows) + int(p % kUnit);
+    uint8_t* half = tile + size_t(2 * (p / kTileChunk) + row / kHalfRows) * form.bits * 64;
+    uint32_t code = codes[p];
+    if (form.bits & 4) {
+      half[64 * (unit / 2) + byte] |= uint8_t((code & 15) << 4 * (unit % 2));
+      half += 256;
+      code >>= 4;
+    }
+    if (form.bits & 2) {
+      half[64 * (unit / 4) + byte] |= uint8_t((code & 3) << 2 * (unit % 4));
+      half += 128;
+      code >>= 2;
+    }
+    if (form.bits & 1) half[byte] |= uint8_t((code & 1) << unit);
+  }
+}
+
+// A tile, and where it is among those of a group of 16 rows.
+struct Tiles {
+  const uint8_t* bytes;
+  uint8_t kind;
+  uint32_t places, first, number;  // its places, the first of them, and how many tiles are before it
+  const float* step;               // [16], of its rows
+};
+
+// One row of activations as integers: place p is about scale[tile] * whole[p], whole = 128 * high + low.
+struct TileInputs {
+  const int16_t* whole = nullptr;                // [places]
+  const int8_t *high = nullptr, *low = nullptr;  // [places]
+  const float* scale = nullptr;                  // [tiles across]
+  const int32_t* sum = nullptr;                  // [tiles across]: of a tile's integers
+};
+
+// Make the integers of `count` activations, and their scale and sum. What is not finite makes the scale NaN.
+INLINE void tile_inputs(const float* place, uint32_t count, int16_t* whole, int8_t* high, int8_t* low, float* scale,
+                        int32_t* sum) {
+  uint32_t bits = 0;  // of the largest size: integers, so that compilers take several at once
+  for (uint32_t p = 0; p < count; p++) {
+    const uint32_t size = float_to_bits(place[p]) & 0x7FFFFFFF;
+    bits = size > bits ? size : bits;
+  }
+  const bool finite = bits < 0x7F800000;
+  const float unit = finite ? bits_to_float(bits) / kLargestInput : 0;
+  const float inverse = unit > 0 ? 1 / unit : 0;
+  const bool usable = inverse > 0 && inverse <= 3e38f;  // infinite for denormal numbers, which count as zero
+  int32_t total = 0;
+  for (uint32_t p = 0; p < count; p++) {
+    const float scaled = usable ? place[p] * inverse : 0;
+    const int32_t integer = int32_t(scaled + (scaled < 0 ? -0.5f : 0.5f)), top = (integer + 64) >> 7;
+    whole[p] = int16_t(integer);
+    high[p] = int8_t(top);
+    low[p] = int8_t(integer - 128 * top);
+    total += integer;
+  }
+  *scale = !finite ? bits_to_float(0x7FC00000) : usable ? unit : 0;
+  *sum = total;
+}
+
+}  // namespace nearplane
