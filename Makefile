@@ -11,7 +11,7 @@ FUZZ_SEED ?= 1
 # CPU time of all tests, over that of a loop of a million steps in Python (tests/conftest.py)
 MOST_LOOPS ?= 20000
 
-.PHONY: demo test pytest test-long test-durations test-vllm fuzz fuzz-kernels fuzz-files lint format clean
+.PHONY: demo test pytest test-long test-durations test-vllm test-arm fuzz fuzz-kernels fuzz-files lint format clean
 
 # both torch and what depends on it are pinned on one command line: an unpinned torch is gigabytes of CUDA
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane/kernels/cpu/src/*)
@@ -78,6 +78,15 @@ ifneq ($(shell command -v $(CXX)),)
 	$(BIN)/cmake --build build/fuzz --target fuzz_kernels --parallel 2 >/dev/null
 	build/fuzz/fuzz_kernels $(FUZZ_SECONDS) $(FUZZ_SEED)
 endif
+
+# the kernels for ARM, by a cross compiler and under qemu-user: Debian's g++-aarch64-linux-gnu and qemu-user
+ARM = build/arm
+test-arm: $(INSTALLED)
+	$(BIN)/cmake -S . -B $(ARM) -DCMAKE_BUILD_TYPE=Release -DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 \
+		-DCMAKE_CXX_COMPILER=aarch64-linux-gnu-g++ -DNEARPLANE_FUZZ=ON --log-level=WARNING
+	$(BIN)/cmake --build $(ARM) --target fuzz_kernels --parallel 2 >/dev/null
+	$(BIN)/python tests/kernels/arm_instructions.py $$(find $(ARM) -name 'neon_dot.cpp.o')
+	qemu-aarch64 $(ARM)/fuzz_kernels $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 # C++ and CUDA C++
 CXX_FILES = $(wildcard nearplane/kernels/cpu/src/* nearplane/kernels/gpu/cuda/src/* tests/kernels/*.cpp bench/*.cpp)

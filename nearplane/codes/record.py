@@ -63,7 +63,7 @@ def pack(
     form = step_form((step.shape[0], step.shape[1]), rows, columns, group_size)
     kind, step_part = steps.encode(_exact32(step))
     if row_step is not None:
-        if step.shape != (1, columns) or outliers is not None:
+        if step.shape != (1, columns) or group_size != columns or outliers is not None:
             raise ValueError("factors of rows go with one step for a column, and no outliers")
         form, step_part = COLUMN_AND_ROW, step_part + ladder.encode_rows(_exact32(row_step))
     code_part = coder.encode(np.ascontiguousarray(code.detach().cpu().numpy()))

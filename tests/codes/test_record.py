@@ -55,7 +55,8 @@ def parts(draw):
     if sparse is not None:
         sparse = outliers(rows, rows, columns, sparse)
     row_step = None
-    if step.shape == (1, columns) and sparse is None and draw(st.booleans()):
+    ladder = step.shape == (1, columns) and group_size == columns and sparse is None
+    if ladder and draw(st.booleans()):
         row_step = ladder_steps(torch.exp2(torch.linspace(-3, 3, rows)), ROW_WIDTH)[:, None]
     coder = draw(st.sampled_from(CODERS))
     return code.reshape(rows, columns), step, group_size, sparse, coder, row_step
@@ -315,3 +316,16 @@ def test_dense_bits_of_ssqr():
     packed, code_bytes = record.pack(code, some_steps((64, 2)), 128, coder=Dense(3))
     assert code_bytes == 64 * 256 * 3 // 8 + 5
     assert len(packed) == 36 + 64 * 2 * 2 + code_bytes
+
+
+@pytest.mark.parametrize("group_size", [1, 2])
+def test_factors_of_rows_go_with_one_step_a_column(group_size):
+    """Of a single row, groups of one column have as many steps as columns have."""
+    code, step = torch.ones(1, 2, dtype=torch.int32), torch.ones(1, 2)
+    row_step = torch.ones(1, 1)
+    if group_size == 2:
+        data, _ = record.pack(code, step, group_size, None, Huffman(), row_step)
+        assert record.unpack(data).row_step is not None
+        return
+    with pytest.raises(ValueError, match="one step for a column"):
+        record.pack(code, step, group_size, None, Huffman(), row_step)

@@ -64,7 +64,7 @@ print(library.np_chosen().decode(), library.np_name(1).decode())
 
 def with_toy(line: str) -> str:
     """Return a line of the list, and the toy's line after the list's beginning."""
-    return line + '  X(toy, "-O1", true) \\\n' if "NEARPLANE_INSTRUCTION_SETS(X)" in line else line
+    return line + '  X(toy, "-O1", true) \\\n' if "define NEARPLANE_X86_SETS(X)" in line else line
 
 
 @pytest.mark.skipif(not (CMAKE and shutil.which("g++")), reason="there is no C++ compiler")

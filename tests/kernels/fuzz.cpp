@@ -2,7 +2,9 @@
 // what check() lets through must be safe to multiply by. Run it with AddressSanitizer: `make fuzz`.
 //
 //   fuzz_kernels SECONDS SEED      case k has the seed SEED + k; with 0 seconds there is one case
+#if defined(__SANITIZE_ADDRESS__)
 #include <sanitizer/common_interface_defs.h>
+#endif
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -30,7 +32,7 @@ namespace {
 constexpr int kDamages = 150;               // of each layout
 constexpr int kExtremes = 10;               // of each matrix
 constexpr uint64_t kMostWeights = 1 << 18;  // of a damaged layout that is multiplied by
-const char* const kNames[] = {"plain", "avx2", "avx512", "avx512_bf16"};
+const char* const kNames[] = {"plain", "avx2", "avx512", "avx512_bf16", "neon_dot"};
 
 uint64_t seed = 0;
 uint64_t matrices = 0, refused = 0, damaged = 0, passed = 0;
@@ -609,7 +611,9 @@ int main(int count, char** words) {
     std::fprintf(stderr, "usage: fuzz_kernels SECONDS SEED\n");
     return 2;
   }
+#if defined(__SANITIZE_ADDRESS__)
   __sanitizer_set_death_callback(say_seed);
+#endif
   const auto end = std::chrono::steady_clock::now() + std::chrono::seconds(std::atoi(words[1]));
   seed = std::strtoull(words[2], nullptr, 10);
   do {

@@ -5,6 +5,9 @@
 
 #if NEARPLANE_X86
 #include <cpuid.h>
+#elif NEARPLANE_ARM && defined(__linux__)
+#include <asm/hwcap.h>
+#include <sys/auxv.h>
 #endif
 
 namespace nearplane {
@@ -22,6 +25,12 @@ bool has_f16c() {
 #define HAS_AVX512                                                                                 \
   (HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") && HAS("avx512vbmi") && \
    HAS("avx512vbmi2") && HAS("avx512vnni"))
+#elif NEARPLANE_ARM && defined(__linux__)
+#define HAS_DOT (getauxval(AT_HWCAP) & HWCAP_ASIMDDP)
+#elif NEARPLANE_ARM && defined(__APPLE__)
+#define HAS_DOT true  // since the first of these processors
+#elif NEARPLANE_ARM
+#define HAS_DOT false
 #endif
 
 struct Candidate {
@@ -29,11 +38,9 @@ struct Candidate {
   bool (*has)();
 };
 constexpr Candidate candidates[] = {
-#if NEARPLANE_X86
 #define CANDIDATE(name, flags, condition) {&name##_kernels, [] { return bool(condition); }},
     NEARPLANE_INSTRUCTION_SETS(CANDIDATE)
 #undef CANDIDATE
-#endif
         {&plain_kernels, [] { return true; }}};
 
 const Kernels* best() {

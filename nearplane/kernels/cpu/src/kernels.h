@@ -93,11 +93,9 @@ void arrange_plain(const View& view, const void* x, size_t offset, uint32_t type
 void split_plain(const float* place, size_t places, uint16_t* first, uint16_t* rest);
 
 extern const Kernels plain_kernels;
-#if NEARPLANE_X86
 #define DECLARE(name, flags, condition) extern const Kernels name##_kernels;
 NEARPLANE_INSTRUCTION_SETS(DECLARE)
 #undef DECLARE
-#endif
 
 // The kernels in use: the best that the processor has, or what `choose` said.
 const Kernels& kernels();

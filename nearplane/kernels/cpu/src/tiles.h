@@ -29,6 +29,11 @@ struct CodeForm {
 };
 constexpr CodeForm kCodeForms[] = {{0, 1, 0},  {1, 2, 0},   {2, 4, 0},  {3, 8, 0}, {4, 16, 0}, {5, 32, 0},
                                    {6, 64, 0}, {7, 128, 0}, {0, 3, 10}, {0, 6, 6}, {0, 9, 5}};
+#if NEARPLANE_ARM
+constexpr bool kDigitsPay = false;  // there is no high product of 16 bits
+#else
+constexpr bool kDigitsPay = true;
+#endif
 constexpr uint32_t kForms = sizeof kCodeForms / sizeof *kCodeForms;
 
 // A tile's byte: the number of its form, and above it whether its lowest integer is one more than usual.

@@ -244,12 +244,16 @@ namespace {
 struct Shared {
   std::vector<uint32_t> column;
   std::vector<float> step;  // of the matrix, or of every column; of rows with steps of their own: those of one row
-  bool large;               // whether an integer may exceed what a float holds exactly
+  std::vector<float> place_step;  // of every place, 0 of padding; none where rows have steps of their own
+  bool large;                     // whether an integer may exceed what a float holds exactly
 
   explicit Shared(const View& view) : column(columns_of(view)) {
     const Header& head = view.head;
     step.resize(head.step_form == 2 ? view.column_groups() : head.step_form ? head.columns : 1);
-    if (head.step_form != 2) unpack_steps(view, step.data());
+    if (head.step_form != 2) {
+      unpack_steps(view, step.data());
+      for (uint32_t c : column) place_step.push_back(c >= head.columns ? 0 : step[head.step_form ? c : 0]);
+    }
     // floats hold sums below 2^24; larger integers are corrected by floats, and rounded once
     large = head.escape.at && head.escape.type == kF32;
   }
@@ -275,11 +279,37 @@ const float* group_sums(const View& view, const Kernels& k, const Shared& shared
   return sums.data();
 }
 
+// Put the numbers of a row, in the order of places, where their columns are.
+template <class T>
+void scatter(const std::vector<uint32_t>& column, uint32_t columns, const T* from, T* to) {
+  for (size_t p = 0; p < column.size(); p++)
+    if (column[p] < columns) to[column[p]] = from[p];
+}
+
+// The same as `write_row`, for rows whose steps are products of one of the row and one of the column.
+void write_scaled(const View& view, const Shared& shared, uint32_t i, const float* sums, uint32_t type, void* weight,
+                  size_t to) {
+  static thread_local std::vector<float> line;
+  static thread_local std::vector<uint16_t> half;
+  const Header& head = view.head;
+  const size_t places = shared.place_step.size(), at = to * head.columns;
+  line.resize(places);
+  const float row = head.row_palette ? view.row_step(i) : 1;
+  const float* step = shared.place_step.data();
+  for (size_t p = 0; p < places; p++) line[p] = row * step[p] * sums[p];
+  if (!head.column_at) return store_row(weight, at, line.data(), head.columns, type);
+  if (type == kF32) return scatter(shared.column, head.columns, line.data(), static_cast<float*>(weight) + at);
+  half.resize(places);
+  store_row(half.data(), 0, line.data(), places, type);
+  scatter(shared.column, head.columns, half.data(), static_cast<uint16_t*>(weight) + at);
+}
+
 // Write row `i` of the layout, whose integers are `sums`, as row `to` of `weight`.
 void write_row(const View& view, const Shared& shared, uint32_t i, const float* sums, uint32_t type, void* weight,
                size_t to) {
   static thread_local std::vector<float> line, own;
   const Header& head = view.head;
+  if (head.step_form != 2 && !head.outlier.at) return write_scaled(view, shared, i, sums, type, weight, to);
   const uint32_t group = i / kRows, inside = i % kRows, across = view.column_groups();
   line.resize(size_t(head.columns) + 1);
   const float* step = shared.step.data();
@@ -287,11 +317,6 @@ void write_row(const View& view, const Shared& shared, uint32_t i, const float* 
     own.resize(across);
     for (uint32_t g = 0; g < across; g++)
       own[g] = load(view.base + head.step_at, (size_t(group) * across + g) * kRows + inside, head.step_type);
-    step = own.data();
-  }
-  if (head.row_palette) {
-    own.resize(head.columns);
-    for (uint32_t c = 0; c < head.columns; c++) own[c] = view.row_step(i) * step[c];
     step = own.data();
   }
   finish_row(view, shared.column, step, sums, line.data());
