@@ -136,8 +136,6 @@ class Bench:
 
     def scores(self, result: Path, text: Path) -> dict[str, float]:
         """Return how a result predicts a text."""
-        import torch
-
         import nearplane as npl
         from nearplane.evaluate.divergence import divergence
         from nearplane.evaluate.perplexity import WindowOptions, text_windows
@@ -149,10 +147,16 @@ class Bench:
             model = open_model(str(result)).model
         cut = WindowOptions(context=self.args.context, windows=self.args.windows)
         windows = text_windows(text, self.source.tokenizer, cut)
-        # after rounding to the stored type
-        found = divergence(model.to(torch.float32), self.source.model.float(), windows, cut)
+        found = divergence(widened(model), widened(self.source.model), windows, cut)
         scores = {"kl": found.kl, "kl_999": found.kl_999, "top1": found.top1}
         return scores | {"perplexity": found.model.perplexity, "tokens": found.tokens}
+
+
+def widened(model: Any) -> Any:
+    """Return a model, rounded to its stored type before, with products in float32."""
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
+    return model
 
 
 def nearplane(words: list[str]) -> str:

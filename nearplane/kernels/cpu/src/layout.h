@@ -106,9 +106,8 @@ INLINE float bf16_to_float(uint16_t b) { return bits_to_float(uint32_t(b) << 16)
 
 // To nearest, ties to even; a NaN stays one.
 INLINE uint16_t float_to_bf16(float f) {
-  uint32_t u = float_to_bits(f);
-  if ((u & 0x7FFFFFFF) > 0x7F800000) return uint16_t(u >> 16 | 64);
-  return uint16_t((u + 0x7FFF + (u >> 16 & 1)) >> 16);
+  const uint32_t u = float_to_bits(f), nan = u >> 16 | 64, rounded = (u + 0x7FFF + (u >> 16 & 1)) >> 16;
+  return uint16_t(int32_t(u & 0x7FFFFFFF) > 0x7F800000 ? nan : rounded);
 }
 float f16_to_float(uint16_t h);
 uint16_t float_to_f16(float f);

@@ -294,13 +294,14 @@ void write_scaled(const View& view, const Shared& shared, uint32_t i, const floa
   const Header& head = view.head;
   const size_t places = shared.place_step.size(), at = to * head.columns;
   line.resize(places);
+  half.resize(places);
   const float row = head.row_palette ? view.row_step(i) : 1;
   const float* step = shared.place_step.data();
-  for (size_t p = 0; p < places; p++) line[p] = row * step[p] * sums[p];
-  if (!head.column_at) return store_row(weight, at, line.data(), head.columns, type);
-  if (type == kF32) return scatter(shared.column, head.columns, line.data(), static_cast<float*>(weight) + at);
-  half.resize(places);
-  store_row(half.data(), 0, line.data(), places, type);
+  float* values = line.data();  // not the vector, whose address belongs to a thread: loops would look it up
+  for (size_t p = 0; p < places; p++) values[p] = row * step[p] * sums[p];
+  if (!head.column_at) return store_row(weight, at, values, head.columns, type);
+  if (type == kF32) return scatter(shared.column, head.columns, values, static_cast<float*>(weight) + at);
+  store_row(half.data(), 0, values, places, type);
   scatter(shared.column, head.columns, half.data(), static_cast<uint16_t*>(weight) + at);
 }
 
