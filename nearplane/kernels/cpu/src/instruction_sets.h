@@ -1,8 +1,9 @@
 // The instruction sets that have kernels of their own, the fastest first. NAME.cpp defines NAME_kernels (kernels.h).
 //
-// An entry X(name, flags, condition), A(...) for ARM, is all that a new one needs beside its file: CMakeLists.txt compiles NAME.cpp with
-// the flags, which it reads from here (the name and the flags stand on one line); choose.cpp takes the first set whose
-// condition holds on the processor. HAS is __builtin_cpu_supports; not every compiler takes "f16c" as its name.
+// An entry X(name, flags, condition), A(...) for ARM, is all that a new one needs beside its file: CMakeLists.txt
+// compiles NAME.cpp with the flags, which it reads from here (the name and the flags stand on one line); choose.cpp
+// takes the first set whose condition holds on the processor. HAS is __builtin_cpu_supports; not every compiler takes
+// "f16c" as its name.
 #pragma once
 
 // clang-format off
