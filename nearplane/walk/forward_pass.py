@@ -143,7 +143,7 @@ class Passes:
 
         - `outputs`: of the passes, quantized ones first. `last`: the passes are not run further.
         """
-        kept = [placement.hidden_states() if placement.limits.directory else None for _ in range(2)]
+        kept = [placement.states_in_file() for _ in range(2)]
         streams = ((self.quantized, kept[0]), (self.original, kept[1]))
         with placement.between():
             for each, states in ((each, states) for passes, states in streams for each in passes):

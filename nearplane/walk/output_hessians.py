@@ -122,7 +122,7 @@ class BackwardPasses:
             for each in passes:
                 each.begin()
             for call, index in enumerate(order):
-                states = self.placement.hidden_states() if self.keeps_in_file else None
+                states = self.placement.states_in_file()
                 with self.placement.block(index):
                     for each in passes:
                         each.run_block(self.trace.blocks[index], index, states)
@@ -135,17 +135,12 @@ class BackwardPasses:
                 index, last = order[call], order.index(order[call]) == call
                 layers = self.layers_of(index)
                 with self.placement.block(index):
-                    for each in passes:
-                        with summed(layers, sums, self.placement.device):
+                    with summed(layers, sums, self.placement.device):
+                        for each in passes:
                             each.run_back(self.trace.blocks[index])
                 for layer in layers if last else ():
                     self.add_up(found, layer, sums.pop(layer.name, None))
                 self.progress("taking gradients", 1 - call / count * 2 / 3)
-
-    @property
-    def keeps_in_file(self) -> bool:
-        """Whether hidden states are kept in a file."""
-        return self.placement.limits.directory is not None
 
     def layers_of(self, index: int) -> list[Layer]:
         """Return the layers of a block whose outputs are to be weighed."""
@@ -236,8 +231,7 @@ class TapedPass:
             if slope is not None and tensor.requires_grad
         ]
         go_back(known)
-        given = [(tensor, twin.grad) for tensor, twin in pairs if twin.grad is not None]
-        go_back(given)
+        go_back([(tensor, twin.grad) for tensor, twin in pairs if twin.grad is not None])
 
 
 def go_back(slopes: list[tuple[Tensor, Any]]) -> None:

@@ -92,6 +92,10 @@ class Placement:
         directory = self.limits.directory
         return [] if directory is None else StatesInFile(directory, self.device)
 
+    def states_in_file(self) -> HiddenStates | None:
+        """Return an empty file for hidden states; None where they stay in memory as they are."""
+        return None if self.limits.directory is None else self.hidden_states()
+
     def on_device(self, tokens: Tensor) -> Tensor:
         """Return tokens where the model runs."""
         return tokens.to(self.device)

@@ -90,7 +90,7 @@ class Probe:
         undisturbed, others = self.begun(self.compared_tokens), Disturbed(self)
         for call, index in enumerate(self.trace.order):
             block, first = self.trace.blocks[index], index not in self.trace.order[:call]
-            others.states = self.placement.hidden_states() if self.keeps_in_file else None
+            others.states = self.placement.states_in_file()
             with self.placement.block(index):
                 others.run(index)
                 if first:
@@ -140,11 +140,6 @@ class Probe:
             yield self.compared([layer], each, reference)
         finally:
             layer.stored.data = before
-
-    @property
-    def keeps_in_file(self) -> bool:
-        """Whether hidden states are kept in a file."""
-        return self.placement.limits.directory is not None
 
     def begun(self, tokens: Int64[Tensor, "n length"]) -> ForwardPass:
         """Return a forward pass that is paused at the first block."""

@@ -216,7 +216,7 @@ class Walk:
         head = self.head if self.goes_to_head else None
         batches = self.batches(self.tokens)
         passes = [ForwardPass(self.model, self.trace, place.on_device(b), head) for b in batches]
-        states = place.hidden_states() if place.limits.directory else None
+        states = place.states_in_file()
         with place.outside():
             for number, each in enumerate(passes):
                 each.go_on()

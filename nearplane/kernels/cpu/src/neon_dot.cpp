@@ -104,7 +104,7 @@ bool sums_of(const Tiles& tile, const TileInputs& x, int half, int32_t* rows) {
 }
 
 // Products and sums are rounded one by one, as on all instruction sets. Digits to a base are not packed for these
-// processors (`digits_pay`), though layouts may have them.
+// processors (`kDigitsPay`), though layouts may have them.
 void add_tile(const Tiles& tile, const TileInputs* x, uint32_t batch, float* acc, int stride) {
   for (uint32_t b = 0; b < batch; b++, acc += stride)
     for (int half = 0; half < 2; half++) {

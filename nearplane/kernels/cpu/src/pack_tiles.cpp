@@ -44,23 +44,9 @@ struct Plan {
   double bits = 0;
 };
 
-// Where tile t begins, and its places.
-struct Span {
-  uint32_t first, places;
-};
-
-Span span(const Header& head, uint32_t t) {
-  const uint32_t group = 2 * head.group_pairs, each = divide_up(group, head.tile_places);
-  const uint32_t inside = t % each * head.tile_places;
-  return {t / each * group + inside, std::min(head.tile_places, group - inside)};
-}
-
-uint32_t across(const Header& head) {
-  return divide_up(2 * head.group_pairs, head.tile_places) * (head.pairs / head.group_pairs);
-}
-
 void choose_kinds(const Matrix& m, const Header& head, Plan& plan) {
-  const uint32_t groups = divide_up(m.rows, kRows), tiles = across(head);
+  const View view(&head);
+  const uint32_t groups = divide_up(m.rows, kRows), tiles = view.tiles_across();
   plan.kind.assign(size_t(groups) * tiles, 0);
   std::vector<double> bits(groups, 0);
   parallel_for(groups, [&](uint32_t g) {
@@ -68,14 +54,14 @@ void choose_kinds(const Matrix& m, const Header& head, Plan& plan) {
     for (uint32_t i = g * kRows; i < std::min(m.rows, (g + 1) * kRows); i++) {
       const int32_t* code = m.code + uint64_t(plan.as.row[i]) * m.columns;
       for (uint32_t t = 0; t < tiles; t++) {
-        const Span s = span(head, t);
+        const uint32_t first = view.tile_first(t);
         uint32_t* own = &bins[size_t(t) * (2 * kSpan + 2)];
-        for (uint32_t p = s.first; p < s.first + s.places; p++)
+        for (uint32_t p = first; p < first + view.places_of(t); p++)
           if (plan.as.column[p] >= 0) own[std::clamp(code[plan.as.column[p]], -kSpan - 1, kSpan) + kSpan + 1]++;
       }
     }
     for (uint32_t t = 0; t < tiles; t++) {
-      const Choice c = cheapest(&bins[size_t(t) * (2 * kSpan + 2)], span(head, t).places, m.step_form == 2);
+      const Choice c = cheapest(&bins[size_t(t) * (2 * kSpan + 2)], view.places_of(t), m.step_form == 2);
       plan.kind[size_t(g) * tiles + t] = c.kind;
       bits[g] += c.bits;
     }
@@ -103,7 +89,7 @@ Plan arrange(const Matrix& m, const Header& head, const std::vector<double>* row
   return plan;
 }
 
-// The shortest of: all in place, rows sorted by magnitude, columns, both. The first three fields tell which.
+// The shortest of: all in place, rows sorted by magnitude, columns, both.
 Plan choose_plan(const Matrix& m, const Header& head, bool& rows, bool& columns) {
   std::vector<double> row, column;
   magnitudes(m, 0, row, column);
@@ -125,35 +111,37 @@ Plan choose_plan(const Matrix& m, const Header& head, bool& rows, bool& columns)
 
 // Write a group's tiles; integers that do not fit go to `escapes`.
 void fill_group(const Matrix& m, const Header& head, const Plan& plan, uint32_t g, uint8_t* to, Rows& escapes) {
-  const uint32_t tiles = across(head);
+  const View view(&head);
+  const uint32_t tiles = view.tiles_across();
   for (uint32_t t = 0; t < tiles; t++) {
-    const Span s = span(head, t);
+    const uint32_t first = view.tile_first(t), places = view.places_of(t);
     const uint8_t kind = plan.kind[size_t(g) * tiles + t];
     const int32_t low = tile_low(kind), high = low + int32_t(tile_form(kind).levels) - 1;
     for (uint32_t i = 0; i < uint32_t(kRows) && g * kRows + i < m.rows; i++) {
       const int32_t* code = m.code + uint64_t(plan.as.row[g * kRows + i]) * m.columns;
       uint8_t codes[kTilePlaces];
-      for (uint32_t p = 0; p < s.places; p++) {
-        const int64_t column = plan.as.column[s.first + p];
+      for (uint32_t p = 0; p < places; p++) {
+        const int64_t column = plan.as.column[first + p];
         // padding may have any code: its activations are zero
         const int32_t whole = column < 0 ? low : code[column], fits = std::clamp(whole, low, high);
-        if (fits != whole) correct(escapes[g * kRows + i], s.first + p, int64_t(whole) - fits);
+        if (fits != whole) correct(escapes[g * kRows + i], first + p, int64_t(whole) - fits);
         codes[p] = uint8_t(fits - low);
       }
-      put_tile_row(to, kind, s.places, int(i), codes);
+      put_tile_row(to, kind, places, int(i), codes);
     }
-    to += size_t(tile_words(kind, s.places)) * 64;
+    to += size_t(tile_words(kind, places)) * 64;
   }
 }
 
 void store_tiles(Bytes& bytes, const Matrix& m, const Plan& plan) {
   const Header head = bytes.head();
-  const uint32_t groups = divide_up(m.rows, kRows), tiles = across(head);
+  const View view(&head);
+  const uint32_t groups = divide_up(m.rows, kRows), tiles = view.tiles_across();
   std::vector<uint32_t> start(groups + 1, 0);
   for (uint32_t g = 0; g < groups; g++) {
     start[g + 1] = start[g];
     for (uint32_t t = 0; t < tiles; t++)
-      start[g + 1] += tile_words(plan.kind[size_t(g) * tiles + t], span(head, t).places);
+      start[g + 1] += tile_words(plan.kind[size_t(g) * tiles + t], view.places_of(t));
   }
   uint64_t at = bytes.add(plan.kind);
   bytes.head().tile_kind_at = at;
