@@ -103,6 +103,22 @@ class ForwardPass:
             raise NearplaneError(f"{name} does not call its output head behind its blocks")
         return self.inputs
 
+    def finish(self, words: int, most: int) -> None:
+        """Run a pass that is paused at the head to its end, for at most `most` logits.
+
+        Their positions are evenly spaced, and all of them where the head is not given one row a
+        token of each sequence.
+
+        - `words`: logits of a position.
+        """
+        inputs = self.head_inputs()
+        if inputs.ndim == 3 and inputs.shape[:2] == self.tokens.shape:
+            apart = -(-inputs.shape[:2].numel() * words // most)
+            apart = min(max(1, apart), inputs.shape[1])
+            self.go_on((inputs[:, apart - 1 :: apart].contiguous(),))
+        else:
+            self.go_on()
+
     def share_memory_(self, other: "ForwardPass") -> None:
         """Keep arguments only once that hold the same numbers in both passes, such as masks."""
         share_memory_((self.call.args, self.call.kwargs), (other.call.args, other.call.kwargs))

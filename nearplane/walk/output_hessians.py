@@ -187,23 +187,15 @@ class TapedPass:
         """
         forward = self.forward
         if forward.inputs is not None:
-            apart = self.apart(forward.inputs)
-            some = forward.inputs[:, apart - 1 :: apart].contiguous() if apart > 1 else None
-            forward.go_on(None if some is None else (some,))
+            head = forward.head
+            words = 1 if head is None else head.get_parameter("weight").shape[0]
+            forward.finish(words, MOST_LOGITS)
         logits = logits_of(forward.result)
         share = torch.softmax(logits.detach().float(), -1)
         drawn = torch.multinomial(share.flatten(0, -2).cpu(), 1, generator=draws).to(share.device)
         share.flatten(0, -2).scatter_add_(1, drawn, torch.full_like(drawn, -1, dtype=share.dtype))
         logits.backward(share.to(logits.dtype))
         forward.result = None
-
-    def apart(self, inputs: Tensor) -> int:
-        """Return how far apart the positions are whose loss is taken."""
-        if inputs.ndim != 3 or inputs.shape[:2] != self.forward.tokens.shape:
-            return 1
-        head = self.forward.head
-        words = 1 if head is None else head.get_parameter("weight").shape[0]
-        return min(inputs.shape[1], max(1, -(-inputs.shape[:2].numel() * words // MOST_LOGITS)))
 
     def run_back(self, block: Any) -> None:
         """Run the latest block that is left again, and hand its gradients on to what is before."""

@@ -87,14 +87,6 @@ def answered(passes: Sequence[ForwardPass], vocabulary: int, ranks: Ranks = ALON
 
 def probabilities(each: ForwardPass, vocabulary: int) -> Tensor:
     """Return the predictions (positions, tokens) of a pass that is paused at the head."""
-    inputs = each.head_inputs()
-    # a head that is given one row a token, or a row a token of each sequence
-    flat = inputs.flatten(0, -2)
-    apart = max(1, -(-len(flat) * vocabulary // MOST_LOGITS))
-    if inputs.ndim == 3 and inputs.shape[:2] == each.tokens.shape:
-        apart = min(apart, inputs.shape[1])
-        each.go_on((inputs[:, apart - 1 :: apart].contiguous(),))
-    else:
-        each.go_on()
+    each.finish(vocabulary, MOST_LOGITS)
     logits = logits_of(each.result).flatten(0, -2)
     return torch.softmax(logits[:: max(1, len(logits) * vocabulary // MOST_LOGITS)].float(), -1)
