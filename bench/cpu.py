@@ -53,7 +53,8 @@ QUICK_SECONDS, FEWEST_ROUNDS = 13, 5
 HPTQ_FAST, ECLQ_FAST = "nearplane-hptq-fast", "nearplane-eclq-fast"
 SPARSE_FAST = "nearplane-ssqr-fast 3 +1%"
 HPTQ, ECLQ, SPARSE = "nearplane-hptq", "nearplane-eclq", "nearplane-ssqr 3 +1%"
-BF16, Q3_K, READ = ("torch-bf16", None), ("llama.cpp-q3_k", None), ("read-bandwidth", None)
+BF16, READ = ("torch-bf16", None), ("read-bandwidth", None)
+Q2_K, Q3_K = ("llama.cpp-q2_k", None), ("llama.cpp-q3_k", None)
 LIMIT = ("read-bandwidth", "of its bits")
 # a row (instruction set None: the best), another one, and the least ratio that is asked for
 ASKED = [
@@ -75,6 +76,8 @@ ASKED = [
             ((f"{ECLQ_FAST} 3.1", isa), BF16, 4.0),
             ((f"{ECLQ_FAST} 3.1", isa), Q3_K, 1.3),
             ((SPARSE_FAST, isa), Q3_K, 1.0),
+            ((f"{HPTQ_FAST} 2.1", isa), Q2_K, 1.0),
+            ((f"{ECLQ_FAST} 2.1", isa), Q2_K, 1.0),
         ]
     ),
     ((f"{HPTQ_FAST} 3.1", None), (f"{HPTQ} 3.1", None), 1.5),
@@ -129,7 +132,7 @@ def others(args: argparse.Namespace) -> tuple[list[Row], list[Worker]]:
             continue
         workers.append(worker)
         try:
-            kinds = ["Q3_K"] if args.quick else peer.kinds
+            kinds = ["Q2_K", "Q3_K"] if args.quick else peer.kinds
             rows += cpu_peers.rows(peer, worker, kinds, models, args.batches)
         except WorkerError as error:
             print(f"{peer.kernel}: left out: {error}")

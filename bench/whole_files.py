@@ -31,7 +31,7 @@ from speed import HERE, ROOT, machine
 
 BITS = [2.5, 3.0, 3.5, 4.0, 4.5]
 TYPES = "Q2_K IQ2_XS IQ3_XXS Q3_K_S Q3_K_M Q3_K_L IQ4_XS Q4_0 Q4_K_S Q4_K_M Q5_K_M".split()
-TITLES = f"{'':22}{'MB':>9}{'bits':>7}  " + "{}"
+TITLES = f"{'':22}{'MB':>9}{'bits':>7}{'predicted':>11}  " + "{}"
 COLUMNS = f"{'KL':>9}{'99.9 %':>9}{'top-1 %':>9}{'perplexity':>12}  "
 
 
@@ -126,6 +126,7 @@ class Bench:
             print(f"{title:22}  not measured: {row['failed']}", flush=True)
         else:
             row["bytes"] = bytes_of(result)
+            row["predicted_kl"] = predicted_kl(result)
             row["scores"] = [self.scores(result, text) for text in self.args.text]
             print(line(row, self.numbers), flush=True)
         self.rows.append(row)
@@ -182,7 +183,8 @@ def run(command: list[str]) -> str:
 def line(row: dict[str, Any], numbers: int) -> str:
     """Return one row of the table."""
     size = row["bytes"]
-    said = f"{row['title']:22}{size / 1e6:9.2f}{8 * size / numbers:7.3f}  "
+    said = f"{row['title']:22}{size / 1e6:9.2f}{8 * size / numbers:7.3f}"
+    said += f"{row['predicted_kl']:11.4f}  " if row.get("predicted_kl") else " " * 13
     for each in row["scores"]:
         said += f"{each['kl']:9.4f}{each['kl_999']:9.3f}{100 * each['top1']:9.2f}"
         said += f"{each['perplexity']:12.3f}  "
@@ -193,6 +195,12 @@ def bytes_of(result: Path) -> int:
     """Return the bytes of the weights' files: tokenizers are left out of nearplane's folder."""
     files = result.glob("*.safetensors") if result.is_dir() else [result]
     return sum(file.stat().st_size for file in files)
+
+
+def predicted_kl(result: Path) -> float | None:
+    """Return the KL divergence that was expected when rates were chosen; None for llama.cpp."""
+    file = result / "report.json"
+    return json.loads(file.read_text())["recipe"].get("predicted_kl") if file.is_file() else None
 
 
 def plot(results: list[Path], file: Path) -> None:

@@ -19,6 +19,7 @@ from nearplane.export.ledger import Ledger, code_digest, digest
 from nearplane.export.output_directory import check_space
 from nearplane.export.uncompressed import uncompressed_tensors
 from nearplane.methods import Method
+from nearplane.methods.allocation import allocation_sentence
 from nearplane.model.block_loading import InMemory
 from nearplane.model.compute_dtype import AUTO, TYPES, check_arithmetic, name_of
 from nearplane.model.open_model import OpenModel, open_model, open_tokenizer, tokenizer_problem
@@ -65,6 +66,7 @@ def quantize(
     length: int | None = None,
     seconds: float | None = None,
     chat_template: bool = False,
+    languages: bool = True,
     rules: Rules | None = None,
     trust_remote_code: bool = False,
     resume: bool = False,
@@ -76,23 +78,22 @@ def quantize(
 
     Blocks are quantized in order, each on the inputs that the quantized blocks before it give.
     `out` appears when all is done, or not at all. Returns the report, stored as report.json.
+    Processes of torchrun share the work. NearplaneError for input that cannot be used.
 
     - `model`: a directory, a hub name or a .gguf file; or its survey by `plan.survey`.
     - `calibration`: a file, directory or data set's name, several with weights, strings or tokens.
     - `sequences`, `length`: at most so many, of so many tokens; None: see `walk.calibration`.
     - `seconds`: instead of `sequences`, about how long the run may take; uses as many as fit.
+    - `languages`: mix in a sample of other languages and code, see `walk.language_sample`.
     - `rules`: which layers to skip, and how many may fall back to round-to-nearest.
-    - `resume`: use the layers that an interrupted run to `out` has finished, if any.
+    - `resume`: use the layers that an interrupted run to `out` has finished; errors keep them.
     - `memory`: bytes that each process may use, where less takes longer; None is all available.
     - `arithmetic`: the type of products, by name; "auto": see `nearplane.model.compute_dtype`.
-
-    Processes of torchrun share the calibration and the rows of every layer. Raises NearplaneError
-    for input that cannot be used; finished layers are then kept on disk for `resume`.
     """
-    ranks = Ranks.joined()
+    ranks, started = Ranks.joined(), time.perf_counter()
     watcher = watcher if watcher and ranks.first else Watcher()
     check_arithmetic(arithmetic)
-    wanted, started = CalibrationSize(calibration, sequences, length, seconds), time.perf_counter()
+    wanted = CalibrationSize(calibration, sequences, length, seconds)
     ledger = Ledger(out, ranks.first, ranks.bytes_of_first)
     writing = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
     with writing as writer, keeping(ledger, watcher, resume):
@@ -103,7 +104,7 @@ def quantize(
         offload = offload_for(survey, size, ranks, memory)
         check_output(out, survey, watcher)
         tokenizer = open_tokenizer(survey.empty.where)
-        request = CalibrationRequest(*size, chat_template)
+        request = CalibrationRequest(*size, chat_template, languages=languages)
         tokens, account = calibrated(survey, tokenizer, calibration, request, watcher)
         source = open_model(survey.empty, by_blocks=offload.by_blocks, tokenizer=tokenizer)
         place = Placement(source.model, source.loader, survey.compute, offload.limits(out))
@@ -225,11 +226,12 @@ def allocated(walk: Walk, ledger: Ledger, watcher: Watcher) -> dict[str, Any]:
         return {}
     known = ledger.recall("allocation")
     if known is None:
-        ledger.remember("allocation", walk.allocate(watcher.progress))
+        walk.allocate(watcher.progress)
+        ledger.remember("allocation", [walk.bits, walk.predicted_kl])
     else:
-        walk.bits = known
-    watcher.says(allocation_sentence(walk.bits))
-    return {"allocation": walk.bits}
+        walk.bits, walk.predicted_kl = known
+    watcher.says(allocation_sentence(walk.bits, walk.predicted_kl))
+    return {"allocation": walk.bits, "predicted_kl": walk.predicted_kl}
 
 
 def dependencies(source: OpenModel, recipe: dict[str, Any], walk: Walk) -> dict[str, Any]:
@@ -374,15 +376,6 @@ def calibrated(
             "tokenizer opens no text with it; neither does the calibration"
         )
     return tokens, account
-
-
-def allocation_sentence(bits: dict[str, float]) -> str:
-    """Return the allocation in one line: the range of every kind of layer."""
-    kinds: dict[str, list[float]] = {}
-    for name, rate in bits.items():
-        kinds.setdefault(name.rsplit(".", 1)[-1], []).append(rate)
-    ranges = (f"{kind} {min(r):.2f} .. {max(r):.2f}" for kind, r in kinds.items())
-    return f"bits per weight by equal slope: {', '.join(ranges) or 'no layer could be probed'}"
 
 
 def stored_companions(source: OpenModel, scratch: Path) -> dict[str, Path]:

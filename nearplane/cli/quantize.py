@@ -70,6 +70,7 @@ def quantize(
             length=settings.length,
             seconds=seconds,
             chat_template=settings.chat_template,
+            languages=settings.languages,
             resume=resume,
             memory=memory_limit(settings),
             arithmetic=settings.arithmetic,

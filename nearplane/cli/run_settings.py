@@ -45,6 +45,13 @@ class Settings:
     chat_template: Annotated[
         bool, typer.Option("--chat-template", help="Put documents in the tokenizer's template")
     ] = False
+    languages: Annotated[
+        bool,
+        typer.Option(
+            help="Take one of eight sequences from nearplane's own sample of 28 languages and "
+            "source code, so that what the text lacks loses less"
+        ),
+    ] = True
     memory: Annotated[
         str | None,
         typer.Option(

@@ -193,9 +193,8 @@ def calibration_tokens(
     """Return the calibration tokens of the run, or None and the reason why they cannot be made."""
     stored = recipe_of(checkpoint).get("calibration") or {}
     sizes = stored.get("sequences", 0), stored.get("length", 0)
-    wanted = CalibrationRequest(
-        *sizes, stored.get("chat_template", False), stored.get("spread", False)
-    )
+    how = (stored.get(name, False) for name in ("chat_template", "spread"))
+    wanted = CalibrationRequest(*sizes, *how, languages=stored.get("language_sample", 0) > 0)
     text = calibration if calibration is not None else stored.get("source", "")
     if calibration is None and stored.get("weights"):
         text = Sources(stored["weights"])

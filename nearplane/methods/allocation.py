@@ -61,3 +61,22 @@ def allocate(sensitivities: Mapping[str, Sensitivity], bpw: float) -> dict[str, 
         middle = (low + high) / 2
         low, high = (middle, high) if mean(middle) <= bpw else (low, middle)
     return bits(low)
+
+
+def predicted_divergence(
+    sensitivities: Mapping[str, Sensitivity], bits: Mapping[str, float]
+) -> float:
+    """Return the total divergence at these bits per weight: Σ_l c_l 4^(−b_l), in nats a token."""
+    found = sensitivities.items()
+    return sum(layer.divergence * 4 ** (layer.bpw - bits[name]) for name, layer in found)
+
+
+def allocation_sentence(bits: dict[str, float], divergence: float | None) -> str:
+    """Return the allocation in one line: the range of every kind of layer, and what is expected."""
+    kinds: dict[str, list[float]] = {}
+    for name, rate in bits.items():
+        kinds.setdefault(name.rsplit(".", 1)[-1], []).append(rate)
+    ranges = (f"{kind} {min(r):.2f} .. {max(r):.2f}" for kind, r in kinds.items())
+    said = ", ".join(ranges) if divergence is not None else "no layer could be probed"
+    expected = "" if divergence is None else f"; predicted KL {divergence:.3g} nats a token"
+    return f"bits per weight by equal slope: {said}{expected}"

@@ -14,6 +14,7 @@ from torch import Tensor
 from nearplane.model.output_head import embedding_of, rows_of, vocabulary
 from nearplane.types import NearplaneError
 from nearplane.walk.documents import Source, read_documents
+from nearplane.walk.language_sample import SHARE, with_sample
 from nearplane.walk.sources import Sources, as_sources, interleaved
 
 DEFAULT_LENGTH = 512  # tokens of a sequence, or the most that the model takes
@@ -34,12 +35,14 @@ class CalibrationRequest:
     - `sequences`, `length`: at most so many sequences of exactly so many tokens.
     - `chat_template`: whether every document goes through the tokenizer's chat template.
     - `spread`: whether sequences are taken evenly from the whole text, or from its beginning.
+    - `languages`: whether some of them are of nearplane's own sample of languages and source code.
     """
 
     sequences: int
     length: int
     chat_template: bool = False
     spread: bool = True
+    languages: bool = False
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class TokenAccount:
 
     - `opened_by`: the token that every sequence starts with; None if there is none.
     - `fingerprint`: SHA-256 of the sequences.
+    - `language_sample`: how many sequences are nearplane's own sample.
     - `weights`: of several sources; {} for one.
     - `begins`: how the first document begins, as the model sees it; it is not stored.
     - `remarks`: on what was not read.
@@ -64,6 +68,7 @@ class TokenAccount:
     fingerprint: str
     chat_template: bool = False
     spread: bool = False
+    language_sample: int = 0
     weights: dict[str, float] = field(default_factory=dict)
     begins: str = ""
     remarks: tuple[str, ...] = ()
@@ -71,11 +76,18 @@ class TokenAccount:
     def sentence(self) -> str:
         """Return the account as one line for people."""
         opening = "" if self.opened_by is None else f", each opened by token {self.opened_by}"
+        own = self.language_sample
+        sample = f", {own} of them of nearplane's sample of languages and code" if own else ""
         return (
             f"{self.sequences} sequences of {self.length} tokens from {self.documents} documents "
-            f"of {self.source}{opening}: {self.used} tokens used, {self.dropped} dropped, "
+            f"of {self.source}{opening}{sample}: {self.used} tokens used, {self.dropped} dropped, "
             f"{self.padded} padded"
         )
+
+    def of(self, packed: Int64[Tensor, "n length"], **changes: Any) -> "TokenAccount":
+        """Return the account of other sequences that are made of these, with further changes."""
+        counted = {"sequences": len(packed), "used": packed.numel()}
+        return replace(self, **counted, fingerprint=fingerprint(packed), **changes)
 
     def for_json(self) -> dict[str, Any]:
         private = ("begins", "remarks")
@@ -113,11 +125,17 @@ def calibrate(
     sequence is dropped, nothing is padded. With `spread`, up to READ times the wanted sequences are
     read, and the wanted ones taken evenly from these, since neighbouring ones are alike. Every
     sequence starts with the beginning-of-sequence token if the tokenizer puts one before a text. A
-    two-dimensional tensor is used as it is.
+    two-dimensional tensor is used as it is; nothing is mixed into tokens.
 
     Raises NearplaneError for text that is missing, unreadable or too short for one sequence.
     """
     check_size(wanted.sequences, wanted.length)
+    if wanted.languages and tokenizer is not None and not holds_tokens(text):
+        most = wanted.sequences // SHARE
+        rest = replace(wanted, sequences=wanted.sequences - most, languages=False)
+        tokens, account = calibrate(text, tokenizer, rest)
+        mixed, count = with_sample(tokens, tokenizer, account.opened_by is not None, most)
+        return mixed, account.of(mixed, language_sample=count)
     text = as_sources(text)
     if isinstance(text, Sources):
         return calibrate_sources(text, tokenizer, wanted)
@@ -173,14 +191,11 @@ def calibrate_sources(
             replace(account, remarks=(*account.remarks, *[short] * (len(tokens) < count)))
         )
     packed = interleaved(parts)
-    return packed, replace(
-        accounts[0],
+    return packed, accounts[0].of(
+        packed,
         source=sources.name(),
         documents=sum(each.documents for each in accounts),
-        sequences=len(packed),
-        used=sum(each.used for each in accounts),
         dropped=sum(each.dropped for each in accounts),
-        fingerprint=hashlib.sha256(packed.contiguous().numpy().tobytes()).hexdigest(),
         weights=dict(sources.weights),
         remarks=tuple(remark for each in accounts for remark in each.remarks),
     )
@@ -218,15 +233,19 @@ def tokenized(
     tensors_only = Source("token tensors", [])
     if isinstance(text, Tensor):
         return tensors_only, [text.flatten().tolist()]
-    if isinstance(text, list):
-        tensors = [part for part in text if isinstance(part, Tensor)]
-        if tensors and len(tensors) == len(text):
-            return tensors_only, [part.flatten().tolist() for part in tensors]
+    if holds_tokens(text):
+        return tensors_only, [part.flatten().tolist() for part in text]  # pyright: ignore[reportAttributeAccessIssue]
     if tokenizer is None:
         raise NearplaneError("the model has no tokenizer: calibrate with token tensors")
     documents: Any = text  # read_documents refuses what is no text
     source = read_documents(documents, tokenizer if wanted.chat_template else None)
     return source, (tokenizer(d, add_special_tokens=False).input_ids for d in source.documents)
+
+
+def holds_tokens(text: Any) -> bool:
+    """Whether a calibration is given as tokens: a tensor, or a list of tensors."""
+    parts = text if isinstance(text, list) and text else [text]
+    return all(isinstance(part, Tensor) for part in parts)
 
 
 def join(
@@ -277,8 +296,13 @@ def account_of(
         dropped=read - (used - opened),
         padded=0,
         opened_by=bos,
-        fingerprint=hashlib.sha256(packed.contiguous().numpy().tobytes()).hexdigest(),
+        fingerprint=fingerprint(packed),
     )
+
+
+def fingerprint(tokens: Int64[Tensor, "n length"]) -> str:
+    """Return the SHA-256 of sequences, in hexadecimal."""
+    return hashlib.sha256(tokens.contiguous().numpy().tobytes()).hexdigest()
 
 
 def check_tokens(model: Any, tokens: Int64[Tensor, "n length"]) -> None:

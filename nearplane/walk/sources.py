@@ -82,7 +82,7 @@ def as_sources(text: Any) -> Any:
     return Sources.of(paths) if len(paths) > 1 else paths[0]
 
 
-def interleaved(parts: list[Int64[Tensor, "n length"]]) -> Int64[Tensor, "n length"]:
+def interleaved(parts: list[Int64[Tensor, "_ length"]]) -> Int64[Tensor, "n length"]:
     """Return the sequences of all parts, each part spread evenly over the whole."""
     places = torch.cat([(torch.arange(len(p), device="cpu") + 0.5) / len(p) for p in parts])
     return torch.cat(parts)[places.argsort(stable=True)]

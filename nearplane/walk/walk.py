@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from nearplane.methods import Method
-from nearplane.methods.allocation import allocate
+from nearplane.methods.allocation import allocate, predicted_divergence
 from nearplane.model.block_loading import InMemory
 from nearplane.model.blocks import Layer, check_finite, linear_modules
 from nearplane.model.experts import split_experts_
@@ -42,9 +42,8 @@ class Walk:
     """Quantizes the layers of a model in order: call `prepare`, then iterate over it once.
 
     Yields (layer, QuantizedWeight, LayerReport) for each layer. Frees the weights of every
-    finished block, so that the model cannot run afterwards. Then `fallbacks` names the layers
-    that were rounded to nearest; `left_out` what was not quantized, and why; `arrivals` counts the
-    tokens that were routed to each expert.
+    finished block, so that the model cannot run afterwards. `arrivals` counts the tokens that were
+    routed to each expert; `predicted_kl` is what `allocate` expects, in nats a token.
 
     - `selection`: which layers are quantized, and its rules; chosen by `rules` if None.
     - `bits`: rates of layers that differ from the method's own.
@@ -66,6 +65,7 @@ class Walk:
     placement: Placement | None = None
     sampled: bool = False
     arrivals: dict[str, dict[str, int]] = field(default_factory=dict)
+    predicted_kl: float | None = None
     ready: "Prepared | None" = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -143,27 +143,27 @@ class Walk:
         """Return the layers' output Hessians; None for a method that takes none."""
         prepared = self.prepared
         if prepared.outputs is None and self.method.weighs_outputs:
-            parts = prepared.placement, prepared.trace, self.tokens, prepared.layers, self.head
+            parts = prepared.placement, self.trace, self.tokens, self.layers, self.head
             prepared.outputs = BackwardPasses(*parts, self.ranks, progress).output_hessians()
         return prepared.outputs
 
     def allocate(self, progress: Progress = no_progress) -> dict[str, float]:
         """Set and return every layer's rate, in bits per weight, by its sensitivity.
 
-        All experts of a mixture share one rate for their gates, one for their up projections and
-        one for their down projections. Raises NearplaneError for a method without a rate.
+        All gates of a mixture's experts share one rate, all up and all down projections another.
+        Raises NearplaneError for a method without a rate.
         """
         prepared, rate = (self if self.ready else self.prepare()).prepared, self.method.rate
         if rate is None:
             raise NearplaneError(f"{self.method.name} has no rate that could be shared out")
         wanted = {layer.name for layer in prepared.layers}
         outside = prepared.selection.layers_outside(self.model)
-        places = prepared.placement, prepared.trace
-        weighed = self.weigh_outputs(progress)
-        probe = Probe(*places, self.method, self.tokens, wanted, progress, outside, weighed)
+        how = self.method, self.tokens, wanted, progress, outside, self.weigh_outputs(progress)
+        probe = Probe(prepared.placement, self.trace, *how)
         sensitivities = probe.sensitivities()
         if sensitivities:
             bits = allocate(sensitivities, rate)
+            self.predicted_kl = predicted_divergence(sensitivities, bits)
             rates = torch.tensor(list(bits.values()), dtype=torch.float64, device="cpu")
             self.ranks.from_first_(rates)
             bits = dict(zip(bits, rates.tolist(), strict=True))

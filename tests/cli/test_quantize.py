@@ -289,6 +289,7 @@ def test_the_allocation_is_said_and_kept(nearplane, model_dir, text, tmp_path):
     words = ["--calibration", text, *tiny.SMALL]
     result = nearplane("quantize", model_dir, tmp_path / "out", *words)
     assert "bits per weight by equal slope: q_proj" in result.stderr
+    assert "predicted KL" in result.stderr
     config = json.loads((tmp_path / "out" / "config.json").read_text())["quantization_config"]
     allocation = config["recipe"]["allocation"]
     assert list(allocation) == list(config["layers"])

@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearplane.methods.allocation import HIGHEST, LOWEST, Sensitivity, allocate
+from nearplane.methods.allocation import (
+    HIGHEST,
+    LOWEST,
+    Sensitivity,
+    allocate,
+    predicted_divergence,
+)
 from nearplane.types import NearplaneError
 
 sensitivities = st.dictionaries(
@@ -23,10 +29,6 @@ sensitivities = st.dictionaries(
 
 def mean(bits, of) -> float:
     return sum(bits[n] * c.weights for n, c in of.items()) / sum(c.weights for c in of.values())
-
-
-def divergence(bits, of) -> float:
-    return sum(c.divergence * 4.0 ** (c.bpw - bits[n]) for n, c in of.items())
 
 
 @settings(max_examples=100, deadline=None, derandomize=True)
@@ -48,13 +50,19 @@ def test_slopes_are_equal_and_nothing_else_is_better():
     bits = allocate(of, 3.0)
     slopes = [c.divergence * 4.0 ** (3 - bits[n]) / c.weights for n, c in of.items()]
     assert slopes == pytest.approx([slopes[0]] * 3, rel=1e-6)
-    best = divergence(bits, of)
+    best = predicted_divergence(of, bits)
     for giver, taker in [("a", "b"), ("b", "a"), ("c", "b"), ("a", "c")]:
         moved = dict(bits)
         moved[giver] -= 0.1
         moved[taker] += 0.1 * of[giver].weights / of[taker].weights
         assert mean(moved, of) == pytest.approx(3.0)
-        assert divergence(moved, of) > best
+        assert predicted_divergence(of, moved) > best
+
+
+def test_every_bit_less_takes_four_times_the_divergence():
+    of = {"a": Sensitivity(0.3, 1000, 3.0), "b": Sensitivity(0.02, 5000, 3.0)}
+    assert predicted_divergence(of, {"a": 3.0, "b": 3.0}) == pytest.approx(0.32)
+    assert predicted_divergence(of, {"a": 2.0, "b": 4.0}) == pytest.approx(1.2 + 0.005)
 
 
 def test_equal_layers_get_equal_bits():
