@@ -28,6 +28,7 @@ from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import tensors_in
 from nearplane.export.embedding import CompressedEmbedding, TiedLinear
 from nearplane.export.linear import CompressedLinear, empty_like
+from nearplane.export.one_token import attach, detach
 from nearplane.export.record_check import check_record
 from nearplane.export.saved_again import keep_sums
 from nearplane.export.tied_weights import leave_out, shape_of, share_record, tied_to
@@ -171,6 +172,7 @@ class NearplaneQuantizer(HfQuantizer):
             model.register_parameter(EMPTY, nn.Parameter(empty, requires_grad=False))
         # `save_pretrained` is to write the names of this checkpoint, not those of another format
         model.__dict__["_weight_conversions"] = []
+        attach(model)
         keep_sums()
         return model
 
@@ -178,6 +180,7 @@ class NearplaneQuantizer(HfQuantizer):
         self, model: "PreTrainedModel", dtype: torch.dtype | None = None
     ) -> "PreTrainedModel":
         dtype = model.dtype if dtype is None else dtype
+        detach(model)
         decoded: dict[nn.Module, nn.Module] = {}  # layers that shared a record share a weight
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if isinstance(module, CompressedLinear | TiedLinear):

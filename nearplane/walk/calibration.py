@@ -234,7 +234,8 @@ def tokenized(
     if isinstance(text, Tensor):
         return tensors_only, [text.flatten().tolist()]
     if holds_tokens(text):
-        return tensors_only, [part.flatten().tolist() for part in text]  # pyright: ignore[reportAttributeAccessIssue]
+        parts: Any = text
+        return tensors_only, [part.flatten().tolist() for part in parts]
     if tokenizer is None:
         raise NearplaneError("the model has no tokenizer: calibrate with token tensors")
     documents: Any = text  # read_documents refuses what is no text

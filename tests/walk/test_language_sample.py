@@ -25,7 +25,7 @@ def sample_tokens() -> list[int]:
 
 @settings(max_examples=40, deadline=None, derandomize=True)
 @given(st.integers(1, 60), st.integers(2, 40), st.booleans(), st.integers(0, 60))
-def test_one_of_eight_sequences_is_the_samples(count, length, opened, most):
+def test_a_share_of_the_sequences_is_the_samples(count, length, opened, most):
     tokens = torch.full((count, length), -1)
     tokens[:, 0] = 0 if opened else -1
     mixed, added = with_sample(tokens, tokenizer(), opened, most)

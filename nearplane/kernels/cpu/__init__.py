@@ -14,6 +14,7 @@ the layout.
 | versions | registers these kernels for the functions of nearplane/codes |
 | layout | record <-> layout, and the check of a layout before it is used |
 | linear | the product x · weightᵀ + bias with a layout |
+| fused | a decoder block for one token |
 | streams | decoding of rANS streams |
 | nearest_plane | nearest-plane rounding, 32 columns a call |
 | library, find | loading the shared library, and the signatures of its functions |
@@ -36,5 +37,6 @@ if library() is None:
         stacklevel=2,
     )
 else:
+    from nearplane.kernels.cpu import fused as fused
     from nearplane.kernels.cpu import nearest_plane as nearest_plane
     from nearplane.kernels.cpu import versions as versions

@@ -63,6 +63,8 @@ SIGNATURES = {
     "np_take": (None, [_ptr, _ptr]),
     "np_check": (ctypes.c_char_p, [_ptr, _u64]),
     "np_product": (ctypes.c_int, [_ptr, _ptr, _u32, _u32, _ptr, _ptr, _unsigned]),
+    "np_attention_inputs": (ctypes.c_int, [*[_ptr] * 7, _unsigned]),
+    "np_after_attention": (ctypes.c_int, [*[_ptr] * 4, _unsigned]),
     "np_weight": (ctypes.c_int, [_ptr, _u32, _ptr, _unsigned]),
     "np_row_reader": (_ptr, [_ptr]),
     "np_free_row_reader": (None, [_ptr]),

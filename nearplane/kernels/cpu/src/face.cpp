@@ -6,6 +6,7 @@
 #include <vector>
 
 #include "check.h"
+#include "fused.h"
 #include "kernels.h"
 #include "pack.h"
 #include "parallel.h"
@@ -75,6 +76,15 @@ FACE const char* np_check(const void* bytes, uint64_t size) {
 FACE int np_product(const void* bytes, const void* x, uint32_t batch, uint32_t type, const void* bias, void* y,
                     unsigned threads) {
   return done(threads, [&] { product(View(bytes), x, batch, type, bias, y); });
+}
+
+FACE int np_attention_inputs(const DecoderBlock* block, const void* x, const void* cosine, const void* sine, void* q,
+                             void* k, void* v, unsigned threads) {
+  return done(threads, [&] { attention_inputs(*block, x, cosine, sine, q, k, v); });
+}
+
+FACE int np_after_attention(const DecoderBlock* block, const void* x, const void* attended, void* y, unsigned threads) {
+  return done(threads, [&] { after_attention(*block, x, attended, y); });
 }
 
 FACE int np_weight(const void* bytes, uint32_t type, void* weight, unsigned threads) {

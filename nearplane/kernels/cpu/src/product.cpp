@@ -53,18 +53,19 @@ int terms_needed(const Header& head, uint32_t type) {
 
 class Inputs {
  public:
-  Inputs(const View& view, const Kernels& k, const void* x, uint32_t batch, uint32_t type) : rows(batch) {
+  // `nth`: among the products at once, whose memory is apart.
+  Inputs(const View& view, const Kernels& k, uint32_t nth, const void* x, uint32_t batch, uint32_t type) : rows(batch) {
     const Header& head = view.head;
     const size_t places = 2 * size_t(head.pairs);
     const int terms = k.bf16 && !head.tile_places ? terms_needed(head, type) : 0;
     const bool as_is = terms == 1 && !head.column_at && !head.factor_at && places == head.columns &&
                        reinterpret_cast<uintptr_t>(x) % 4 == 0;
     const bool floats = !as_is || head.escape.at;
-    static thread_local Scratch<float> place_memory, raw_memory;
-    static thread_local Scratch<uint16_t> pair_memory;
-    float* place = place_memory.get(floats ? batch * places : 0);
-    float* raw = raw_memory.get(head.outlier.at ? size_t(batch) * head.columns : 0);
-    uint16_t* pairs = pair_memory.get(as_is ? 0 : terms * batch * places);
+    static thread_local Scratch<float> place_memory[kTogether], raw_memory[kTogether];
+    static thread_local Scratch<uint16_t> pair_memory[kTogether];
+    float* place = place_memory[nth].get(floats ? batch * places : 0);
+    float* raw = raw_memory[nth].get(head.outlier.at ? size_t(batch) * head.columns : 0);
+    uint16_t* pairs = pair_memory[nth].get(as_is ? 0 : terms * batch * places);
     for (uint32_t b = 0; b < batch; b++) {
       const size_t offset = size_t(b) * head.columns;
       if (floats) {
@@ -93,16 +94,17 @@ class Inputs {
 // The rows of activations as integers, for tiles; their places are those of `rows`.
 class IntegerInputs {
  public:
-  IntegerInputs(const View& view, const Kernels& k, const std::vector<Activations>& rows) : tiles(rows.size()) {
+  IntegerInputs(const View& view, const Kernels& k, uint32_t nth, const std::vector<Activations>& rows)
+      : tiles(rows.size()) {
     const size_t places = 2 * size_t(view.head.pairs), across = view.tiles_across(), batch = rows.size();
-    static thread_local Scratch<int16_t> wholes;
-    static thread_local Scratch<int8_t> parts;
-    static thread_local Scratch<float> scales;
-    static thread_local Scratch<int32_t> sums;
-    int16_t* whole = wholes.get(batch * places + kInputSlack);
-    int8_t* part = parts.get(2 * batch * places);
-    float* scale = scales.get(batch * across);
-    int32_t* sum = sums.get(batch * across);
+    static thread_local Scratch<int16_t> wholes[kTogether];
+    static thread_local Scratch<int8_t> parts[kTogether];
+    static thread_local Scratch<float> scales[kTogether];
+    static thread_local Scratch<int32_t> sums[kTogether];
+    int16_t* whole = wholes[nth].get(batch * places + kInputSlack);
+    int8_t* part = parts[nth].get(2 * batch * places);
+    float* scale = scales[nth].get(batch * across);
+    int32_t* sum = sums[nth].get(batch * across);
     std::fill(whole + batch * places, whole + batch * places + kInputSlack, int16_t(0));
     for (size_t b = 0; b < batch; b++) {
       for (uint32_t t = 0; t < across; t++) {
@@ -213,11 +215,10 @@ void add_sparse(const View& view, const Kernels& k, const Sparse& s, float scale
 
 }  // namespace
 
-// The sums of a block's rows for every row of activations: acc[b][128].
-static void block_product(const View& view, const Kernels& k, uint32_t block, const std::vector<Activations>& x,
-                          const std::vector<TileInputs>& integers, float* acc) {
+// The sums of groups first .. last - 1 of a block for every row of activations: acc[b][128]. Lanes need whole blocks.
+static void groups_product(const View& view, const Kernels& k, uint32_t first, uint32_t last,
+                           const std::vector<Activations>& x, const std::vector<TileInputs>& integers, float* acc) {
   const Header& head = view.head;
-  const uint32_t first = block * kGroups, last = std::min(first + kGroups, view.groups());
   std::fill(acc, acc + x.size() * kBlockRows, 0.0f);
   for (const Sparse* s : {&head.escape, &head.outlier}) {
     if (!s->at) continue;
@@ -225,7 +226,7 @@ static void block_product(const View& view, const Kernels& k, uint32_t block, co
     const uint64_t from = uint64_t(start[first]) * s->step_bytes(), to = uint64_t(start[last]) * s->step_bytes();
     for (uint64_t at = from; at < std::min(to, from + kFetched); at += 64) __builtin_prefetch(view.base + s->at + at);
   }
-  if (head.segments) add_lanes(view, k, block, x, acc);
+  if (head.segments) add_lanes(view, k, first / kGroups, x, acc);
   if (head.tile_places)
     for (uint32_t g = first; g < last; g++) add_tiles(view, k, g, integers, acc + (g - first) * kRows);
   for (uint32_t g = first; g < last; g += 2)
@@ -252,18 +253,31 @@ static void scatter_rows(const View& view, uint32_t first, uint32_t count, const
   }
 }
 
-void product(const View& view, const void* x, uint32_t batch, uint32_t type, const void* bias, void* y) {
-  if (!batch) return;
-  const Header& head = view.head;
-  const Kernels& k = kernels();
-  const Inputs in(view, k, x, batch, type);
+// A product whose activations are prepared; shares of its rows are independent.
+struct Prepared {
+  View view;
+  const void* bias;
+  void* y;
+  uint32_t batch, type;
+  Inputs in;
   std::vector<TileInputs> integers;
-  if (head.tile_places) integers = IntegerInputs(view, k, in.rows).tiles;
-  auto one = [&](uint32_t block) {
+
+  Prepared(const Product& one, const Kernels& k, uint32_t nth, const void* x, uint32_t rows, uint32_t x_type)
+      : view(one.layout), bias(one.bias), y(one.y), batch(rows), type(x_type), in(view, k, nth, x, rows, x_type) {
+    if (view.head.tile_places) integers = IntegerInputs(view, k, nth, in.rows).tiles;
+  }
+
+  // Tiles are decoded group by group: few at a time, so that small matrices are shared evenly.
+  uint32_t groups_of_share() const { return view.head.tile_places ? 2 : kGroups; }
+  uint32_t shares() const { return divide_up(view.groups(), groups_of_share()); }
+
+  void run(const Kernels& k, uint32_t share) const {
     static thread_local Scratch<float> memory;
+    const Header& head = view.head;
     float* acc = memory.get(size_t(batch) * kBlockRows);
-    block_product(view, k, block, in.rows, integers, acc);
-    const uint32_t first = block * kBlockRows, count = std::min<uint32_t>(kBlockRows, head.rows - first);
+    const uint32_t begin = share * groups_of_share(), end = std::min(begin + groups_of_share(), view.groups());
+    groups_product(view, k, begin, end, in.rows, integers, acc);
+    const uint32_t first = begin * kRows, count = std::min(end * kRows, head.rows) - first;
     for (uint32_t b = 0; b < batch; b++, acc += kBlockRows) {
       const size_t at = size_t(b) * head.rows;
       if (head.row_palette)
@@ -275,8 +289,29 @@ void product(const View& view, const void* x, uint32_t batch, uint32_t type, con
       else
         scatter_rows(view, first, count, acc, type, y, at);
     }
-  };
-  parallel_for(view.blocks(), one);
+  }
+};
+
+void products(const Product* each, uint32_t count, const void* x, uint32_t batch, uint32_t type) {
+  if (!batch) return;
+  const Kernels& k = kernels();
+  std::vector<Prepared> prepared;
+  prepared.reserve(count);
+  uint32_t first[kTogether + 1] = {};
+  for (uint32_t n = 0; n < count; n++) {
+    prepared.emplace_back(each[n], k, n, x, batch, type);
+    first[n + 1] = first[n] + prepared[n].shares();
+  }
+  parallel_for(first[count], [&](uint32_t share) {
+    uint32_t n = 0;
+    while (share >= first[n + 1]) n++;
+    prepared[n].run(k, share - first[n]);
+  });
+}
+
+void product(const View& view, const void* x, uint32_t batch, uint32_t type, const void* bias, void* y) {
+  const Product one{view.base, bias, y};
+  products(&one, 1, x, batch, type);
 }
 
 }  // namespace nearplane
