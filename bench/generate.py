@@ -10,8 +10,8 @@ row is a process of its own, which answers requests in turns and sleeps between 
     generate    tokens a second after the first, by transformers' generate, greedily: the median of
                 the rounds (10th .. 90th percentile)
     bare        the same by the model's forward alone
-    products    milliseconds of a token in the layers of the blocks, measured in a bare run apart;
-    head, rest  in the output layer, and in everything else
+    products    milliseconds of a token in the layers of the blocks, one by one with nothing
+    head, rest  between; in the output layer; and what a token of the bare model takes beyond them
     memory      growth of the process's memory from before the model was made, in MB
     bits        a compressed weight takes in memory
 

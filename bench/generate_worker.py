@@ -2,10 +2,10 @@
 
 import ctypes
 import gc
+import statistics
 import sys
 import time
 from collections import Counter
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +17,13 @@ from torch import Tensor, nn
 from transformers import DynamicCache, GenerationConfig
 
 from nearplane.export.linear import CompressedLinear
+from nearplane.export.one_token import attach
+from nearplane.model.compute_dtype import AUTO, arithmetic_for
 
 # generates once before memory is measured: transformers imports much when it does
 TINY = {"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 1}
 TINY |= {"intermediate_size": 64, "vocab_size": 64}
+PASSES = 5
 
 
 class State:
@@ -53,6 +56,10 @@ def build(config: dict, kind: str, bits: float, outliers: float, head: bool) -> 
     generate(4, 4, 1)
     before = _memory()
     State.model = model = random_model(config, compress, head)
+    if compress:
+        # as `nearplane.load` makes it
+        model.to(arithmetic_for(torch.bfloat16, AUTO, None))
+        attach(model)
     generate(4, 4, 1)
     layers = [layer for layer in model.modules() if isinstance(layer, CompressedLinear)]
     stored = [(layer.resident_bpw, layer.in_features * layer.out_features) for layer in layers]
@@ -75,39 +82,9 @@ def generate(prompt: int, tokens: int, threads: int) -> list[float]:
     return [end - start for start, end in zip(clock.times[:-1], clock.times[1:], strict=True)]
 
 
+@torch.inference_mode()
 def bare(prompt: int, tokens: int, threads: int) -> list[float]:
     """Return the same, of nothing but the model's forward and the choice of the largest."""
-    return _decode(prompt, tokens, threads, lambda: None)
-
-
-def parts(prompt: int, tokens: int, threads: int) -> dict[str, float]:
-    """Return where a token's seconds go: the layers' products, the output layer, all the rest."""
-    clock: Counter[str] = Counter()
-
-    def timing(part: str, call: Callable[..., Tensor]) -> Callable[..., Tensor]:
-        def timed(x: Tensor) -> Tensor:
-            started = time.perf_counter()
-            y = call(x)
-            clock[part] += time.perf_counter() - started
-            return y
-
-        return timed
-
-    layers = [(n, m) for n, m in State.model.named_modules() if _is_linear(m)]
-    for name, layer in layers:
-        layer.forward = timing("head" if name == HEAD else "products", layer.forward)
-    try:
-        seconds = _decode(prompt, tokens, threads, clock.clear)[1:]
-    finally:
-        for _, layer in layers:
-            del layer.forward
-    clock["rest"] = sum(seconds) - clock["products"] - clock["head"]
-    return {part: clock[part] / len(seconds) for part in ("products", "head", "rest")}
-
-
-@torch.inference_mode()
-def _decode(prompt: int, tokens: int, threads: int, begun: Callable[[], None]) -> list[float]:
-    """Return the seconds of the prompt and of every token after the first; call `begun` between."""
     torch.set_num_threads(threads)
     seconds, given, cache = [], _prompt(prompt), DynamicCache(config=State.model.config)
     for _ in range(tokens):
@@ -115,13 +92,39 @@ def _decode(prompt: int, tokens: int, threads: int, begun: Callable[[], None]) -
         said = State.model(input_ids=given, past_key_values=cache, logits_to_keep=1)
         given = said.logits[:, -1:].argmax(-1)
         seconds.append(time.perf_counter() - started)
-        if len(seconds) == 1:
-            begun()
     return seconds
+
+
+@torch.inference_mode()
+def parts(prompt: int, tokens: int, threads: int) -> dict[str, float]:
+    """Return where a token's seconds go: the layers' products, the output layer, all the rest.
+
+    Products are timed one after the other, without anything between; the rest is what a token of
+    `bare` takes beyond them.
+    """
+    whole = statistics.median(bare(prompt, tokens, threads)[1:])
+    layers = [(n, m) for n, m in State.model.named_modules() if _is_linear(m)]
+    given = {m.in_features: torch.randn(1, m.in_features, dtype=_dtype()) for _, m in layers}
+    rounds: list[Counter[str]] = []
+    for _ in range(PASSES):
+        clock: Counter[str] = Counter()
+        for name, layer in layers:
+            started = time.perf_counter()
+            layer(given[layer.in_features])
+            clock["head" if name == HEAD else "products"] += time.perf_counter() - started
+        rounds.append(clock)
+    found = {
+        part: statistics.median(each[part] for each in rounds) for part in ("products", "head")
+    }
+    return found | {"rest": whole - sum(found.values())}
 
 
 def _is_linear(module: nn.Module) -> bool:
     return isinstance(module, (nn.Linear, CompressedLinear))
+
+
+def _dtype() -> torch.dtype:
+    return next(State.model.parameters()).dtype
 
 
 def _prompt(length: int) -> Tensor:
