@@ -75,11 +75,19 @@ INLINE void tile_row(const uint8_t* tile, uint8_t kind, uint32_t places, int row
     int done = 0;
     for (uint32_t part = 4; part; part >>= 1) {  // 4, 2 and 1 bits: in a byte 2, 4 and 8 fields
       if (!(form.bits & part)) continue;
-      const int fields = 8 / int(part), mask = (1 << part) - 1;
-      for (int w = 0; w < kUnits / fields; w++)
-        for (int f = 0; f < fields; f++)
-          for (int i = 0; i < kUnit; i++)
-            codes[kUnit * (fields * w + f) + i] |= uint8_t((half[64 * w + i] >> part * f & mask) << done);
+      // eight codes at a time, a byte each
+      const int fields = 8 / int(part);
+      const uint64_t mask = 0x0101010101010101u * ((1u << part) - 1);
+      for (int w = 0; w < kUnits / fields; w++) {
+        uint64_t word;
+        std::memcpy(&word, half + 64 * w, 8);
+        for (int f = 0; f < fields; f++) {
+          uint64_t code;
+          std::memcpy(&code, codes + kUnit * (fields * w + f), 8);
+          code |= (word >> part * f & mask) << done;
+          std::memcpy(codes + kUnit * (fields * w + f), &code, 8);
+        }
+      }
       half += 64 * part;
       done += int(part);
     }

@@ -168,7 +168,7 @@ namespace {
 void some_floats(const View& view, const Kernels& k, uint32_t group, const uint32_t* inside, uint32_t count,
                  float* sums) {
   const size_t places = 2 * size_t(view.head.pairs);
-  std::fill(sums, sums + count * places, 0.0f);
+  if (!view.head.tile_places) std::fill(sums, sums + count * places, 0.0f);
   for (uint32_t n = 0; n < count && view.head.tile_places; n++)
     each_part(view, group, inside[n], [&](uint32_t first, uint32_t some, const uint8_t* codes, int32_t low) {
       for (uint32_t p = 0; p < some; p++) sums[n * places + first + p] = float(low + codes[p]);
@@ -192,7 +192,7 @@ void some_floats(const View& view, const Kernels& k, uint32_t group, const uint3
 // The sums of 16 rows' codes as floats, in the order of places: sums[16][2 * pairs].
 void group_floats(const View& view, const Kernels& k, uint32_t group, float* sums) {
   const size_t places = 2 * size_t(view.head.pairs);
-  std::fill(sums, sums + kRows * places, 0.0f);
+  if (!view.head.tile_places) std::fill(sums, sums + kRows * places, 0.0f);
   for (uint32_t i = 0; i < kRows && view.head.tile_places; i++)
     each_part(view, group, i, [&](uint32_t first, uint32_t some, const uint8_t* codes, int32_t low) {
       for (uint32_t p = 0; p < some; p++) sums[i * places + first + p] = float(low + codes[p]);
@@ -279,30 +279,23 @@ const float* group_sums(const View& view, const Kernels& k, const Shared& shared
   return sums.data();
 }
 
-// Put the numbers of a row, in the order of places, where their columns are.
-template <class T>
-void scatter(const std::vector<uint32_t>& column, uint32_t columns, const T* from, T* to) {
-  for (size_t p = 0; p < column.size(); p++)
-    if (column[p] < columns) to[column[p]] = from[p];
-}
-
 // The same as `write_row`, for rows whose steps are products of one of the row and one of the column.
 void write_scaled(const View& view, const Shared& shared, uint32_t i, const float* sums, uint32_t type, void* weight,
                   size_t to) {
-  static thread_local std::vector<float> line;
-  static thread_local std::vector<uint16_t> half;
+  static thread_local std::vector<float> line, ordered;
   const Header& head = view.head;
   const size_t places = shared.place_step.size(), at = to * head.columns;
   line.resize(places);
-  half.resize(places);
+  ordered.resize(size_t(head.columns) + 1);  // padding goes behind the row
   const float row = head.row_palette ? view.row_step(i) : 1;
   const float* step = shared.place_step.data();
   float* values = line.data();  // not the vector, whose address belongs to a thread: loops would look it up
   for (size_t p = 0; p < places; p++) values[p] = row * step[p] * sums[p];
   if (!head.column_at) return store_row(weight, at, values, head.columns, type);
-  if (type == kF32) return scatter(shared.column, head.columns, values, static_cast<float*>(weight) + at);
-  store_row(half.data(), 0, values, places, type);
-  scatter(shared.column, head.columns, half.data(), static_cast<uint16_t*>(weight) + at);
+  const uint32_t* column = shared.column.data();
+  float* out = ordered.data();
+  for (size_t p = 0; p < places; p++) out[column[p]] = values[p];
+  store_row(weight, at, out, head.columns, type);
 }
 
 // Write row `i` of the layout, whose integers are `sums`, as row `to` of `weight`.
