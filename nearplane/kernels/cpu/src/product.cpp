@@ -33,6 +33,7 @@ void store_row(void* to, size_t first, const float* values, size_t count, uint32
 
 namespace {
 
+constexpr uint32_t kHeld = 4;        // rows of activations whose results are put in order at the end
 constexpr uint64_t kFetched = 4096;  // bytes of a block's sparse entries that are asked for ahead
 
 // Memory that a thread keeps between calls.
@@ -261,10 +262,13 @@ struct Prepared {
   uint32_t batch, type;
   Inputs in;
   std::vector<TileInputs> integers;
+  float* held = nullptr;  // [batch][rows in the layout's order]: threads that write into y in its order share lines
 
   Prepared(const Product& one, const Kernels& k, uint32_t nth, const void* x, uint32_t rows, uint32_t x_type)
       : view(one.layout), bias(one.bias), y(one.y), batch(rows), type(x_type), in(view, k, nth, x, rows, x_type) {
+    static thread_local Scratch<float> memory[kTogether];
     if (view.head.tile_places) integers = IntegerInputs(view, k, nth, in.rows).tiles;
+    if (view.head.row_at && threads() > 1 && batch <= kHeld) held = memory[nth].get(size_t(batch) * view.head.rows);
   }
 
   // Tiles are decoded group by group: few at a time, so that small matrices are shared evenly.
@@ -284,11 +288,24 @@ struct Prepared {
         for (uint32_t i = 0; i < count; i++) acc[i] *= view.row_step(first + i);
       if (bias)
         for (uint32_t i = 0; i < count; i++) acc[i] += load(bias, view.row(first + i), type);
-      if (!head.row_at)
+      if (held)
+        std::memcpy(held + at + first, acc, count * sizeof(float));
+      else if (!head.row_at)
         store_row(y, at + first, acc, count, type);
       else
         scatter_rows(view, first, count, acc, type, y, at);
     }
+  }
+
+  // Put what is held in the order of y.
+  void finish() const {
+    if (!held) return;
+    for (uint32_t b = 0; b < batch; b++)
+      for (uint32_t first = 0; first < view.head.rows; first += kBlockRows) {
+        const size_t at = size_t(b) * view.head.rows;
+        scatter_rows(view, first, std::min<uint32_t>(kBlockRows, view.head.rows - first), held + at + first, type, y,
+                     at);
+      }
   }
 };
 
@@ -307,6 +324,7 @@ void products(const Product* each, uint32_t count, const void* x, uint32_t batch
     while (share >= first[n + 1]) n++;
     prepared[n].run(k, share - first[n]);
   });
+  for (const Prepared& one : prepared) one.finish();
 }
 
 void product(const View& view, const void* x, uint32_t batch, uint32_t type, const void* bias, void* y) {
