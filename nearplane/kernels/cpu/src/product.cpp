@@ -34,6 +34,7 @@ void store_row(void* to, size_t first, const float* values, size_t count, uint32
 namespace {
 
 constexpr uint32_t kHeld = 4;        // rows of activations whose results are put in order at the end
+constexpr uint32_t kShares = 8;      // of a thread, where rows suffice
 constexpr uint64_t kFetched = 4096;  // bytes of a block's sparse entries that are asked for ahead
 
 // Memory that a thread keeps between calls.
@@ -262,24 +263,27 @@ struct Prepared {
   uint32_t batch, type;
   Inputs in;
   std::vector<TileInputs> integers;
+  uint32_t groups_of_share = kGroups;
   float* held = nullptr;  // [batch][rows in the layout's order]: threads that write into y in its order share lines
 
   Prepared(const Product& one, const Kernels& k, uint32_t nth, const void* x, uint32_t rows, uint32_t x_type)
       : view(one.layout), bias(one.bias), y(one.y), batch(rows), type(x_type), in(view, k, nth, x, rows, x_type) {
     static thread_local Scratch<float> memory[kTogether];
-    if (view.head.tile_places) integers = IntegerInputs(view, k, nth, in.rows).tiles;
+    if (view.head.tile_places) {
+      integers = IntegerInputs(view, k, nth, in.rows).tiles;
+      // tiles are decoded group by group: few at a time where there are few, so that they are shared evenly
+      groups_of_share = std::clamp<uint32_t>(view.groups() / (kShares * threads()), 1, kGroups);
+    }
     if (view.head.row_at && threads() > 1 && batch <= kHeld) held = memory[nth].get(size_t(batch) * view.head.rows);
   }
 
-  // Tiles are decoded group by group: few at a time, so that small matrices are shared evenly.
-  uint32_t groups_of_share() const { return view.head.tile_places ? 2 : kGroups; }
-  uint32_t shares() const { return divide_up(view.groups(), groups_of_share()); }
+  uint32_t shares() const { return divide_up(view.groups(), groups_of_share); }
 
   void run(const Kernels& k, uint32_t share) const {
     static thread_local Scratch<float> memory;
     const Header& head = view.head;
     float* acc = memory.get(size_t(batch) * kBlockRows);
-    const uint32_t begin = share * groups_of_share(), end = std::min(begin + groups_of_share(), view.groups());
+    const uint32_t begin = share * groups_of_share, end = std::min(begin + groups_of_share, view.groups());
     groups_product(view, k, begin, end, in.rows, integers, acc);
     const uint32_t first = begin * kRows, count = std::min(end * kRows, head.rows) - first;
     for (uint32_t b = 0; b < batch; b++, acc += kBlockRows) {
