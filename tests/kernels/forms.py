@@ -15,7 +15,7 @@ from nearplane.codes import resident
 from nearplane.codes.ladder import ROW_WIDTH
 from nearplane.kernels import cpu
 from nearplane.kernels.cpu.layout import FORM, Head, read_header
-from nearplane.kernels.cpu.linear import MOST_ROWS
+from nearplane.kernels.cpu.linear import most_rows
 from tests.codes.draw import outliers, spread
 
 ROWS, COLUMNS = 150, 200  # two blocks of rows, the last group of 16 short; no multiple of anything
@@ -52,7 +52,7 @@ class Case:
 
     def most_rows(self, dtype: torch.dtype) -> int:
         """How many rows of activations are multiplied without decoding first."""
-        return MOST_ROWS
+        return most_rows(self.layout, dtype)
 
     def product(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         return resident.product(x, self.layout, FORM, self.rows, bias)

@@ -2,6 +2,7 @@
 
 import dataclasses
 from concurrent.futures import ThreadPoolExecutor
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nearplane.kernels import cpu
+from nearplane.kernels.cpu import linear, trial
 from nearplane.kernels.cpu.library import TYPES, library
 from tests.kernels.accuracy import assert_product
 from tests.kernels.forms import COLUMNS, FORMS, ROWS, case
@@ -160,3 +162,19 @@ def test_an_unknown_instruction_set_is_refused():
     with pytest.raises(ValueError, match="no kernels for 'mmx' run here; there are .*plain"):
         cpu.choose("mmx")
     assert cpu.chosen() == before in cpu.available()
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_many_rows_of_activations_are_multiplied_by_the_decoded_weight(fast, isa):
+    """From where that takes less time here; both ways give the same but for roundings."""
+    layout = trial.layouts()[fast]
+    assert layout is not None
+    most = linear.most_rows(layout, torch.float32)
+    assert most in linear.FROM_ROWS
+    x = torch.randn(most + 1, trial.SIDE, generator=torch.Generator().manual_seed(0))
+    few, many = (linear.linear(part, layout, trial.SIDE, None) for part in (x[:most], x))
+    with patch.object(linear, "weight", side_effect=AssertionError("must not be decoded")):
+        assert torch.equal(linear.linear(x[:most], layout, trial.SIDE, None), few)
+        with pytest.raises(AssertionError, match="must not be decoded"):
+            linear.linear(x, layout, trial.SIDE, None)
+    assert float((many[:most] - few).norm() / few.norm()) <= 1e-3

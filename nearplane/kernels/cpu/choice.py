@@ -3,21 +3,21 @@
 import functools
 import os
 import re
-import time
+from functools import partial
 from pathlib import Path
 
 import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from nearplane import codes
 from nearplane.codes import resident
 from nearplane.kernels.cpu.layout import pack
 from nearplane.kernels.cpu.library import chosen
 from nearplane.kernels.cpu.linear import linear
+from nearplane.kernels.cpu.trial import SIDE, layouts, seconds
 
 LEAST_WEIGHTS = 1 << 16  # of a matrix: what is smaller gains nothing
-SIDE, TRIALS = 1024, 12  # of the matrix that is timed, and how often
+TRIALS = 12  # of each layout
 ROOM = 4  # a layout may take a quarter of the memory that is available
 
 
@@ -40,23 +40,14 @@ def prefers_fast(record: UInt8[Tensor, " bytes"], weights: int) -> bool:
 
 @functools.cache
 def fast_is_faster(instruction_set: str, threads: int) -> bool:
-    """Return whether products with one row of activations take less time; timed once.
-
-    The shortest of several products with a matrix of 3 bits a weight, both layouts in turn.
-    """
-    draws = torch.Generator().manual_seed(0)
-    code = (2 * torch.randn(SIDE, SIDE, generator=draws)).round().int()
-    record = codes.pack(code, torch.ones(1, 1), SIDE, None, codes.Rans(contexts=False))[0]
-    layouts = [pack(record), pack(record, fast=True)]
-    x = torch.randn(1, SIDE, generator=draws)
-    best = [float("inf")] * 2
-    for _ in range(TRIALS):
-        for place, layout in enumerate(layouts):
-            if layout is not None:
-                started = time.perf_counter()
-                linear(x, layout, SIDE, None)
-                best[place] = min(best[place], time.perf_counter() - started)
-    return best[1] < best[0]
+    """Return whether products with one row of activations take less time; timed once."""
+    compact, fast = layouts()
+    if compact is None or fast is None:
+        return fast is not None
+    x = torch.randn(1, SIDE)
+    calls = [partial(linear, x, layout, SIDE, None) for layout in (compact, fast)]
+    slow, quick = seconds(calls, TRIALS)
+    return quick < slow
 
 
 def available_bytes() -> float:
