@@ -31,6 +31,20 @@ void each_entry(const View& view, const Sparse& s, uint32_t group, const Add& ad
     }
 }
 
+// The same of one row: add(column or place, value).
+template <class Add>
+void row_entries(const View& view, const Sparse& s, uint32_t group, uint32_t row, const Add& add) {
+  if (!s.at) return;
+  const uint32_t* start = view.at<uint32_t>(s.start_at);
+  const uint8_t* step = view.base + s.at + uint64_t(start[group]) * s.step_bytes();
+  uint32_t at = 0;
+  for (uint32_t k = start[group]; k < start[group + 1]; k++, step += s.step_bytes()) {
+    at += entry_gap(s, step, int(row));
+    const float value = entry_value(s, step, int(row));
+    if (value != 0) add(at, value);
+  }
+}
+
 // Call use(first place, places, codes, the lowest integer) for every tile of a row of a group.
 template <class Use>
 void each_part(const View& view, uint32_t group, uint32_t row, const Use& use) {
@@ -183,10 +197,9 @@ void some_floats(const View& view, const Kernels& k, uint32_t group, const uint3
     }
   });
   const float unit = float(1u << view.head.shift);
-  each_entry(view, view.head.escape, group, [&](int i, uint32_t place, float value) {
-    for (uint32_t n = 0; n < count; n++)
-      if (inside[n] == uint32_t(i)) sums[n * places + place] += value * unit;
-  });
+  for (uint32_t n = 0; n < count; n++)
+    row_entries(view, view.head.escape, group, inside[n],
+                [&](uint32_t place, float value) { sums[n * places + place] += value * unit; });
 }
 
 // The sums of 16 rows' codes as floats, in the order of places: sums[16][2 * pairs].
@@ -314,10 +327,7 @@ void write_row(const View& view, const Shared& shared, uint32_t i, const float* 
     step = own.data();
   }
   finish_row(view, shared.column, step, sums, line.data());
-  if (head.outlier.at)
-    each_entry(view, head.outlier, group, [&](int lane, uint32_t c, float v) {
-      if (uint32_t(lane) == inside) line[c] += v;
-    });
+  if (head.outlier.at) row_entries(view, head.outlier, group, inside, [&](uint32_t c, float v) { line[c] += v; });
   store_row(weight, to * head.columns, line.data(), head.columns, type);
 }
 
