@@ -164,13 +164,15 @@ def nearplane(words: list[str]) -> str:
     """Run nearplane's command line, silently; return why it failed, or nothing."""
     from nearplane.cli.app import app
 
-    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
+    said = io.StringIO()
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(said):
         try:
-            app(words, standalone_mode=False)
+            failed = app(words, standalone_mode=False)
         # whatever it is, the row shows it
         except Exception as error:
             return f"{type(error).__name__}: {error}"
-    return ""
+    # the command line prints its errors, and returns its exit status
+    return (said.getvalue().strip().splitlines() or ["no message"])[-1] if failed else ""
 
 
 def run(command: list[str]) -> str:
