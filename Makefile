@@ -11,7 +11,7 @@ FUZZ_SEED ?= 1
 # CPU time of all tests, over that of a loop of a million steps in Python (tests/conftest.py)
 MOST_LOOPS ?= 20000
 
-.PHONY: demo test pytest test-long test-durations test-vllm test-arm fuzz fuzz-kernels fuzz-files lint format clean
+.PHONY: check-clang demo test pytest test-long test-durations test-vllm test-arm fuzz fuzz-kernels fuzz-files lint format clean
 
 # both torch and what depends on it are pinned on one command line: an unpinned torch is gigabytes of CUDA
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane/kernels/cpu/src/*)
@@ -103,3 +103,21 @@ format: $(INSTALLED)
 
 clean:
 	rm -rf .venv .venv-vllm .pytest_cache .ruff_cache build/fuzz build/vllm nearplane/kernels/cpu/*.so
+
+# What clang refuses, for Linux, ARM and Windows: apart from `make test`, since it needs clang and the headers of
+# g++-aarch64-linux-gnu and g++-mingw-w64-x86-64-posix.
+WINDOWS = $(firstword $(wildcard /usr/lib/gcc/x86_64-w64-mingw32/*-posix))/include/c++
+CLANG ?= clang++
+CLANG_FLAGS = -std=c++17 -fsyntax-only -Wall -Wextra
+X86_FLAGS = -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi \
+	-mavx512vbmi2 -mavx512vnni -mavx512bf16
+
+check-clang:
+	for file in $(filter-out %/neon_dot.cpp,$(wildcard nearplane/kernels/cpu/src/*.cpp)); do \
+		$(CLANG) $(CLANG_FLAGS) $(X86_FLAGS) -DNEARPLANE_X86=1 $$file || exit 1; \
+		$(CLANG) --target=x86_64-w64-mingw32 $(CLANG_FLAGS) $(X86_FLAGS) -DNEARPLANE_X86=1 -isystem $(WINDOWS) \
+			-isystem $(WINDOWS)/x86_64-w64-mingw32 -isystem /usr/x86_64-w64-mingw32/include $$file || exit 1; \
+	done
+	for file in $(filter-out $(wildcard nearplane/kernels/cpu/src/avx*.cpp),$(wildcard nearplane/kernels/cpu/src/*.cpp)); do \
+		$(CLANG) --target=aarch64-linux-gnu -march=armv8.2-a+dotprod $(CLANG_FLAGS) -DNEARPLANE_ARM=1 $$file || exit 1; \
+	done
