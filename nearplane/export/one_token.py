@@ -12,6 +12,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as every
 
 from nearplane.codes import fused, resident
 from nearplane.codes.fused import GELU_TANH, SILU, Block, Linear, Norm
@@ -112,11 +113,11 @@ class OneToken:
         return True
 
     def looked_into(self) -> bool:
-        """Whether something is to be told what the modules inside are given or give."""
+        """Whether somebody watches or replaces what the modules inside do."""
         for module in self.inner:
-            if module._forward_hooks or module._forward_pre_hooks:
+            if module._forward_hooks or module._forward_pre_hooks or "forward" in module.__dict__:
                 return True
-        return False
+        return bool(every._global_forward_hooks or every._global_forward_pre_hooks)
 
     def run(
         self, x: Tensor, mask: Tensor | None, cache: Any, rotation: tuple[Tensor, Tensor]

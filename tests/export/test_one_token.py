@@ -7,6 +7,7 @@ from unittest.mock import patch
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.module import register_module_forward_hook
 from transformers import (
     DynamicCache,
     Gemma3ForCausalLM,
@@ -157,6 +158,23 @@ def test_hooks_inside_see_every_token(loaded):
     seen.clear()
     assert apart(decoded(model), expected) <= APART["compact"] and len(seen) == 7
     handle.remove()
+
+
+def test_a_forward_that_was_replaced_inside_is_called(loaded):
+    model = loaded("llama")
+    decoded(model)
+    mlp = model.model.layers[1].mlp
+    mlp.forward = lambda x: 2 * type(mlp).forward(mlp, x)
+    assert apart(decoded(model), own(model)) <= APART["compact"]
+
+
+def test_hooks_of_all_modules_see_the_layers_inside(loaded):
+    model, seen = loaded("llama"), set()
+    decoded(model)
+    handle = register_module_forward_hook(lambda module, *_: seen.add(module))
+    decoded(model)
+    handle.remove()
+    assert model.model.layers[1].mlp.gate_proj in seen
 
 
 def test_gradients_batches_and_training_go_the_layers_own_way(loaded):
