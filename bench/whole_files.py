@@ -6,7 +6,7 @@
 
 Everything is quantized, embedding and output head included, as a user's command does it: `nearplane
 quantize --size`. Rows "body" leave the embedding as it is. llama.cpp quantizes the same file by its
-own function, with an importance matrix of the same tokens, if MODEL is a GGUF file; what it does
+own function, with an importance matrix of the text alone, if MODEL is a GGUF file; what it does
 where 256 does not divide the columns, and with the embedding, is its own choice. A file that is
 quantized already lies on a grid, which types of the same kind find again. Each result is evaluated
 on the same windows, its weights in the model's own type and products in float32.
