@@ -6,6 +6,7 @@ model. A layer whose weights are compressed gets a `forward` that serves a singl
 they must agree.
 """
 
+import weakref
 from collections.abc import Iterator
 from typing import Any
 
@@ -50,12 +51,20 @@ class OneToken:
     """
 
     def __init__(self, layer: nn.Module):
-        self.layer = layer
+        # a layer that its own forward kept alive would only be freed by the garbage collector
+        self.reference = weakref.ref(layer)
         self.block: Block | None = None
         self.watched: list[tuple[dict, str, Any]] = []
         self.addresses: list[tuple[nn.Parameter, int]] = []
         self.inner: list[nn.Module] = []
         self.agrees: bool | None = None
+
+    @property
+    def layer(self) -> nn.Module:
+        """The layer whose forward this is."""
+        layer = self.reference()
+        assert layer is not None
+        return layer
 
     def __getstate__(self) -> dict[str, Any]:
         return {"layer": self.layer}

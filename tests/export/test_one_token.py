@@ -2,6 +2,8 @@
 
 import copy
 import dataclasses
+import gc
+import weakref
 from unittest.mock import patch
 
 import pytest
@@ -215,6 +217,20 @@ def test_copies_and_pickles_run(loaded):
         other = made.model.layers[0]
         assert other is not layer and other.forward.layer is other
         assert apart(decoded(made), expected) <= APART["compact"]
+
+
+def test_a_model_is_freed_at_once(loaded):
+    """Its files stay open as long as it is there: without the garbage collector's help."""
+    model = loaded("llama")
+    decoded(model)
+    kept = [weakref.ref(module) for module in model.modules()]
+    gc.collect()
+    gc.disable()
+    try:
+        del model
+        assert not [reference() for reference in kept if reference() is not None]
+    finally:
+        gc.enable()
 
 
 def test_what_computes_something_else_is_found_at_its_first_token(loaded):
