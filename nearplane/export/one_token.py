@@ -28,12 +28,11 @@ ACTIVATIONS = {"silu": SILU, "swish": SILU, "gelu_pytorch_tanh": GELU_TANH}
 TOLERANCES = {torch.float32: 1e-3, torch.float16: 1e-2, torch.bfloat16: 5e-2}
 
 
-def attach(model: nn.Module) -> int:
-    """Let every layer that can run a single token this way do so; return how many these are."""
-    layers = [module for module in model.modules() if parts_of(module) is not None]
-    for layer in layers:
-        layer.forward = OneToken(layer)
-    return len(layers)
+def attach(model: nn.Module) -> None:
+    """Let every layer that can run a single token this way do so."""
+    for module in model.modules():
+        if parts_of(module) is not None:
+            module.forward = OneToken(module)
 
 
 def detach(model: nn.Module) -> None:

@@ -58,11 +58,14 @@ class Prepared:
 _prepared: "WeakKeyDictionary[Block, Prepared]" = WeakKeyDictionary()
 
 
-def prepared(block: Block, dtype: torch.dtype, rotated: int) -> Prepared:
-    """Return what the library is given of a block; ValueError where its parts do not fit."""
+def prepared(block: Block, dtype: torch.dtype, rotated: int | None = None) -> Prepared:
+    """Return what the library is given of a block; ValueError where its parts do not fit.
+
+    - `rotated`: columns of a head that are rotated; None where that does not matter.
+    """
     found = _prepared.get(block)
-    if found is None or found.dtype != dtype or found.given.rotated != rotated:
-        found = _prepared[block] = _prepare(block, dtype, rotated)
+    if found is None or found.dtype != dtype or rotated not in (None, found.given.rotated):
+        found = _prepared[block] = _prepare(block, dtype, rotated or 0)
     return found
 
 
@@ -123,9 +126,7 @@ def _attention_inputs(block: Block, x: Tensor, cosine: Tensor, sine: Tensor) -> 
 
 @fused.after_attention.version("cpu", _serves)
 def _after_attention(block: Block, x: Tensor, attended: Tensor) -> Tensor:
-    found = _prepared.get(block)
-    rotated = 0 if found is None else found.given.rotated
-    made = prepared(block, x.dtype, rotated)
+    made = prepared(block, x.dtype)
     # (1, heads, 1, size) and (1, 1, heads · size) are the same numbers in the same order
     x, attended = _as(x, x.dtype), _as(attended, x.dtype)
     check_vector(x, made.hidden)
