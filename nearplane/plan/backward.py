@@ -73,7 +73,7 @@ class BackwardSize:
 
     @property
     def heads(self) -> int:
-        return getattr(self.survey.config, "num_attention_heads", 1)
+        return self.survey.number("num_attention_heads", 1)
 
     def parts(self, hidden: int, blocks: int) -> list[Part]:
         """Return the passes forwards and backwards, and the output Hessians with their factors."""

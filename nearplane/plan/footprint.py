@@ -148,7 +148,7 @@ class MemoryNeeds:
 
     @cached_property
     def hidden(self) -> int | float:
-        return getattr(self.survey.config, "hidden_size", self.width)
+        return self.survey.number("hidden_size", 0) or self.width
 
     @property
     def paused_bytes(self) -> int | float:

@@ -62,6 +62,15 @@ class Survey:
         """The configuration of the language model, which some families keep inside another."""
         return self.empty.config.get_text_config()
 
+    def number(self, name: str, default: int) -> int:
+        """Return a number of the configuration, the largest where blocks have their own.
+
+        - `default`: what is returned where the family has no number of this name.
+        """
+        own = getattr(self.config, "per_layer_config", None) or ()
+        found = [getattr(each, name, None) for each in own or (self.config,)]
+        return max((each for each in found if isinstance(each, int)), default=default)
+
     @cached_property
     def blocks(self) -> nn.ModuleList:
         return find_blocks(self.model)[1]

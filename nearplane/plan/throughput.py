@@ -269,7 +269,7 @@ class MachineBenchmark:
 
     @classmethod
     def of(cls, survey: Survey, length: int) -> "MachineBenchmark":
-        hidden = getattr(survey.config, "hidden_size", LARGEST)
+        hidden = survey.number("hidden_size", LARGEST)
         return cls(survey.compute, min(max(hidden, SMALLEST), LARGEST), min(length, TOKENS))
 
     def random(self, *shape: int) -> Tensor:

@@ -89,11 +89,11 @@ class Sizes:
     @cached_property
     def hidden(self) -> int:
         widest = max(kind.columns for kind in self.layers)
-        return getattr(self.survey.config, "hidden_size", widest)
+        return self.survey.number("hidden_size", widest)
 
     @property
     def blocks(self) -> int:
-        return getattr(self.survey.config, "num_hidden_layers", 1)
+        return self.survey.number("num_hidden_layers", 1)
 
     @property
     def streams(self) -> int:

@@ -5,6 +5,7 @@ object, goes where the model would have it go: every pass has arguments of its o
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,6 +27,7 @@ class ForwardPass:
 
     - `head`: a module in front of which it pauses after the last block; None for no such pause.
     - `index`: the block in front of which it is paused, None elsewhere. `call`: its arguments.
+    - `paused`: how many times it has paused at a block.
     - `inputs`: of the head, once it is reached. `result`: what the model returns, once it has.
     - `grad`: whether the model's own code records what gradients need.
     """
@@ -39,6 +41,7 @@ class ForwardPass:
     ):
         self.model, self.trace, self.tokens, self.head = model, trace, tokens, head
         self.index: int | None = None
+        self.paused = 0
         self.call = Call((), {})
         self.inputs: Tensor | None = None
         self.result: Any = None
@@ -51,6 +54,7 @@ class ForwardPass:
 
     def pause(self, index: int, args: tuple, kwargs: dict) -> Any:
         self.index, self.call = index, Call(args, kwargs, self.trace.name_of(index))
+        self.paused += 1
         return self.greenlet.parent.switch()
 
     def pause_at_head(self, _: nn.Module, args: tuple, kwargs: dict | None = None) -> Any:
@@ -82,6 +86,11 @@ class ForwardPass:
         finally:
             if hook is not None:
                 hook.remove()
+
+    def going_on(self, placement: Placement) -> AbstractContextManager[None]:
+        """Convert what is in front of the next block, or the model's end, inside a `with` block."""
+        at_last = self.paused == len(self.trace.order)
+        return placement.outside() if at_last else placement.between()
 
     def expect(self, index: int) -> Call:
         """Return the arguments of block `index`; NearplaneError if it is paused elsewhere.
@@ -161,7 +170,7 @@ class Passes:
         """
         kept = [placement.states_in_file() for _ in range(2)]
         streams = ((self.quantized, kept[0]), (self.original, kept[1]))
-        with placement.between():
+        with self.quantized[0].going_on(placement):
             for each, states in ((each, states) for passes, states in streams for each in passes):
                 output = next(outputs)
                 if last:

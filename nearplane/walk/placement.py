@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from nearplane.model.block_loading import BlockLoader, InMemory
 from nearplane.model.blocks import find_blocks
+from nearplane.model.buffers import buffers_in
 from nearplane.walk.hidden_states import CPU, HiddenStates, StatesInFile
 
 NamedModules = Iterable[tuple[str, nn.Module]]
@@ -115,9 +116,11 @@ class Placement:
 
     @contextmanager
     def between(self) -> Iterator[None]:
-        """Convert what runs between two blocks inside a `with` block, each module when called.
+        """Convert what runs between two blocks inside a `with` block.
 
-        Modules that the blocks are inside are running: their own tensors are converted at once.
+        Modules with matrices are converted when they are called, all others at once: code of
+        models asks for the type of a norm's weight in front of it. Modules that the blocks are
+        inside are running.
         """
         inside = set(self.blocks.modules())
         parts = [(n, m) for n, m in self.model.named_modules() if m not in inside]
@@ -125,7 +128,10 @@ class Placement:
             parts = []
         with ExitStack() as stack:
             for name, module in parts:
-                if self.list_name == name or self.list_name.startswith(f"{name}." if name else ""):
+                around = self.list_name == name or self.list_name.startswith(
+                    f"{name}." if name else ""
+                )
+                if around or all(p.ndim < 2 for p in module.parameters(recurse=False)):
                     stack.enter_context(self.converted([(name, module)]))
                 else:
                     convert = partial(self.convert_until_end, stack, name)
@@ -150,11 +156,12 @@ class Placement:
         replacements: dict[int, Tensor] = {}
         swaps: list[Converted] = []
         try:
-            for tensors, name, before in self.to_convert(parts):
+            for tensors, name, before, own in self.to_convert(parts):
                 # tied parameters stay tied
                 now = replacements.setdefault(id(before), before)
                 if now is before:
-                    now = replacements[id(before)] = in_type(before, self.dtype)
+                    now = in_type(before, self.dtype) if own is None else own
+                    replacements[id(before)] = now
                     self.stored[id(now)] = before
                 swaps.append(Converted(tensors, name, before, now, now.data_ptr()))
                 tensors[name] = now
@@ -164,13 +171,45 @@ class Placement:
                 swap.undo()
                 self.stored.pop(id(swap.now), None)
 
-    def to_convert(self, parts: NamedModules) -> Iterator[tuple[Tensors, str, Tensor]]:
-        """Yield the tensors of some modules that are of another type than the products."""
+    def to_convert(
+        self, parts: NamedModules
+    ) -> Iterator[tuple[Tensors, str, Tensor, Tensor | None]]:
+        """Yield the tensors of some modules that are of another type than the products.
+
+        The last: what the class has there if it is loaded in the type of products; else None.
+        """
         for prefix, module in parts if self.dtype is not None else ():
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in list(tensors.items()):
-                    if tensor is not None and self.converts(f"{prefix}.{name}", tensor):
-                        yield tensors, name, tensor
+                    if tensor is None or tensor.is_meta:
+                        continue
+                    own = self.own_buffer(module, name, tensor)
+                    if own is not None or self.converts(f"{prefix}.{name}", tensor):
+                        yield tensors, name, tensor, own
+
+    def own_buffer(self, module: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
+        """Return what the model's class has for a buffer in the type of products; None if equal."""
+        own = self.buffers.get((module, name))
+        # a table of positions may have grown while the model ran
+        if own is None or own.dtype == tensor.dtype or own.shape != tensor.shape:
+            return None
+        return own.to(tensor.device)
+
+    @cached_property
+    def buffers(self) -> dict[tuple[nn.Module, str], Tensor]:
+        """Buffers as the model's class has them in the type of products, where that is another.
+
+        By module and name, as modules may be in another place for a while.
+        """
+        if self.dtype is None or self.dtype == self.own_dtype:
+            return {}
+        found, modules = buffers_in(self.model, self.dtype), dict(self.model.named_modules())
+        parts = {name: name.rpartition(".") for name in found}
+        return {
+            (modules[owner], own): found[name]
+            for name, (owner, _, own) in parts.items()
+            if owner in modules
+        }
 
     def converts(self, name: str, tensor: Tensor) -> bool:
         """Whether the products need a tensor in another type."""

@@ -232,7 +232,7 @@ class SamplePass:
         """Run through a block, whose weights are in memory, and go on to the next."""
         output = self.forward.expect(index).run(self.trace.blocks[index])
         self.seen.add(output)
-        with self.placement.between():
+        with self.forward.going_on(self.placement):
             self.forward.go_on(output)
 
     def finish(self) -> None:

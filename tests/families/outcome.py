@@ -71,17 +71,24 @@ class Outcome:
         return list(found)
 
 
-def outcome(family: str, methods: dict[str, Method] = METHODS) -> Outcome:
-    """Return what becomes of a family's tiny model under some methods."""
+def outcome(
+    family: str, methods: dict[str, Method] = METHODS, stored: torch.dtype = torch.float32
+) -> Outcome:
+    """Return what becomes of a family's tiny model under some methods, computed in float32.
+
+    - `stored`: the type of the model's files.
+    """
     for reasons in (zoo.KNOWN_UNBUILDABLE, zoo.NOT_RELOADABLE):
         if family in reasons:
             return Outcome(family, f"not run by transformers: {reasons[family]}")
     found = Outcome(family, WORKS)
     try:
         with tempfile.TemporaryDirectory() as path:
-            model = zoo.tiny_model(family)
+            model: Any = zoo.tiny_model(family)
             source = Path(path) / "model"
-            model.save_pretrained(source)
+            model.to(stored).save_pretrained(source)
+            if stored != torch.float32:
+                model = type(model).from_pretrained(source, dtype=torch.float32).eval()
             for name, method in methods.items():
                 go_all_the_way(model, source, Path(path) / name, method, found)
     except NearplaneError as error:
@@ -96,12 +103,12 @@ def go_all_the_way(
     tokens = torch.randint(
         3, vocabulary(model), (SEQUENCES, LENGTH), generator=torch.Generator().manual_seed(0)
     )
-    plan = survey(source, method)
+    plan = survey(source, method, arithmetic="float32")
     report = quantize(plan, out, method, tokens)
     found.layers, found.kept = len(report["layers"]), list(report["left_out"])
     assert not verify(str(out)).problems
     assert not verify_against(str(out), str(source), tokens).problems
-    loaded, plain = npl.load(out), npl.load(out, dequantize=True)
+    loaded, plain = (load(out, dequantize=plain) for plain in (False, True))
     mine, theirs, original = (logits(m, tokens) for m in (loaded, plain, model))
     close(mine, theirs, "kernels")
     scored = losses(loaded, tokens, LENGTH - 1)
@@ -113,7 +120,11 @@ def go_all_the_way(
     if writes(model, tokens):
         assert written(loaded, tokens).equal(written(plain, tokens)) or near_ties(theirs)
     loaded.save_pretrained(out.with_suffix(".again"))
-    close(logits(npl.load(out.with_suffix(".again")), tokens), mine, "saved again")
+    close(logits(load(out.with_suffix(".again")), tokens), mine, "saved again")
+
+
+def load(checkpoint: Path, dequantize: bool = False) -> Any:
+    return npl.load(checkpoint, dequantize=dequantize, arithmetic="float32")
 
 
 def vocabulary(model: Any) -> int:

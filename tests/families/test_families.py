@@ -50,6 +50,22 @@ def test_a_family_goes_all_the_way(family):
     assert outcome(family, {"eclq": ECLQ(bpw=9.5)}).row() == table.rows()[family]
 
 
+@pytest.mark.whole_run
+@pytest.mark.parametrize(
+    "family",
+    [
+        "gemma3_text",  # a scale that the class computes
+        "gptj",  # a table of positions that blocks compute
+        "mamba",  # code that asks for the type of the head's weight
+        "step3p7",  # a configuration of every block's own
+    ],
+)
+def test_a_family_stored_in_16_bits_is_computed_in_32(family):
+    """As on processors that multiply bfloat16 slowly: in every way as a float32 model."""
+    found = outcome(family, {"hptq": HPTQ(bpw=9.5)}, stored=torch.bfloat16)
+    assert found.row() == table.rows()[family]
+
+
 def test_tied_layers_are_dequantized_and_saved(tmp_path):
     """Blocks share the weights of their attention: one record, and one weight afterwards."""
     model = zoo.tiny_model("zamba2")
@@ -65,6 +81,7 @@ def test_tied_layers_are_dequantized_and_saved(tmp_path):
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("family", zoo.families())
-def test_every_family_is_what_its_row_says(family):
-    assert outcome(family).row() == table.rows()[family]
+def test_every_family_is_what_its_row_says(family, stored):
+    assert outcome(family, stored=stored).row() == table.rows()[family]

@@ -123,6 +123,8 @@ TOWER = SiglipVisionConfig(
 )
 
 # by the model type of the configuration or, where it has none, by the name of its class
+# the embedding's scale, its square root, is another number in every type
+UNROUND = {"hidden_size": 56}
 OVERRIDES: dict[str, dict[str, Any]] = {
     "afmoe": attention("sliding sliding full") | {"num_dense_layers": 1},
     "bamba": {"attn_layer_indices": [1]},
@@ -146,6 +148,9 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     "fast_vlm": {"vision_config": TOWER},
     "flint": attention("full sliding full") | {"mlp_only_layers": [0]},
     "FunAsrNanoAdaptorConfig": {"intermediate_size": 16},
+    "gemma": UNROUND,
+    "gemma2": UNROUND,
+    "gemma3_text": UNROUND,
     "gemma3n_text": SHARED_KEYS
     | {"intermediate_size": [96] * 5, "activation_sparsity_pattern": [0.95, 0.95, 0.0, 0.0, 0.0]}
     | {"laurel_rank": 16},
@@ -230,6 +235,7 @@ OVERRIDES: dict[str, dict[str, Any]] = {
     | BOTH_THETAS
     | {"num_sliding_attention_heads": 8, "sliding_window": 16},
     "vibevoice_acoustic_tokenizer_encoder": {"depths": [1, 1], "downsampling_ratios": [2]},
+    "vaultgemma": UNROUND,
     "xlm": {"causal": True},
     "xmod": {"default_language": "en_XX"},
     "zamba": {"num_hidden_layers": 4}

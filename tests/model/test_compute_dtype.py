@@ -12,6 +12,7 @@ from nearplane.model.compute_dtype import arithmetic_for
 from nearplane.types import NearplaneError
 from nearplane.walk.placement import Placement
 from tests.cli import tiny
+from tests.families import zoo
 
 SLOW = (torch.bfloat16, torch.float16)
 METHOD = npl.HPTQ(bpw=6.0)
@@ -116,3 +117,18 @@ def test_what_is_wider_than_the_model_stays_wide():
     for dtype in (torch.bfloat16, torch.float16):
         with Placement(model, dtype=dtype).block(0):
             assert norm.weight.dtype == torch.float32
+
+
+@pytest.mark.parametrize("family", ["gemma3_text", "vaultgemma", "xglm"])
+def test_what_a_class_computes_is_computed_in_the_type_of_products(family):
+    """A buffer that no file holds is what a model loaded in that type has, not a widened one."""
+    model = zoo.tiny_model(family)
+    narrow = type(model)._from_config(model.config, dtype=torch.bfloat16)
+    wide = dict(type(model)._from_config(model.config, dtype=torch.float32).named_buffers())
+    place = Placement(narrow, dtype=torch.float32)
+    before = dict(narrow.named_buffers())
+    with place.outside(), place.block(0), place.block(1):
+        for name, buffer in narrow.named_buffers():
+            assert buffer.dtype == wide[name].dtype and buffer.equal(wide[name])
+    assert all(buffer is before[name] for name, buffer in narrow.named_buffers())
+    assert any(not buffer.float().equal(wide[name].float()) for name, buffer in before.items())
