@@ -67,8 +67,11 @@ class Survey:
 
         - `default`: what is returned where the family has no number of this name.
         """
-        own = getattr(self.config, "per_layer_config", None) or ()
-        found = [getattr(each, name, None) for each in own or (self.config,)]
+        try:
+            found = [getattr(self.config, name, None)]
+        # transformers has an error of its own for a number that blocks have apiece
+        except Exception:
+            found = [getattr(each, name, None) for each in self.config.per_layer_config]
         return max((each for each in found if isinstance(each, int)), default=default)
 
     @cached_property
