@@ -11,7 +11,7 @@ FUZZ_SEED ?= 1
 # CPU time of all tests, over that of a loop of a million steps in Python (tests/conftest.py)
 MOST_LOOPS ?= 20000
 
-.PHONY: check-clang demo test pytest test-long test-durations test-vllm test-arm fuzz fuzz-kernels fuzz-files lint format clean
+.PHONY: check-clang demo test pytest test-long test-durations test-vllm test-exports test-arm fuzz fuzz-kernels fuzz-files lint format clean
 
 # both torch and what depends on it are pinned on one command line: an unpinned torch is gigabytes of CUDA
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane/kernels/cpu/src/*)
@@ -78,6 +78,12 @@ ifneq ($(shell command -v $(CXX)),)
 	$(BIN)/cmake --build build/fuzz --target fuzz_kernels --parallel 2 >/dev/null
 	build/fuzz/fuzz_kernels $(FUZZ_SECONDS) $(FUZZ_SEED)
 endif
+
+# exported files in the programs that they are for, in environments of their own
+test-exports: $(INSTALLED)
+	$(BIN)/python bench/peers/environment.py --only llamacpp
+	LLAMACPP_PYTHON=$(abspath bench-out/peers/llamacpp/bin/python) OMP_NUM_THREADS=1 \
+		$(BIN)/python -m pytest -n 2 tests/llamacpp
 
 # the kernels for ARM, by a cross compiler and under qemu-user: Debian's g++-aarch64-linux-gnu and qemu-user
 ARM = build/arm

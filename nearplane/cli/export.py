@@ -18,7 +18,7 @@ def export(
     from nearplane.export import formats
 
     quiet()
-    written = formats.export(directory, out, to, trust_remote_code)
+    written = formats.export(directory, out, to, trust_remote_code, typer.echo)
     size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
     typer.echo(f"{out}: {size / 1e6:.1f} MB for {formats.FORMATS[to].title}")
 

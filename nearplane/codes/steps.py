@@ -24,15 +24,14 @@ def stored_bytes(kind: int, count: int) -> int:
 
 
 def round_step(step: Float[Tensor, "rows groups"]) -> Float32[Tensor, "rows groups"]:
-    """Round steps to 16 bits, returned as float32; a single step for the matrix stays float32.
+    """Round steps to 16 bits, returned as float32.
 
     All are rounded to float16 if its normal range holds every magnitude (or zero), else to
     bfloat16. Methods call this before they choose codes, since `record.pack` never changes a step.
     ValueError if a rounded step is not finite.
     """
     step = step.to(torch.float32)
-    if step.numel() > 1:
-        step = step.to(sixteen_bits(step)).to(torch.float32)
+    step = step.to(sixteen_bits(step)).to(torch.float32)
     if not bool(step.isfinite().all()):
         raise ValueError("a step is not finite in the type that would store it")
     return step

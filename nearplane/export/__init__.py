@@ -25,6 +25,7 @@ Read `checkpoint_writer.py` first, then `checkpoint_reader.py`.
 | checkpoint_reader | reads a checkpoint tensor by tensor, and checks it |
 | record_check | checks a record without decoding it |
 | linear | a linear layer that multiplies by its record |
+| gguf/ | a checkpoint's tensors, configuration and vocabulary as llama.cpp has them |
 | load | `nearplane.load`: a directory or a name on the hub -> a model |
 | transformers | the quantizer behind `from_pretrained`, `save_pretrained` and `dequantize` |
 | registration | registers that quantizer once transformers is imported, adapters once peft is |

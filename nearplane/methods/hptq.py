@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nearplane import codes
 from nearplane.lattice import Basis, nearest_plane
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.entropy_coded import check_bpw, quantized_weight
@@ -95,7 +96,7 @@ def sweep_together(
     """
     requested = {i: range(targets[i].count)[request.rows] for i, request in requests.items()}
     steps = {
-        i: torch.full((1, 1), request.scale, dtype=torch.float32, device=factor.device)
+        i: codes.round_step(torch.full((1, 1), request.scale, device=factor.device))
         for i, request in requests.items()
     }
 

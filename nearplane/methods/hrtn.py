@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from nearplane import codes
 from nearplane.lattice import Basis, nearest_integer
 from nearplane.methods.certificate import NO_LATTICE, measure
 from nearplane.methods.entropy_coded import check_bpw, quantized_weight
@@ -36,7 +37,7 @@ class HRTN(RateMethod):
         rows, columns = weight.shape
 
         def rounded(requests: dict[int, ScaleRequest]) -> dict[int, CodedMatrix]:
-            step = weight.new_full((1, 1), requests[0].scale, dtype=torch.float32)
+            step = codes.round_step(weight.new_full((1, 1), requests[0].scale))
             return {
                 0: CodedMatrix(
                     nearest_integer(weight[requests[0].rows] / step, None, None).int(), step

@@ -41,3 +41,16 @@ def checkpoint(nearplane, model_dir, text, tmp_path_factory) -> Path:
     result = nearplane("quantize", model_dir, out, "--calibration", text, *tiny.SMALL)
     assert result.exit_code == 0, result.output
     return out
+
+
+@pytest.fixture(scope="session")
+def grouped(nearplane, model_dir, text, tmp_path_factory) -> Path:
+    """Return a checkpoint that every format holds: integers of 4 bits, steps of 32 columns.
+
+    Not to be altered.
+    """
+    out = tmp_path_factory.mktemp("grouped") / "out"
+    words = ["--method", "rtn", "--bits", 4, "--group-size", 32, *tiny.SMALL[2:]]
+    done = nearplane("quantize", model_dir, out, "--calibration", text, *words)
+    assert done.exit_code == 0, done.output
+    return out

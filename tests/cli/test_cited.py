@@ -14,7 +14,13 @@ from tests.bench.test_benches import BENCH, BENCHES
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # README's name -> what stands for it, and a rate that the tiny model's layers can meet
-WORDS = {"notes.txt": "text", "heldout.txt": "text", "test.txt": "text", "out": "OUT"}
+WORDS = {
+    "notes.txt": "text",
+    "heldout.txt": "text",
+    "test.txt": "text",
+    "out": "OUT",
+    "out4": "OUT4",
+}
 WORDS |= {"MODEL": "model", "HuggingFaceTB/SmolLM2-135M": "model", "3.125": "5", "1024": "64"}
 BENCH_CALL = re.compile(r"bench/((?:peers/)?\w+\.py)((?: --[\w-]+(?: [\w.]+)*)*)")
 
@@ -36,10 +42,11 @@ def commands() -> list[str]:
 
 
 @pytest.fixture
-def place(tmp_path, monkeypatch, checkpoint):
-    """Go to an empty directory with a checkpoint called OUT; threads are as they were."""
+def place(tmp_path, monkeypatch, checkpoint, grouped):
+    """Go to an empty directory with the checkpoints OUT and OUT4; threads are as they were."""
     monkeypatch.chdir(tmp_path)
     shutil.copytree(checkpoint, tmp_path / "OUT")
+    shutil.copytree(grouped, tmp_path / "OUT4")
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)
@@ -56,7 +63,8 @@ def test_a_command_runs_as_it_stands(line, nearplane, place, model_dir, text):
     words = [WORDS.get(word, word) for word in shlex.split(line)[1:]]
     words = [stands.get(word, word) for word in words]
     if words[0] == "quantize":
-        shutil.rmtree(place / "OUT")
+        for name in ("OUT", "OUT4"):
+            shutil.rmtree(place / name)
     result = nearplane(*words)
     assert result.exit_code == 0, result.output
 

@@ -12,28 +12,28 @@ import nearplane as npl
 from nearplane.export.checkpoint_reader import Checkpoint
 from nearplane.export.formats import FORMATS, Format, export
 from nearplane.types import NearplaneError
-from tests.cli.conftest import checkpoint, model_dir, nearplane, text
+from tests.cli.conftest import checkpoint, grouped, model_dir, nearplane, text
 from tests.export import tiny
 
-__all__ = ["checkpoint", "model_dir", "nearplane", "text"]
+__all__ = ["checkpoint", "grouped", "model_dir", "nearplane", "text"]
 
 every_format = pytest.mark.parametrize("name", FORMATS)
 
 
 @every_format
-def test_the_command_line_writes_it(name, checkpoint, nearplane, tmp_path):
-    done = nearplane("export", checkpoint, tmp_path / "out", "--to", name)
+def test_the_command_line_writes_it(name, grouped, nearplane, tmp_path):
+    done = nearplane("export", grouped, tmp_path / "out", "--to", name)
     assert done.exit_code == 0, done.output
     assert FORMATS[name].title in done.output and FORMATS[name].title in nearplane("formats").output
     # the tokenizer goes along
     names = {path.name for path in (tmp_path / "out").iterdir()}
-    assert {path.name for path in checkpoint.glob("tokenizer*")} <= names
+    assert {path.name for path in grouped.glob("tokenizer*")} <= names
     assert not list(tmp_path.glob(".*"))
 
 
 @every_format
 def test_nothing_is_left_of_what_fails(name, checkpoint, tmp_path, monkeypatch):
-    def fails(self, checkpoint, out, trust_remote_code):
+    def fails(self, checkpoint, out, trust_remote_code, says):
         (out / "half").write_text("written")
         raise NearplaneError("the disk is gone")
 
@@ -86,7 +86,7 @@ def test_a_format_is_a_class(checkpoint, tmp_path, monkeypatch):
             if not checkpoint.layers:
                 raise NearplaneError("there is no layer to name")
 
-        def write(self, checkpoint: Checkpoint, out, trust_remote_code: bool) -> None:
+        def write(self, checkpoint: Checkpoint, out, trust_remote_code: bool, says) -> None:
             (out / "names.txt").write_text("\n".join(checkpoint.layers))
 
     try:

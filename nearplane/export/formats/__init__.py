@@ -6,6 +6,7 @@ file here with a class that derives from `Format`, and one import line below; `n
 """
 
 from nearplane.export.formats.format import FORMATS, Format, export
+from nearplane.export.formats.gguf import Gguf
 from nearplane.export.formats.uncompressed import Uncompressed
 
-__all__ = ["FORMATS", "Format", "Uncompressed", "export"]
+__all__ = ["FORMATS", "Format", "Gguf", "Uncompressed", "export"]

@@ -2,6 +2,7 @@
 
 import shutil
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from pathlib import Path
 from typing import ClassVar
 
@@ -11,6 +12,7 @@ from nearplane.export.companion_files import companion_files
 from nearplane.types import NearplaneError
 
 FORMATS: dict[str, "Format"] = {}
+Says = Callable[[str], None]  # given a sentence for whoever waits
 
 
 class Format(ABC):
@@ -29,15 +31,20 @@ class Format(ABC):
         """Raise NearplaneError, with the reason, if the format cannot hold this checkpoint."""
 
     @abstractmethod
-    def write(self, checkpoint: Checkpoint, out: Path, trust_remote_code: bool) -> None:
+    def write(self, checkpoint: Checkpoint, out: Path, trust_remote_code: bool, says: Says) -> None:
         """Write weights and configuration into the empty directory `out`.
 
         - `trust_remote_code`: whether Python files that the model brings may run.
+        - `says`: called with what the user should know of the files.
         """
 
 
 def export(
-    directory: str | Path, out: str | Path, to: str, trust_remote_code: bool = False
+    directory: str | Path,
+    out: str | Path,
+    to: str,
+    trust_remote_code: bool = False,
+    says: Says = lambda sentence: None,
 ) -> Path:
     """Write a checkpoint in another format; OUT appears whole or not at all. Returns its path.
 
@@ -55,7 +62,7 @@ def export(
     companions = companion_files(checkpoint.directory)
     partial, lock = output_directory.create(target)
     try:
-        FORMATS[to].write(checkpoint, partial, trust_remote_code)
+        FORMATS[to].write(checkpoint, partial, trust_remote_code, says)
         for name, path in companions.items():
             if not (partial / name).exists():
                 (partial / name).parent.mkdir(parents=True, exist_ok=True)

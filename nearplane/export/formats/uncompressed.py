@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from nearplane.export.checkpoint_reader import Checkpoint
-from nearplane.export.formats.format import Format
+from nearplane.export.formats.format import Format, Says
 from nearplane.export.load import load
 from nearplane.export.output_directory import check_space
 
@@ -17,7 +17,7 @@ class Uncompressed(Format):
     name = "transformers"
     title = "decoded weights as safetensors, without nearplane: transformers, vLLM, converters"
 
-    def write(self, checkpoint: Checkpoint, out: Path, trust_remote_code: bool) -> None:
+    def write(self, checkpoint: Checkpoint, out: Path, trust_remote_code: bool, says: Says) -> None:
         dtype = checkpoint.stored_dtype()
         size = dtype.itemsize if dtype is not None else 4
         weights = sum(entry["rows"] * entry["columns"] for entry in checkpoint.layers.values())

@@ -1,0 +1,109 @@
+"""A GGUF file: integers and steps as they are, in llama.cpp's block types."""
+
+import math
+from collections import Counter
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from nearplane.export.checkpoint_reader import Checkpoint
+from nearplane.export.formats.format import Format, Says
+from nearplane.export.load import load_tokenizer
+from nearplane.export.output_directory import check_space
+from nearplane.types import NearplaneError
+
+FILE = "model.gguf"
+# llama.cpp's name of a file by the type of most of its weights
+NAMES = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
+
+
+class Gguf(Format):
+    """value = step · code in Q2_K to Q6_K, Q4_0, Q5_0 and Q8_0, chosen by the largest integer.
+
+    Holds one step for a matrix, a row or 32 · k columns, in float16.
+    """
+
+    name = "gguf"
+    title = "integers and steps as they are, in model.gguf: llama.cpp, ollama, LM Studio"
+
+    def check(self, checkpoint: Checkpoint) -> None:
+        if find_spec("gguf") is None:
+            raise NearplaneError('GGUF files need the package gguf: pip install "nearplane[gguf]"')
+
+    def write(self, checkpoint: Checkpoint, out: Path, trust_remote_code: bool, says: Says) -> None:
+        from transformers import AutoConfig
+
+        from nearplane.export.gguf.architecture import architecture_of
+        from nearplane.export.gguf.tensors import TensorReader
+
+        config = AutoConfig.from_pretrained(
+            checkpoint.directory, trust_remote_code=trust_remote_code
+        )
+        tokenizer = load_tokenizer(checkpoint.directory, trust_remote_code)
+        reader = TensorReader(checkpoint, config, architecture_of(config))
+        write_file(reader, tokenizer, out / FILE, says)
+
+
+def write_file(reader: Any, tokenizer: Any, path: Path, says: Says) -> None:
+    """Write metadata, vocabulary and tensors; what each type holds is said."""
+    import gguf
+
+    from nearplane.export.gguf.architecture import add_hyperparameters
+    from nearplane.export.gguf.vocabulary import add_vocabulary
+
+    tensors = sorted(reader.stored(), key=lambda each: each.name)
+    config, weights = reader.config, Counter()
+    for each in tensors:
+        weights[each.kind.name] += math.prod(each.shape)
+    writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[reader.architecture.arch])
+    try:
+        writer.add_type("model")
+        writer.add_name(reader.checkpoint.directory.resolve().name)
+        writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
+        writer.add_file_type(file_type(weights))
+        add_hyperparameters(writer, config)
+        add_vocabulary(writer, tokenizer, config.vocab_size)
+        for each in tensors:
+            add_info(writer, each)
+        check_space(path.parent, sum(bytes_of(each) for each in tensors))
+        writer.write_header_to_file()
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+        for each in tensors:
+            writer.write_tensor_data(reader.data(each))
+    finally:
+        writer.close()
+    parts = (f"{count:,} in {kind}" for kind, count in weights.most_common())
+    says(f"weights: {', '.join(parts)}")
+
+
+def bytes_of(tensor: Any) -> int:
+    """Return the bytes of a tensor in its type."""
+    import gguf
+
+    columns, size = gguf.GGML_QUANT_SIZES[tensor.kind]
+    return math.prod(tensor.shape) // columns * size
+
+
+def add_info(writer: Any, tensor: Any) -> None:
+    """Announce a tensor; the writer wants the shape of its bytes where it is quantized."""
+    import gguf
+    import numpy as np
+
+    plain = {gguf.GGMLQuantizationType.F32: np.float32, gguf.GGMLQuantizationType.F16: np.float16}
+    dtype = np.dtype(plain.get(tensor.kind, np.uint8))
+    raw = None if tensor.kind in plain else tensor.kind
+    shape = list(tensor.shape)
+    if raw is not None:
+        columns, size = gguf.GGML_QUANT_SIZES[tensor.kind]
+        shape[-1] = shape[-1] // columns * size
+    writer.add_tensor_info(tensor.name, shape, dtype, bytes_of(tensor), raw)
+
+
+def file_type(weights: Counter[str]) -> int:
+    """Return llama.cpp's number for a file whose weights are mostly of one type."""
+    import gguf
+
+    quantized = [kind for kind, _ in weights.most_common() if kind not in ("F32", "F16", "BF16")]
+    kind = quantized[0] if quantized else "F16"
+    return gguf.LlamaFileType[f"MOSTLY_{NAMES.get(kind, kind)}"]

@@ -1,0 +1,202 @@
+"""GGUF files: what llama.cpp's own decoder and transformers read is what nearplane computes."""
+
+import json
+
+import gguf
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
+
+import nearplane as npl
+from nearplane.export.formats import export
+from nearplane.export.gguf.architecture import ARCHITECTURES, architecture_of, rotation_factors
+from nearplane.export.gguf.blocks import BLOCK_TYPES
+from nearplane.export.gguf.vocabulary import SPLITS, backend_of, split_of
+from nearplane.methods import ECLQ, HPTQ, RTN, SSQR
+from nearplane.pipeline import quantize
+from nearplane.types import NearplaneError
+from tests.cli.tiny import tokenizer
+
+TOKENS = torch.randint(3, 300, (2, 24), generator=torch.Generator().manual_seed(0))
+ROUNDED = RTN(bits=4, group_size=32)
+
+
+@pytest.mark.parametrize("block", BLOCK_TYPES, ids=lambda block: block.name)
+@given(data=st.data())
+def test_blocks_hold_what_the_package_gguf_decodes(block, data):
+    rows, blocks = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
+    draws = np.random.default_rng(data.draw(st.integers(0, 2**32)))
+    code = draws.integers(block.low, block.high + 1, (rows, blocks * block.columns))
+    step = (2.0 ** draws.uniform(-20, 11, (rows, blocks)) * draws.choice([-1, 1])).astype("f2")
+    decoded = gguf.dequantize(block.packed(code, step), block.ggml)
+    # integers of 8 bits times 11 bits: exact in float32
+    assert np.array_equal(decoded, code * step.repeat(block.columns, 1).astype("f4"))
+
+
+def model_of(family, directory, vocabulary=320, **changes):
+    """Write the tiny model of a family with a tokenizer; return the model."""
+    torch.manual_seed(0)
+    own = {"intermediate_size": 96, "head_dim": 16} if family != "gpt2" else {}
+    if "moe" in family or family == "mixtral":
+        own |= {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
+        own |= {"norm_topk_prob": True}
+    config = AutoConfig.for_model(
+        family,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        vocab_size=vocabulary,
+        max_position_embeddings=128,
+        bos_token_id=0,
+        eos_token_id=1,
+        pad_token_id=None,
+        initializer_range=0.1,
+        **own,
+        **({} if family == "gpt2" else {"num_key_value_heads": 2}),
+        **({"query_pre_attn_scalar": 16} if family.startswith("gemma") else {}),
+        **changes,
+    )
+    model = AutoModelForCausalLM.from_config(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.ndim == 1:
+                parameter.add_(0.1 * torch.randn(parameter.shape))
+            if "embed" in name:
+                parameter.mul_(5)
+    model.save_pretrained(directory)
+    tokenizer(True).save_pretrained(directory)
+    return model
+
+
+# of Mixtral, transformers reads no GGUF files; llama.cpp's are compared in tests/llamacpp
+@pytest.mark.parametrize("family", sorted(set(ARCHITECTURES) - {"mixtral"}))
+def test_transformers_reads_the_same_model(family, tmp_path):
+    """Integers, steps, permutations, offsets of norms, tied heads and the configuration."""
+    model_of(family, tmp_path / "model")
+    quantize(tmp_path / "model", tmp_path / "out", ROUNDED, TOKENS)
+    said = []
+    out = export(tmp_path / "out", tmp_path / "gguf", "gguf", says=said.append)
+    assert "in Q4_0" in said[0]
+    expected = npl.load(tmp_path / "out", dequantize=True, dtype=torch.float32)
+    # its reader leaves out the sizes of heads and other keys, which llama.cpp's does not
+    own = AutoConfig.from_pretrained(tmp_path / "model")
+    config = None if family == "mistral" else own  # a Llama to llama.cpp
+    found = AutoModelForCausalLM.from_pretrained(
+        out, gguf_file="model.gguf", config=config, dtype=torch.float32
+    )
+    with torch.no_grad():
+        pair = [model(TOKENS).logits for model in (found, expected)]
+    # norms are stored plus 1 in float32 for Gemma, which moves their last digit
+    exact = architecture_of(expected.config).norm_offset == 0
+    assert pair[0].equal(pair[1]) if exact else torch.allclose(*pair, rtol=1e-4, atol=1e-5)
+
+
+def checkpoint_of(directory, method, **changes):
+    """Return the checkpoint of a tiny Llama, with other words in its configuration."""
+    model_of("llama", directory / "model")
+    quantize(directory / "model", directory / "out", method, TOKENS)
+    path = directory / "out" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+    return directory / "out"
+
+
+@pytest.mark.parametrize(
+    ("method", "reason"),
+    [
+        (ECLQ(bpw=5.0), "a step of every column has no place there; quantize with --method hptq"),
+        (
+            SSQR(bits=4, group_size=32, outliers=0.1),
+            "outliers have no place there; quantize with --method hptq",
+        ),
+        (RTN(bits=4, group_size=24), "groups of 24 columns .* with --group-size 32 or a multiple"),
+        (HPTQ(bpw=11.0), "reach from -.* and the widest type holds -128 to 127; .* fewer bits"),
+    ],
+    ids=lambda value: getattr(value, "name", ""),
+)
+def test_what_no_type_holds_is_refused(method, reason, tmp_path):
+    out = checkpoint_of(tmp_path, method)
+    with pytest.raises(NearplaneError, match=reason):
+        export(out, tmp_path / "gguf", "gguf")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"hidden_act": "gelu"}, "llama.cpp runs llama with silu only, not gelu"),
+        (
+            {"rope_parameters": {"rope_type": "dynamic", "rope_theta": 1e4, "factor": 2.0}},
+            "scaled as 'dynamic' cannot be written",
+        ),
+    ],
+)
+def test_what_llama_cpp_does_not_compute_is_refused(changes, reason, tmp_path):
+    out = checkpoint_of(tmp_path, ROUNDED, **changes)
+    with pytest.raises(NearplaneError, match=reason):
+        export(out, tmp_path / "gguf", "gguf")
+
+
+def test_families_and_scales_that_are_not_known_are_refused():
+    with pytest.raises(NearplaneError, match="a GGUF file of bloom models cannot be written, only"):
+        architecture_of(AutoConfig.for_model("bloom"))
+    config = AutoConfig.for_model("gemma3_text", query_pre_attn_scalar=100)
+    with pytest.raises(NearplaneError, match="divides scores of gemma3_text by √256, the model by"):
+        architecture_of(config).add(gguf.GGUFWriter(None, "gemma3"), config)
+
+
+def test_one_step_of_a_matrix_takes_the_type_of_its_largest_integer(tmp_path):
+    """HPTQ's integers as they are: 256 columns in the types of 256, others in those of 32."""
+    out = checkpoint_of(tmp_path, HPTQ(bpw=3.0))
+    said = []
+    exported = export(out, tmp_path / "gguf", "gguf", says=said.append)
+    values = npl.load(out, dequantize=True, dtype=torch.float32).state_dict()
+    for tensor in gguf.GGUFReader(exported / "model.gguf").tensors:
+        if tensor.name.endswith("ffn_down.weight"):
+            name = f"model.layers.{tensor.name.split('.')[1]}.mlp.down_proj.weight"
+            decoded = gguf.dequantize(tensor.data, tensor.tensor_type)
+            assert np.array_equal(decoded, values[name].numpy())
+    assert "Q" in said[0]
+
+
+def split_with(*steps, ignore_merges=False):
+    made = Tokenizer(models.BPE(vocab={"a": 0}, merges=[], ignore_merges=ignore_merges))
+    made.pre_tokenizer = pre_tokenizers.Sequence(list(steps))
+    return json.loads(made.to_str())
+
+
+@pytest.mark.parametrize(("pattern", "merged"), [key for key in SPLITS if "words" not in key[0]])
+def test_ways_to_split_have_llama_cpps_names(pattern, merged):
+    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    backend = split_with(split, bytewise, ignore_merges=merged)
+    assert split_of(backend) == SPLITS[pattern, merged]
+
+
+def test_the_reader_of_transformers_splits_by_the_same_expressions():
+    from transformers.integrations.gguf import gguf_tokenizer_mapping as theirs
+
+    known = theirs.GGUF_PRE_TOKENIZER_SPLITS
+    same = {name: pattern for (pattern, _), name in SPLITS.items() if "words" not in pattern}
+    assert {name: known[name] for name in same} == same
+
+
+def test_other_tokenizers_are_refused():
+    with pytest.raises(NearplaneError, match="splits text in a way that llama.cpp is not known"):
+        split_of(split_with(pre_tokenizers.Whitespace()))
+    unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", 0.0)])))
+    with pytest.raises(NearplaneError, match="of the kind Unigram cannot be written to GGUF"):
+        backend_of(unigram)
+
+
+def test_scaled_rotations_of_llama_3_are_factors():
+    rope = {"rope_type": "llama3", "rope_theta": 5e5, "factor": 8.0, "low_freq_factor": 1.0}
+    rope |= {"high_freq_factor": 4.0, "original_max_position_embeddings": 64}
+    config = AutoConfig.for_model("llama", rope_parameters=rope, max_position_embeddings=512)
+    factors = rotation_factors(config)
+    # high frequencies stay, low ones are divided by the factor
+    assert factors[0] == 1 and factors[-1] == pytest.approx(8.0) and len(factors) == 64
+    assert rotation_factors(AutoConfig.for_model("llama")) is None
