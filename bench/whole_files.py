@@ -66,18 +66,34 @@ class Bench:
             self.ours(f"ECLQ, {bits:g} in all", ["--size", size])
         for bits in self.args.body:
             self.ours(f"ECLQ, body at {bits:g}", ["--bpw", str(bits), "--keep", "embedding"])
+        for bits in self.args.exported:
+            self.exported(bits)
         if str(self.args.model).endswith(".gguf") and self.args.types:
             self.theirs()
         return int(not any("scores" in row for row in self.rows))
 
     def ours(self, title: str, options: list[str]) -> None:
         """Quantize by nearplane's command, and evaluate."""
+        words, out = self.words(options)
+        self.row(title, lambda: nearplane(words), out)
+
+    def exported(self, bits: int) -> None:
+        """Quantize on the grid of a GGUF type of 32 columns, export, and evaluate that file."""
+        words, out = self.words(["--method", "gptq", "--bits", str(bits), "--group-size", "32"])
+        file = self.args.work / "exported"
+        shutil.rmtree(file, ignore_errors=True)
+        export = ["export", str(out), str(file), "--to", "gguf"]
+        made = lambda: nearplane(words) or nearplane(export)  # noqa: E731
+        self.row(f"GPTQ, {bits} bits, as GGUF", made, file / "model.gguf")
+
+    def words(self, options: list[str]) -> tuple[list[str], Path]:
+        """Return nearplane's command line, and where it writes; nothing is there."""
         out = self.args.work / "nearplane"
         shutil.rmtree(out, ignore_errors=True)
         words = ["quantize", str(self.args.model), str(out), *options]
         words += ["--calibration", str(self.args.calibration), "--threads", str(self.args.threads)]
         words += ["--sequences", str(self.args.sequences), "--length", str(self.args.length)]
-        self.row(title, lambda: nearplane(words), out)
+        return words, out
 
     def theirs(self) -> None:
         """Quantize by llama.cpp's own function, type by type, and evaluate."""
@@ -252,6 +268,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--bits", type=float, nargs="*", default=BITS, help="a number of the file")
     parser.add_argument("--body", type=float, nargs="*", default=[2.125, 3.125])
+    exported = "bits of integers that are exported as GGUF: 4, 5 or 8"
+    parser.add_argument("--exported", type=int, nargs="*", default=[], help=exported)
     parser.add_argument("--types", nargs="*", default=TYPES, help="llama.cpp's file types")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every row here")
@@ -259,7 +277,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=FOLDER, help="the peers' environments")
     parser.add_argument("--work", type=Path, default=ROOT / "bench-out" / "whole-files")
     small = {"sequences": 4, "length": 32, "context": 32, "windows": 2, "bits": [8.0]}
-    return tiny.parse(parser, **small, body=[], work=None, threads=1)
+    return tiny.parse(parser, **small, body=[], exported=[4], work=None, threads=1)
 
 
 if __name__ == "__main__":

@@ -24,24 +24,31 @@ def groups_of(
 
 
 def mse_steps(
-    weight: Float[Tensor, "rows columns"], bits: int, group_size: int
+    weight: Float[Tensor, "rows columns"],
+    bits: int,
+    group_size: int,
+    importance: Float[Tensor, " columns"] | None = None,
 ) -> Float[Tensor, "rows groups"]:
     """Return the step of every group that minimises Σ |w − s·clip(round(w / s))|^2.4.
 
-    Candidates are the step at which the codes just span the group's largest magnitude, times 1.0
-    down to 0.2 [Frantar23, code]. Steps are rounded to the 16 bits that a record stores. Groups
-    whose step would be less than SMALLEST get step 1, and so zeros.
+    With `importance` the sum is Σ importance · (w − s·clip(round(w / s)))². Candidates are the step
+    at which the codes just span the group's largest magnitude, times 1.0 down to 0.2 [Frantar23,
+    code]. Steps are rounded to the 16 bits that a record stores. Groups whose step would be less
+    than SMALLEST get step 1, and so zeros.
     """
+    wide = None if importance is None else groups_of(importance[None].float(), group_size)
 
     def steps(rows: slice) -> tuple[Tensor]:
         parts = groups_of(weight[rows], group_size).split(max(1, CACHED // weight.shape[1]))
-        return (torch.cat([_least_error(part, code_range(bits)) for part in parts]),)
+        return (torch.cat([_least_error(part, code_range(bits), wide) for part in parts]),)
 
     return codes.round_step(by_rows(steps, len(weight))[0])
 
 
 def _least_error(
-    grouped: Float[Tensor, "rows groups group_size"], limits: tuple[int, int]
+    grouped: Float[Tensor, "rows groups group_size"],
+    limits: tuple[int, int],
+    importance: Float[Tensor, "1 groups group_size"] | None = None,
 ) -> Float[Tensor, "rows groups"]:
     """Return the best candidate of every group, in float32."""
     full = grouped.abs().amax(2, keepdim=True) * 2 / (limits[1] - limits[0])
@@ -54,8 +61,12 @@ def _least_error(
         factor = 1 - 0.8 * index / SHRINKS
         torch.mul(unit, 1 / factor, out=error)
         error.round_().clamp_(*limits).mul_(factor).sub_(unit).abs_()
-        # error^NORM; torch's power takes twice as long as a logarithm and an exponential
-        cost = error.log_().mul_(NORM).exp_().sum(2, keepdim=True)
+        if importance is None:
+            # error^NORM; torch's power takes twice as long as a logarithm and an exponential
+            error.log_().mul_(NORM).exp_()
+        else:
+            error.square_().mul_(importance)
+        cost = error.sum(2, keepdim=True)
         shrink.masked_fill_(cost < best, factor)
         torch.minimum(best, cost, out=best)
     return (full * shrink)[..., 0]

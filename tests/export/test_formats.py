@@ -32,14 +32,14 @@ def test_the_command_line_writes_it(name, grouped, nearplane, tmp_path):
 
 
 @every_format
-def test_nothing_is_left_of_what_fails(name, checkpoint, tmp_path, monkeypatch):
+def test_nothing_is_left_of_what_fails(name, grouped, tmp_path, monkeypatch):
     def fails(self, checkpoint, out, trust_remote_code, says):
         (out / "half").write_text("written")
         raise NearplaneError("the disk is gone")
 
     monkeypatch.setattr(type(FORMATS[name]), "write", fails)
     with pytest.raises(NearplaneError, match="the disk is gone"):
-        export(checkpoint, tmp_path / "out", name)
+        export(grouped, tmp_path / "out", name)
     assert not list(tmp_path.iterdir())
 
 

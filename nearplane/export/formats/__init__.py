@@ -5,8 +5,9 @@ file here with a class that derives from `Format`, and one import line below; `n
 --to NAME` and `nearplane formats` find it, and tests/export/test_formats.py tries it.
 """
 
+from nearplane.export.formats.compressed_tensors import CompressedTensors
 from nearplane.export.formats.format import FORMATS, Format, export
 from nearplane.export.formats.gguf import Gguf
 from nearplane.export.formats.uncompressed import Uncompressed
 
-__all__ = ["FORMATS", "Format", "Gguf", "Uncompressed", "export"]
+__all__ = ["FORMATS", "CompressedTensors", "Format", "Gguf", "Uncompressed", "export"]
