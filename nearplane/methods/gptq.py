@@ -25,6 +25,8 @@ class GPTQ(LatticeMethod):
     - `bits`: 2 to 8 per code.
     - `group_size`: columns that share a step; the whole row if it has no more columns.
     - `damping`: fraction of the Hessian's mean diagonal that is added to it.
+    - `hessian_steps`: whether steps minimise Σ R_jj² (w_j − s·code_j)², what rounding column j to
+      nearest adds to the loss; else Σ |w_j − s·code_j|^2.4, as in GPTQ's code.
 
     Raises OutOfRangeError for bits outside 2 .. 8.
     """
@@ -33,6 +35,7 @@ class GPTQ(LatticeMethod):
     group_size: int = 128
     order: str = "activation"
     damping: float = 0.01
+    hessian_steps: bool = True
 
     def __post_init__(self) -> None:
         check_range("bits", self.bits, 2, 8)
@@ -45,7 +48,9 @@ class GPTQ(LatticeMethod):
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         group_size = check_group_size(self.group_size, weight.shape[1])
-        step = mse_steps(weight.float(), self.bits, group_size)
+        importance = basis.factor.diagonal().square()[basis.columns.argsort()]
+        importance = importance if self.hessian_steps else None
+        step = mse_steps(weight.float(), self.bits, group_size, importance)
         wide = spread(step, group_size, weight.shape[1]).to(weight.dtype).expand_as(weight)
         wide = wide[:, basis.columns]
         target, factor = weight[:, basis.columns], basis.factor.to(weight.dtype)
