@@ -8,6 +8,16 @@ file here with a class that derives from `Format`, and one import line below; `n
 from nearplane.export.formats.compressed_tensors import CompressedTensors
 from nearplane.export.formats.format import FORMATS, Format, export
 from nearplane.export.formats.gguf import Gguf
+from nearplane.export.formats.gptq import Gptq, GptqV2
 from nearplane.export.formats.uncompressed import Uncompressed
 
-__all__ = ["FORMATS", "CompressedTensors", "Format", "Gguf", "Uncompressed", "export"]
+__all__ = [
+    "FORMATS",
+    "CompressedTensors",
+    "Format",
+    "Gguf",
+    "Gptq",
+    "GptqV2",
+    "Uncompressed",
+    "export",
+]

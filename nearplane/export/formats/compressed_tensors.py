@@ -8,7 +8,6 @@
 Readers multiply in the type of the scale: it is float32 for models of float32, else of 16 bits.
 """
 
-import re
 from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,14 +22,15 @@ from nearplane import codes
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import Checkpoint
 from nearplane.export.formats.format import Format, Says
-from nearplane.export.output_directory import check_space
-from nearplane.export.shard_file import ShardWriter
-from nearplane.types import NearplaneError
+from nearplane.export.formats.linear_layers import (
+    FEWEST,
+    bits_of,
+    check_linear,
+    group_size_of,
+    write_tensors,
+)
 
 WORD = 32  # bits
-FEWEST, MOST = 2, 8
-EXPERT = re.compile(r"\.experts\.\d+\.")
-TURNED = ("gpt2", "openai-gpt")  # whose layers are no nn.Linear
 SCALES = (torch.float16, torch.bfloat16)
 
 
@@ -60,36 +60,13 @@ class CompressedTensors(Format):
     title = "integers and steps as they are, packed: vLLM, SGLang, transformers"
 
     def check(self, checkpoint: Checkpoint) -> None:
-        family = checkpoint.config.get("model_type")
-        if family in TURNED:
-            raise NearplaneError(f"compressed-tensors holds nn.Linear layers, which {family} lacks")
-        for layer in checkpoint.layers:
-            if EXPERT.search(layer):
-                raise NearplaneError(
-                    f"{layer} cannot be written as compressed-tensors: experts are fused there; "
-                    "quantize with --skip experts"
-                )
-            if "embed" in layer.rpartition(".")[2] or layer.endswith(".wte"):
-                raise NearplaneError(
-                    f"{layer} cannot be written as compressed-tensors, which holds linear layers; "
-                    "quantize with --keep embedding"
-                )
+        check_linear(checkpoint, self.name)
 
     def write(self, checkpoint: Checkpoint, out: Path, trust_remote_code: bool, says: Says) -> None:
         schemes, wide = schemes_of(checkpoint), checkpoint.stored_dtype() == torch.float32
-        check_space(out, sum(int(entry["bytes"]) for entry in checkpoint.layers.values()))
-        writer = ShardWriter(out / fmt.SINGLE)
-        try:
-            for name in checkpoint.file_of:
-                if not name.endswith(fmt.RECORD):
-                    writer.add(name, checkpoint.tensor(name))
-            for layer, scheme in schemes.items():
-                held = codes.unpack(checkpoint.record(layer))
-                for part, tensor in parts_of(held, scheme.bits, wide).items():
-                    writer.add(f"{layer}.{part}", tensor)
-            writer.close({"format": "pt"})
-        finally:
-            writer.remove()
+        write_tensors(
+            checkpoint, out, lambda layer, held: parts_of(held, schemes[layer].bits, wide)
+        )
         config = checkpoint.config | {"quantization_config": config_of(checkpoint, schemes)}
         (out / fmt.CONFIG).write_bytes(fmt.json_bytes(config))
         widths = sorted({scheme.bits for scheme in schemes.values()})
@@ -101,43 +78,10 @@ def schemes_of(checkpoint: Checkpoint) -> dict[str, Scheme]:
     sizes, widest = {}, defaultdict(lambda: FEWEST)
     for layer in checkpoint.layers:
         held = codes.unpack(checkpoint.record(layer))
-        sizes[layer] = group_size_of(held, layer)
-        widest[sizes[layer]] = max(widest[sizes[layer]], bits_of(held, layer))
+        sizes[layer] = group_size_of(held, layer, CompressedTensors.name)
+        bits = bits_of(held, layer, CompressedTensors.name)
+        widest[sizes[layer]] = max(widest[sizes[layer]], bits)
     return {layer: Scheme(size, widest[size]) for layer, size in sizes.items()}
-
-
-def group_size_of(held: codes.Unpacked, layer: str) -> int | None:
-    """Return the columns that share a step, None for all; NearplaneError for other steps."""
-    refusal, columns = f"{layer} cannot be written as compressed-tensors: ", held.code.shape[1]
-    if held.row_step is not None or held.step.shape[1] == columns > 1:
-        raise NearplaneError(
-            f"{refusal}a step of every column has no place there; quantize with --method gptq, "
-            "rtn or hptq"
-        )
-    if held.outliers is not None and len(held.outliers.value):
-        raise NearplaneError(
-            f"{refusal}outliers have no place there; quantize with --method gptq, rtn or hptq"
-        )
-    if held.step.shape[1] == 1:
-        return None
-    if columns % held.group_size:
-        raise NearplaneError(
-            f"{refusal}groups of {held.group_size} do not divide its {columns} columns; quantize "
-            "with another --group-size"
-        )
-    return held.group_size
-
-
-def bits_of(held: codes.Unpacked, layer: str) -> int:
-    """Return the bits of a layer's largest integer; NearplaneError if they are more than eight."""
-    low, high = int(held.code.min()), int(held.code.max())
-    bits = max((-low - 1).bit_length(), high.bit_length()) + 1
-    if bits > MOST:
-        raise NearplaneError(
-            f"{layer} cannot be written as compressed-tensors: its integers reach from {low} to "
-            f"{high}, more than {MOST} bits; quantize with fewer bits"
-        )
-    return max(bits, FEWEST)
 
 
 def parts_of(held: codes.Unpacked, bits: int, wide: bool) -> dict[str, Tensor]:

@@ -1,5 +1,6 @@
-"""compressed-tensors checkpoints: what the package and transformers read is what was chosen."""
+"""compressed-tensors and GPTQ checkpoints: what others read is what was chosen."""
 
+import importlib.util
 import json
 
 import pytest
@@ -17,8 +18,12 @@ from nearplane.methods import ECLQ, GPTQ, HPTQ, RTN, SSQR
 from nearplane.model.selection import Rules
 from nearplane.pipeline import quantize
 from nearplane.types import NearplaneError
+from tests.bench.test_benches import BENCH
 from tests.export.test_gguf import TOKENS, model_of
 
+DECODE = importlib.util.spec_from_file_location("decode", BENCH / "peers" / "decode.py")
+decode = importlib.util.module_from_spec(DECODE)
+DECODE.loader.exec_module(decode)
 KEEP = Rules(keep=("embedding",))
 
 
@@ -77,3 +82,24 @@ def test_other_kinds_of_layers_are_refused(family, reason, tmp_path):
     quantize(tmp_path / "model", tmp_path / "out", RTN(bits=4), TOKENS, rules=KEEP)
     with pytest.raises(NearplaneError, match=reason):
         export(tmp_path / "out", tmp_path / "packed", "compressed-tensors")
+
+
+@pytest.mark.parametrize(
+    "method",
+    [RTN(bits=4, group_size=32), GPTQ(bits=3, group_size=16), RTN(bits=8, group_size=96)],
+    ids=lambda method: f"{method.name}-{method.bits}",
+)
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
+def test_gptq_files_are_decoded_to_the_same_weights(version, method, tmp_path):
+    """By the decoder with which benches read GPTQModel's own files."""
+    model_of("llama", tmp_path / "model")
+    quantize(tmp_path / "model", tmp_path / "out", method, TOKENS, rules=KEEP)
+    out = export(tmp_path / "out", tmp_path / "packed", version)
+    settings = json.loads((out / "config.json").read_text())["quantization_config"]
+    assert settings["checkpoint_format"] == version
+    # no row has more than 96 columns
+    wanted = (8, -1) if method.bits == 8 else (4, method.group_size)
+    assert (settings["bits"], settings["group_size"]) == wanted
+    found = decode.decode(out)
+    expected = npl.load(tmp_path / "out", dequantize=True, dtype=torch.float32).state_dict()
+    assert len(found) >= 20 and all(found[name].equal(expected[name]) for name in found)
