@@ -24,8 +24,9 @@ def export(
 
 
 def list_formats() -> None:
-    """List the formats that a checkpoint can be exported to."""
+    """List the formats that a checkpoint can be exported to, and what each holds."""
     from nearplane.export.formats import FORMATS
 
     for name in sorted(FORMATS):
         typer.echo(f"{name}: {FORMATS[name].title}")
+        typer.echo(f"    holds {FORMATS[name].holds}")

@@ -80,7 +80,7 @@ def test_a_format_is_a_class(checkpoint, tmp_path, monkeypatch):
     monkeypatch.setattr("nearplane.export.formats.format.FORMATS", FORMATS)
 
     class Names(Format):
-        name, title = "names", "the names of the layers, one a line"
+        name, title, holds = "names", "the names of the layers, one a line", "layers"
 
         def check(self, checkpoint: Checkpoint) -> None:
             if not checkpoint.layers:

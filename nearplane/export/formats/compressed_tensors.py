@@ -58,6 +58,7 @@ class CompressedTensors(Format):
 
     name = "compressed-tensors"
     title = "integers and steps as they are, packed: vLLM, SGLang, transformers"
+    holds = "rtn, gptq, hptq and hrtn of 2 to 8 bits; embeddings and experts uncompressed"
 
     def check(self, checkpoint: Checkpoint) -> None:
         check_linear(checkpoint, self.name)

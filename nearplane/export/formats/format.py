@@ -18,11 +18,13 @@ Says = Callable[[str], None]  # given a sentence for whoever waits
 class Format(ABC):
     """A format that checkpoints can be exported to; subclasses register themselves.
 
-    - `name`: on the command line. `title`: what the files are, and who reads them.
+    - `name`: on the command line. `title`: what the files are, and who reads them. `holds`: which
+      checkpoints.
     """
 
     name: ClassVar[str]
     title: ClassVar[str]
+    holds: ClassVar[str]
 
     def __init_subclass__(cls) -> None:
         FORMATS[cls.name] = cls()

@@ -25,6 +25,7 @@ class Gguf(Format):
 
     name = "gguf"
     title = "integers and steps as they are, in model.gguf: llama.cpp, ollama, LM Studio"
+    holds = "rtn and gptq with groups of 32 · n columns, hptq, hrtn; families of docs/EXPORTS.md"
 
     def check(self, checkpoint: Checkpoint) -> None:
         if find_spec("gguf") is None:

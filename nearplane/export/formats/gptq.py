@@ -40,6 +40,9 @@ class Gptq(Format):
 
     name = "gptq"
     title = "integers and steps as they are, GPTQ version 1: GPTQModel, vLLM, SGLang, transformers"
+    holds = (
+        "rtn, gptq, hptq and hrtn of up to 8 bits in 4 or 8; embeddings and experts uncompressed"
+    )
     stored_zero = -1  # what is added to a zero point before it is stored
 
     def check(self, checkpoint: Checkpoint) -> None:

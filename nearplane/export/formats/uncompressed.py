@@ -16,6 +16,7 @@ class Uncompressed(Format):
 
     name = "transformers"
     title = "decoded weights as safetensors, without nearplane: transformers, vLLM, converters"
+    holds = "all methods and families"
 
     def write(self, checkpoint: Checkpoint, out: Path, trust_remote_code: bool, says: Says) -> None:
         dtype = checkpoint.stored_dtype()
