@@ -99,8 +99,14 @@ def results(
 
 def run(
     directory: Annotated[str, typer.Argument(metavar="DIR", help="A checkpoint or a model")],
-    prompt: Annotated[str, typer.Argument(metavar="PROMPT", help="What the text begins with")],
-    tokens: Annotated[int, typer.Option(help="At most so many new tokens")] = 64,
+    prompt: Annotated[
+        str | None,
+        typer.Argument(metavar="[PROMPT]", help="What the text begins with; none: a conversation"),
+    ] = None,
+    tokens: Annotated[
+        int | None,
+        typer.Option(help="At most so many new tokens; 64, or 512 for each answer"),
+    ] = None,
     chat: Annotated[
         bool | None,
         typer.Option(help="Put the prompt in the chat template; by default if there is one"),
@@ -110,12 +116,15 @@ def run(
     resident: Resident = "auto",
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
-    """Continue a prompt, greedily, and write the text as it comes."""
+    """Continue a prompt, greedily, and write the text as it comes; or answer line by line."""
+    from nearplane.cli.conversation import Conversation
     from nearplane.cli.quiet import quiet
+    from nearplane.cli.writing import Words, written
     from nearplane.export.load import check_resident
     from nearplane.model.compute_dtype import check_arithmetic
     from nearplane.model.positions import check_positions
 
+    tokens = tokens if tokens is not None else 64 if prompt is not None else 512
     if tokens < 1:
         raise NearplaneError(f"--tokens must be at least 1, not {tokens}")
     check_arithmetic(arithmetic)
@@ -124,10 +133,13 @@ def run(
     model, tokenizer = open_any(directory, dequantize, arithmetic, trust_remote_code, resident)
     if tokenizer is None:
         raise NearplaneError(f"{directory} has no tokenizer that can be read")
+    if prompt is None:
+        Conversation(model, tokenizer, tokens).run()
+        return
     with naming_errors("making tokens of the prompt"):
         inputs = prompt_inputs(tokenizer, prompt, chat)
     check_positions(model, inputs["input_ids"].shape[1] + tokens, "prompt, or fewer --tokens")
-    print_continuation(model, tokenizer, inputs, tokens)
+    written(model, tokenizer, inputs, tokens, Words(tokenizer))
 
 
 def open_any(
@@ -185,21 +197,3 @@ def prompt_inputs(tokenizer: Any, prompt: str, chat: bool | None) -> Any:
     return tokenizer.apply_chat_template(
         messages, add_generation_prompt=True, return_tensors="pt", return_dict=True
     )
-
-
-def print_continuation(model: Any, tokenizer: Any, inputs: Any, tokens: int) -> None:
-    """Generate greedily, and print every word as soon as its last token is known."""
-    from transformers import GenerationConfig, TextStreamer
-
-    if not inputs["input_ids"].shape[1]:
-        raise NearplaneError("the prompt is empty, and this model needs a token to begin with")
-    streamer = TextStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
-    config = GenerationConfig(
-        max_new_tokens=tokens,
-        do_sample=False,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id or tokenizer.eos_token_id,
-    )
-    arguments = {key: inputs[key] for key in ("input_ids", "attention_mask") if key in inputs}
-    with naming_errors(f"writing with {type(model).__name__}"):
-        model.generate(**arguments, generation_config=config, streamer=streamer)

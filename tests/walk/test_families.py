@@ -29,7 +29,7 @@ from tests.walk.tiny import TOKENS
 
 families = pytest.mark.parametrize("family", tiny.FAMILIES)
 
-COARSE = GPTQ(bits=3, group_size=16)
+COARSE = GPTQ(bits=3, group_size=16, hessian_steps=False)
 # Float32 against float64: eps · √columns · about 10 products in a row is 1e-5 of the Hessian. What
 # a wrong sequence does is far above it: see test_the_limit_tells_a_wrong_sequence.
 LIMIT = 1e-5
