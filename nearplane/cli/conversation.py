@@ -7,8 +7,6 @@ from typing import Any
 
 import typer
 
-from nearplane.cli.writing import Words, written
-from nearplane.model.positions import position_limit
 from nearplane.types import NearplaneError
 
 HELP = "/new begins another conversation, /exit ends; Ctrl-C ends an answer"
@@ -44,6 +42,9 @@ class Conversation:
 
     def answer(self, line: str) -> None:
         """Answer one line; one that there is no room for is said and forgotten."""
+        from nearplane.evaluate.writing import Words, written
+        from nearplane.model.positions import position_limit
+
         self.messages.append({"role": "user", "content": line})
         inputs = self.tokenizer.apply_chat_template(
             self.messages, add_generation_prompt=True, return_tensors="pt", return_dict=True

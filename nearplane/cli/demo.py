@@ -292,7 +292,7 @@ def print_comparison(rows: list[Row]) -> None:
 def print_sample(arithmetic: str) -> None:
     """Print a few lines that the compressed model generates."""
     from nearplane.cli.evaluate import open_any, prompt_inputs
-    from nearplane.cli.writing import Words, written
+    from nearplane.evaluate.writing import Words, written
 
     model, tokenizer = open_any(str(OUT), dequantize=True, arithmetic=arithmetic)
     typer.echo(f"\n{PROMPT} ...")

@@ -119,7 +119,7 @@ def run(
     """Continue a prompt, greedily, and write the text as it comes; or answer line by line."""
     from nearplane.cli.conversation import Conversation
     from nearplane.cli.quiet import quiet
-    from nearplane.cli.writing import Words, written
+    from nearplane.evaluate.writing import Words, written
     from nearplane.export.load import check_resident
     from nearplane.model.compute_dtype import check_arithmetic
     from nearplane.model.positions import check_positions

@@ -11,6 +11,7 @@ Read `perplexity.py` first.
 |---|---|
 | perplexity | perplexity of a model on a text |
 | divergence | KL divergence and top-1 agreement with the original model |
+| writing | text that a model writes, word by word |
 | bits | what the bytes of a checkpoint are used for, and bits per weight |
 | verify | whether a checkpoint is undamaged, and the errors it states are true |
 | replay | runs calibration again with a checkpoint's values, for `verify` |

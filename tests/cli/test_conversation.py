@@ -5,7 +5,7 @@ from typer.testing import CliRunner
 
 from nearplane.cli.app import app
 from nearplane.cli.conversation import Conversation
-from nearplane.cli.writing import Words, ends
+from nearplane.evaluate.writing import Words, ends
 from nearplane.export.load import load, load_tokenizer
 from nearplane.types import NearplaneError
 from tests.cli.conftest import checkpoint, model_dir, nearplane, text
@@ -40,13 +40,13 @@ def test_ctrl_c_ends_the_answer_alone(talk, capsys, monkeypatch):
         words.put(inputs["input_ids"][0, :1])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("nearplane.cli.conversation.written", interrupted)
+    monkeypatch.setattr("nearplane.evaluate.writing.written", interrupted)
     talk.answer("the nearest")
     assert "[1 tokens" in capsys.readouterr().out and len(talk.messages) == 2
 
 
 def test_a_line_without_room_is_said(talk, capsys, monkeypatch):
-    monkeypatch.setattr("nearplane.cli.conversation.position_limit", lambda model: 128)
+    monkeypatch.setattr("nearplane.model.positions.position_limit", lambda model: 128)
     talk.answer("plane " * 200)
     assert "no room in 128 positions" in capsys.readouterr().out and not talk.messages
 

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import typer
 from transformers import GenerationConfig, TextStreamer
 
 from nearplane.types import NearplaneError, naming_errors
@@ -26,7 +25,7 @@ class Words(TextStreamer):
     def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
         """Print what no later token changes."""
         self.text += text
-        typer.echo(text, nl=stream_end)
+        super().on_finalized_text(text, stream_end)
 
 
 def ends(model: Any, tokenizer: Any) -> list[int] | None:
