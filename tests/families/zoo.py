@@ -122,9 +122,9 @@ TOWER = SiglipVisionConfig(
     **{"num_hidden_layers": 2, "num_attention_heads": 4, "model_args": {"embed_dim": 64}},
 )
 
-# by the model type of the configuration or, where it has none, by the name of its class
 # the embedding's scale, its square root, is another number in every type
 UNROUND = {"hidden_size": 56}
+# by the model type of the configuration or, where it has none, by the name of its class
 OVERRIDES: dict[str, dict[str, Any]] = {
     "afmoe": attention("sliding sliding full") | {"num_dense_layers": 1},
     "bamba": {"attn_layer_indices": [1]},

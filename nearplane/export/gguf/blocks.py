@@ -38,12 +38,6 @@ class BlockType:
         """Columns of a block."""
         return GGML_QUANT_SIZES[self.ggml][0]
 
-    @property
-    def bits(self) -> float:
-        """Bits of a weight, its share of steps included."""
-        columns, size = GGML_QUANT_SIZES[self.ggml]
-        return 8 * size / columns
-
     def packed(
         self, code: Int[np.ndarray, "rows columns"], step: Float16[np.ndarray, "rows blocks"]
     ) -> UInt8[np.ndarray, "rows bytes"]:

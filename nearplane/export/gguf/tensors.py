@@ -3,11 +3,12 @@
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from gguf import MODEL_ARCH, GGMLQuantizationType, get_tensor_name_map
+from gguf import MODEL_ARCH, GGMLQuantizationType, TensorNameMap, get_tensor_name_map
 from torch import Tensor
 
 from nearplane import codes
@@ -92,10 +93,14 @@ class TensorReader:
         widest = max(found, key=BLOCK_TYPES.index)
         return StoredTensor(name, tuple(layers), shape, widest.ggml, widest)
 
+    @cached_property
+    def names(self) -> TensorNameMap:
+        """llama.cpp's names of all tensors of the architecture."""
+        return get_tensor_name_map(self.architecture.arch, self.config.num_hidden_layers)
+
     def name_of(self, name: str) -> str:
         """Return llama.cpp's name of a tensor; NearplaneError if its architecture has none."""
-        names = get_tensor_name_map(self.architecture.arch, self.config.num_hidden_layers)
-        found = names.get_name(name, try_suffixes=SUFFIXES)
+        found = self.names.get_name(name, try_suffixes=SUFFIXES)
         if found is None:
             raise NearplaneError(f"llama.cpp has no name for the tensor {name} of this family")
         return found
