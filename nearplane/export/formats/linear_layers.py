@@ -39,18 +39,25 @@ def check_linear(checkpoint: Checkpoint, where: str) -> None:
             )
 
 
-def group_size_of(held: codes.Unpacked, layer: str, where: str) -> int | None:
-    """Return the columns that share a step, None for all; NearplaneError for other steps."""
-    refusal, columns = f"{layer} cannot be written as {where}: ", held.code.shape[1]
-    if held.row_step is not None or held.step.shape[1] == columns > 1:
+def check_plain(held: codes.Unpacked, refusal: str, methods: str) -> None:
+    """Raise NearplaneError, which begins with `refusal`, for steps of columns and for outliers.
+
+    - `methods`: those that have neither.
+    """
+    if held.row_step is not None or held.step.shape[1] == held.code.shape[1] > 1:
         raise NearplaneError(
-            f"{refusal}a step of every column has no place there; quantize with --method gptq, "
-            "rtn or hptq"
+            f"{refusal}a step of every column has no place there; quantize with --method {methods}"
         )
     if held.outliers is not None and len(held.outliers.value):
         raise NearplaneError(
-            f"{refusal}outliers have no place there; quantize with --method gptq, rtn or hptq"
+            f"{refusal}outliers have no place there; quantize with --method {methods}"
         )
+
+
+def group_size_of(held: codes.Unpacked, layer: str, where: str) -> int | None:
+    """Return the columns that share a step, None for all; NearplaneError for other steps."""
+    refusal, columns = f"{layer} cannot be written as {where}: ", held.code.shape[1]
+    check_plain(held, refusal, "gptq, rtn or hptq")
     if held.step.shape[1] == 1:
         return None
     if columns % held.group_size:

@@ -14,6 +14,7 @@ from torch import Tensor
 from nearplane import codes
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import Checkpoint
+from nearplane.export.formats.linear_layers import check_plain
 from nearplane.export.gguf.architecture import Architecture, rotation_factors
 from nearplane.export.gguf.blocks import BLOCK_TYPES, BlockType
 from nearplane.types import NearplaneError
@@ -177,15 +178,7 @@ def smallest_type(held: codes.Unpacked, layer: str) -> BlockType | None:
     Raises NearplaneError if there is none.
     """
     refusal = f"{layer} cannot be written to GGUF: "
-    if held.row_step is not None or held.step.shape[1] == held.code.shape[1] > 1:
-        raise NearplaneError(
-            f"{refusal}a step of every column has no place there; quantize with --method hptq, "
-            "gptq or rtn"
-        )
-    if held.outliers is not None and len(held.outliers.value):
-        raise NearplaneError(
-            f"{refusal}outliers have no place there; quantize with --method hptq, gptq or rtn"
-        )
+    check_plain(held, refusal, "hptq, gptq or rtn")
     step, (low, high) = held.step, (int(held.code.min()), int(held.code.max()))
     exact = step.to(torch.float16).float().equal(step.float())
     if not exact or bool((step.abs() > LARGEST).any()):
