@@ -55,6 +55,15 @@ def arithmetic_for(
     return stored if slowdown(stored) <= SLOWEST else torch.float32
 
 
+def precise(dtype: torch.dtype) -> torch.dtype:
+    """Return float32 for a type of fewer bits, else the type.
+
+    What one layer's error changes in a model's predictions is less than what rounding all
+    activations to 16 bits changes.
+    """
+    return torch.float32 if dtype.itemsize < torch.float32.itemsize else dtype
+
+
 @cache
 def slowdown(dtype: torch.dtype) -> float:
     """Return how many times as long as in float32 a product takes in `dtype` on this processor.

@@ -4,8 +4,10 @@ from dataclasses import dataclass
 from functools import cached_property
 from math import ceil
 
+import torch
 from torch import nn
 
+from nearplane.model.compute_dtype import precise
 from nearplane.model.output_head import vocabulary
 from nearplane.plan.backward import BackwardSize
 from nearplane.plan.run_size import RunSize
@@ -79,10 +81,10 @@ class MemoryNeeds:
             states += CHOICE_BYTES * self.tokens + (0 if spilled else state)
         weights = self.weights(by_blocks)
         # what is outside of the blocks is converted to another type while the whole model runs
-        phases = [(weights, self.probing + self.converted)]
+        phases = [(weights, self.probing)]
         if self.backward.needed:
             working = self.backward.working_bytes(self.hidden, self.width)
-            phases.append((weights, working + self.converted))
+            phases.append((weights, working + self.converted(self.survey.compute)))
             if not spilled:
                 states += self.backward.state_bytes(self.hidden, len(self.survey.blocks))
         for shapes, expert in self.kinds:
@@ -135,11 +137,10 @@ class MemoryNeeds:
         """Bytes of a weight in the type of products, over its stored bytes."""
         return self.itemsize / self.survey.dtype.itemsize
 
-    @property
-    def converted(self) -> int | float:
-        """Bytes of what is outside of blocks, converted to the type of products."""
-        same = self.survey.compute == self.survey.dtype
-        return 0 if same else self.parts[0] * self.widening
+    def converted(self, dtype: torch.dtype) -> int | float:
+        """Return the bytes of what is outside of blocks, converted to a type; 0 if it has it."""
+        stored = self.survey.dtype
+        return 0 if dtype == stored else self.parts[0] * dtype.itemsize / stored.itemsize
 
     @cached_property
     def width(self) -> int | float:
@@ -233,13 +234,20 @@ class MemoryNeeds:
 
     @cached_property
     def probing(self) -> int | float:
-        """Bytes of the logits of all disturbed copies of a block while they are compared."""
+        """Bytes of the logits of all disturbed copies of a block while they are compared.
+
+        And of the weights that are converted: a block, if the walk does not convert it, and others.
+        """
+        compute = self.survey.compute
         if not self.survey.method.allocates:
-            return 0
+            return self.converted(compute)
         blocks = self.survey.blocks
         words = vocabulary(self.survey.model)
         copies = ceil(self.survey.units / len(blocks)) + 1
-        return 2 * 4 * copies * SEQUENCES * POSITIONS * words
+        logits = 2 * 4 * copies * SEQUENCES * POSITIONS * words
+        dtype = precise(compute)
+        wider = (dtype.itemsize - compute.itemsize) / self.survey.dtype.itemsize
+        return logits + self.converted(dtype) + max(self.parts[1]) * wider
 
 
 def weights_of(shapes: Shapes) -> int:

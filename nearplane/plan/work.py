@@ -11,6 +11,7 @@ from nearplane.codes.alphabet import PIECE
 from nearplane.lattice.cross_target import RIDGES
 from nearplane.methods.rate import SAMPLE_WEIGHTS
 from nearplane.model.blocks import Layer
+from nearplane.model.compute_dtype import precise
 from nearplane.model.output_head import vocabulary
 from nearplane.plan.backward import BackwardSize
 from nearplane.plan.part import FIRST, PLAIN, OffloadCost, Part
@@ -272,11 +273,13 @@ def probing(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     survey = sizes.survey
     tokens = survey.units * SEQUENCES * PROBED_LENGTH
     head = 2 * survey.units * SEQUENCES * POSITIONS * vocabulary(survey.model) * sizes.hidden
-    moved = MOVED * sizes.hidden * survey.compute.itemsize * sizes.blocks * tokens / 2
+    dtype = precise(survey.compute)
+    products = "forward_flops" if dtype == survey.compute else "float32_flops"
+    moved = MOVED * sizes.hidden * dtype.itemsize * sizes.blocks * tokens / 2
     attention = attended(PROBED_LENGTH, sizes.hidden) * sizes.blocks * tokens / 2
     few = min(HESSIAN_TOKENS, sizes.run.tokens) / sizes.run.tokens
     return [
-        Part("probing", "forward_flops", tokens * survey.active + head),
+        Part("probing", products, tokens * survey.active + head),
         Part("probing", "attention_flops", attention),
         Part("probing", "moved_bytes", moved),
         Part("probing", "gram_flops", few * sizes.hessian_flops()),

@@ -7,7 +7,7 @@ at a time, and what is outside of the blocks only while that runs.
 import re
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from nearplane.model.block_loading import BlockLoader, InMemory
 from nearplane.model.blocks import find_blocks
 from nearplane.model.buffers import buffers_in
+from nearplane.model.compute_dtype import precise
 from nearplane.walk.hidden_states import CPU, HiddenStates, StatesInFile
 
 NamedModules = Iterable[tuple[str, nn.Module]]
@@ -78,6 +79,10 @@ class Placement:
     limits: ActivationLimits = field(default_factory=ActivationLimits)
     device: torch.device = CPU
     stored: dict[int, Any] = field(default_factory=dict)
+
+    def precise(self) -> "Placement":
+        """Return a placement like this one, with products in float32 where its are in less."""
+        return replace(self, dtype=precise(self.dtype or self.own_dtype), stored={})
 
     @cached_property
     def blocks(self) -> nn.ModuleList:

@@ -45,6 +45,8 @@ class Probe:
     together, first all gates, then all up projections and so on, and get one rate: too few tokens
     reach each expert to measure them one by one.
 
+    - `placement`: products in float32 at least; in bfloat16 most layers' errors drown in rounding.
+
     - `wanted`: the names of the layers to measure.
     - `outside`: those of them that are outside of the blocks: an output head, or an embedding that
       is one, too.

@@ -159,7 +159,7 @@ class Walk:
         wanted = {layer.name for layer in prepared.layers}
         outside = prepared.selection.layers_outside(self.model)
         how = self.method, self.tokens, wanted, progress, outside, self.weigh_outputs(progress)
-        probe = Probe(prepared.placement, self.trace, *how)
+        probe = Probe(prepared.placement.precise(), self.trace, *how)
         sensitivities = probe.sensitivities()
         if sensitivities:
             bits = allocate(sensitivities, rate)

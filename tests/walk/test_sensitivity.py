@@ -107,6 +107,21 @@ def test_a_layer_that_matters_less_gets_fewer_bits():
     assert above[1] - above[0] > 2
 
 
+@pytest.mark.parametrize("stored", [torch.bfloat16, torch.float16])
+def test_rates_do_not_depend_on_the_type_of_products(stored):
+    """In 16 bits, roundings change the predictions more than the error of one layer does.
+
+    Without output Hessians, which are of gradients in that type.
+    """
+    model, found = FAMILIES["llama_tied"].model().to(stored), []
+    for dtype in (None, stored, torch.float32):
+        placement = Placement(model, dtype=dtype)
+        method = ECLQ(bpw=9.5, two_sided=False)
+        found.append(Walk(model, method, TOKENS, placement=placement).prepare().allocate())
+    assert found[0] == found[1] == found[2]
+    assert model.dtype == stored and not placement.stored
+
+
 @given(st.integers(1, 300))
 def test_positions_are_few_and_evenly_spaced(length):
     places = list(range(length))[probe_file.compared_of(length)]
