@@ -102,7 +102,7 @@ def ours(args: argparse.Namespace) -> tuple[list[Row], int]:
         if not args.isa and (kind in JUDGED or args.quick) and 1 in isas:
             slow = ["avx2"] if args.quick else cpu.available()
             isas[1] = [isa for isa in cpu.available() if isa in (*slow, *isas[1])]
-        for model, layout in itertools.product(args.models, ("compact", "fast")):
+        for model, layout in itertools.product(args.models, cpu_rows.LIMITS):
             rows, red = cpu_rows.ours(kind, MODELS[model], isas, dtype, layout)
             found += rows
             refused += bool(red)

@@ -32,6 +32,7 @@ Throughput = dict[Shape | None, float]
 LIMITS = {
     "compact": {torch.float32: 2e-6, torch.bfloat16: 4e-3},
     "fast": {torch.float32: 4e-4, torch.bfloat16: 4e-3},
+    "int8": {torch.float32: 2e-2, torch.bfloat16: 2e-2},
 }
 CHECK_ROWS = 1024  # of a weight at a time, in float64
 
@@ -92,7 +93,7 @@ def laid_out(kind: Kind, shapes: set[Shape], layout: str) -> dict[Shape, Laid]:
     torch.manual_seed(0)
     for shape in sorted(shapes):
         record = record_of(kind, *shape)
-        with resident.wanting(layout):
+        with resident.wanting(*(("fast", "int8") if layout == "int8" else (layout,))):
             found[shape] = Laid(record, *resident.lay_out(record, *shape))
         if found[shape].form == resident.RECORD:
             raise ValueError(f"no kernel serves {kind.name} {kind.bits} of {shape}")
@@ -128,7 +129,7 @@ def ours(
 ) -> tuple[list[Row], dict[str, str]]:
     """Return the rows of a kernel for the batches and instruction sets, and which sets are red.
 
-    - `layout`: "compact" or "fast".
+    - `layout`: "compact", "fast", or "int8": fast, with activations as integers of 8 bits.
     """
     matrices = laid_out(kind, set(model.layers), layout)
     sets = sorted({isa for some in isas.values() for isa in some})

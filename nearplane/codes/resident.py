@@ -20,33 +20,60 @@ from nearplane.op import Op
 
 RECORD = "record"  # the name of the form in which the bytes are the record itself
 AUTO, COMPACT, FAST = "auto", "compact", "fast"
+EXACT, INT8 = "exact", "int8"
 WANTED = (AUTO, COMPACT, FAST)  # what a user may ask `lay_out` for, see `wanting`
+ACTIVATIONS = (AUTO, EXACT, INT8)
 
-_wanted: ContextVar[str] = ContextVar("wanted", default=AUTO)
+_wanted: ContextVar[tuple[str, str]] = ContextVar("wanted", default=(AUTO, AUTO))
 
 
 @contextmanager
-def wanting(form: str) -> Iterator[None]:
+def wanting(form: str, activations: str = AUTO) -> Iterator[None]:
     """Inside a `with` block, lay records out as asked.
 
     - `form`: "compact", about as small as the record; "fast", in codes of fixed width, where a
-      product takes activations as integers and is off by about 1e-4 of its result; "auto" is the
-      one that this processor multiplies by faster, where memory allows it.
+      product takes activations as integers; "auto" is the one that this processor multiplies by
+      faster, where memory allows it.
+    - `activations`: what products by the fast form take: "auto" is integers of 15 bits, which moves
+      a result by about 1e-4; "int8" is integers of 8 bits, which moves it by about 1e-2. "exact":
+      only the compact form is used, which takes activations as they are.
 
-    ValueError for another word.
+    ValueError for other words, and for two that contradict each other.
     """
-    if form not in WANTED:
-        raise ValueError(f"resident must be one of {', '.join(WANTED)}, not {form!r}")
-    token = _wanted.set(form)
+    problem = problem_of(form, activations)
+    if problem:
+        raise ValueError(problem)
+    token = _wanted.set((form, activations))
     try:
         yield
     finally:
         _wanted.reset(token)
 
 
+def problem_of(form: str, activations: str) -> str:
+    """Return what is wrong with two words for `wanting`, or nothing."""
+    for name, word, known in (
+        ("resident", form, WANTED),
+        ("activations", activations, ACTIVATIONS),
+    ):
+        if word not in known:
+            return f"{name} must be one of {', '.join(known)}, not {word!r}"
+    if (form, activations) == (FAST, EXACT):
+        return "exact activations need the compact form: leave out one of the two"
+    if (form, activations) == (COMPACT, INT8):
+        return "activations as integers of 8 bits need the fast form: leave out one of the two"
+    return ""
+
+
 def wanted() -> str:
-    """Return what `lay_out` is asked for now."""
-    return _wanted.get()
+    """Return the form that `lay_out` is asked for now."""
+    form, activations = _wanted.get()
+    return COMPACT if activations == EXACT else form
+
+
+def input_bits() -> int:
+    """Return the bits of activations as integers that `lay_out` is asked for now."""
+    return 8 if _wanted.get()[1] == INT8 else 15
 
 
 @Op

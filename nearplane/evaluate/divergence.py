@@ -45,13 +45,20 @@ class Divergence:
     def sentence(self) -> str:
         """Return the result in one line, with the conditions of the measurement."""
         return (
-            f"KL divergence {self.kl:.5f} nats a token, 99.9 % of them below {self.kl_999:.3f}, "
+            f"KL divergence {decimal(self.kl, 5)} nats a token, 99.9 % of them below "
+            f"{decimal(self.kl_999, 3)}, "
             f"top-1 agreement {100 * self.top1:.2f} % (against a perplexity of "
             f"{self.reference.perplexity:.4f}, {self.tokens} tokens)"
         )
 
     def for_json(self) -> dict[str, Any]:
         return asdict(self)
+
+
+def decimal(value: float, digits: int) -> str:
+    """Return a number with so many decimals, or with a power of ten where these show little."""
+    plain = value == 0 or abs(value) >= 10 ** (2 - digits)
+    return f"{value:.{digits}f}" if plain else f"{value:.1e}"
 
 
 @dataclass

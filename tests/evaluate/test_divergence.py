@@ -8,7 +8,7 @@ from transformers import LlamaForCausalLM
 
 from nearplane.evaluate import divergence as module
 from nearplane.evaluate import perplexity as perplexity_module
-from nearplane.evaluate.divergence import divergence
+from nearplane.evaluate.divergence import decimal, divergence
 from nearplane.evaluate.perplexity import WindowOptions, perplexity, token_windows
 from nearplane.types import NearplaneError
 from tests.cli import tiny
@@ -153,6 +153,14 @@ def test_a_damaged_model_is_named(damaged):
 def test_the_sentence_says_both():
     model, reference = pair(tiny.model)
     found = divergence(model, reference, WINDOWS, CUT)
-    assert f"KL divergence {found.kl:.5f} nats" in found.sentence()
+    assert f"KL divergence {decimal(found.kl, 5)} nats" in found.sentence()
     assert "top-1 agreement" in found.sentence() and "50 tokens" in found.sentence()
     assert found.for_json()["model"]["context"] == 24
+
+
+@pytest.mark.parametrize(
+    "value, said",
+    [(0.12345678, "0.12346"), (0.001, "0.00100"), (2.34e-7, "2.3e-07"), (0.0, "0.00000")],
+)
+def test_small_divergences_are_told_apart(value, said):
+    assert decimal(value, 5) == said

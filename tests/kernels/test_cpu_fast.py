@@ -18,7 +18,9 @@ from tests.kernels import forms
 from tests.kernels.forms import Case, laid_out
 from tests.kernels.test_cpu import METHOD_RESULTS, activations, result
 
-LARGEST = 16256  # of an activation as an integer
+LARGEST = {15: 16256, 8: 127}  # of an activation as an integer of so many bits
+WORDS = {15: "auto", 8: "int8"}
+every_bits = pytest.mark.parametrize("bits", LARGEST)
 TILE = 256  # places whose activations share a scale
 # steps for every row and group of columns need groups of whole chunks of 64
 SERVED = [name for name in forms.FORMS if "groups" not in name and "a step a row" not in name]
@@ -26,18 +28,18 @@ every_form = pytest.mark.parametrize("form", SERVED)
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
-def fast(record: Tensor) -> Case:
-    with resident.wanting("fast"):
+def fast(record: Tensor, bits: int = 15) -> Case:
+    with resident.wanting("fast", WORDS[bits]):
         made = laid_out(record)
     assert made.head.planes == made.head.segments == 0
     return made
 
 
-def fast_form(form: str) -> Case:
-    return fast(forms.FORMS[form]())
+def fast_form(form: str, bits: int = 15) -> Case:
+    return fast(forms.FORMS[form](), bits)
 
 
-def limit_of(made: Case, x: Tensor) -> Tensor:
+def limit_of(made: Case, x: Tensor, bits: int = 15) -> Tensor:
     """Return how far a product of float32 may be off: half a unit of every activation.
 
     A unit is at most the largest |activation · column step| over LARGEST; integers are exact, but
@@ -51,7 +53,7 @@ def limit_of(made: Case, x: Tensor) -> Tensor:
     floats = (
         2.0**-24 * math.sqrt(made.additions) * 6 * (x.double().square() @ coded.square().T).sqrt()
     )
-    return 1.01 * largest * integers / LARGEST / 2 + floats + 1e-12
+    return 1.01 * largest * integers / LARGEST[bits] / 2 + floats + 1e-12
 
 
 @every_form
@@ -63,13 +65,14 @@ def test_a_layout_has_the_value_and_gives_the_record_back(form, isa):
     assert torch.equal(made.value_rows(index), made.value()[index])
 
 
+@every_bits
 @every_form
-def test_products_are_those_of_the_value(form, isa):
-    made = fast_form(form)
-    for batch in (1, 2, 3, 4, 5, 9):
+def test_products_are_those_of_the_value(form, bits, isa):
+    made = fast_form(form, bits)
+    for batch in (1, 2, 5, 9):
         x = activations(batch, made.columns, torch.float32)
         y, exact = made.product(x).double(), x.double() @ made.weight.T
-        assert ((y - exact).abs() <= limit_of(made, x)).all()
+        assert ((y - exact).abs() <= limit_of(made, x, bits)).all()
 
 
 @pytest.mark.parametrize("name", METHOD_RESULTS)
@@ -101,15 +104,16 @@ def test_steps_of_groups(size, bits, isa):
         x = activations(batch, 320, torch.float32)
         y, exact = made.product(x).double(), x.double() @ made.weight.T
         # a unit of activations in a tile is the largest of them over LARGEST
-        apart = x.double().abs().amax(1, keepdim=True) * made.size.sum(1) / LARGEST / 2
+        apart = x.double().abs().amax(1, keepdim=True) * made.size.sum(1) / LARGEST[15] / 2
         assert ((y - exact).abs() <= 1.01 * apart + 1e-5 * exact.abs().max()).all()
 
 
-@pytest.mark.parametrize("bits", [2, 3, 6])
+@every_bits
+@pytest.mark.parametrize("width", [2, 3, 6])
 @pytest.mark.parametrize("dtype", TYPES)
-def test_instruction_sets_agree_to_the_last_bit(bits, dtype):
+def test_instruction_sets_agree_to_the_last_bit(width, dtype, bits):
     """Sums of a tile are of integers, and tiles are added up in one order; there is no escape."""
-    made = fast(grouped(64, bits))
+    made = fast(grouped(64, width), bits)
     for batch in (1, 7):
         x, results = activations(batch, 320, dtype), []
         for name in cpu.available():
@@ -134,12 +138,13 @@ def test_codes_of_every_form(levels, columns, isa):
     assert torch.equal(made.value(), 0.25 * code)
     x = torch.randint(-99, 100, (3, columns), generator=draws).float()
     off = made.product(x).double() - x.double() @ made.weight.T
-    assert (off.abs() <= 1.01 * 99 / LARGEST / 2 * made.size.sum(1) + 1e-4).all()
+    assert (off.abs() <= 1.01 * 99 / LARGEST[15] / 2 * made.size.sum(1) + 1e-4).all()
 
 
+@every_bits
 @pytest.mark.parametrize("what", [math.nan, math.inf, -math.inf])
-def test_what_is_not_finite_is_seen(what, isa):
-    made = fast_form("rans, columns on a ladder")
+def test_what_is_not_finite_is_seen(what, bits, isa):
+    made = fast_form("rans, columns on a ladder", bits)
     x = activations(2, made.columns, torch.float32)
     x[1, 7] = what
     y = made.product(x)
@@ -163,6 +168,45 @@ def test_the_error_is_below_that_of_bf16_activations(heavy, isa):
     off = (made.product(x).double() - exact).norm()
     rounded = (x.bfloat16().double() @ made.weight.T - exact).norm()
     assert off * (3 if heavy else 10) < rounded
+
+
+@pytest.mark.parametrize("heavy", [False, True])
+def test_the_error_of_8_bits(heavy, isa):
+    """Against that of bf16 activations: about 1.5 · largest / rms of the scaled activations.
+
+    Where these are m and r, a unit is m / 127, and rounding is off by 1 / √12 of it; bf16 by about
+    r · 2⁻⁷ / 1.5 / √12. So 5 times for Gaussian activations, 12 with these heavy tails.
+    """
+    made = fast_form("rans, columns on a ladder", 8)
+    x = activations(16, made.columns, torch.float32)
+    if heavy:
+        x = x * torch.exp(2 * activations(1, made.columns, torch.float32))
+    scaled = x.double() * made.step
+    largest = scaled.abs().amax(1) / scaled.square().mean(1).sqrt()
+    exact = x.double() @ made.weight.T
+    off = (made.product(x).double() - exact).norm()
+    rounded = (x.bfloat16().double() @ made.weight.T - exact).norm()
+    assert rounded < off < 2 * largest.max() * rounded
+
+
+@pytest.mark.parametrize("bits", [8, 15])
+def test_rows_of_integers_have_their_bits(bits):
+    """Activations on a grid of so many bits are multiplied without any error."""
+    draws, most = torch.Generator().manual_seed(0), LARGEST[bits]
+    made = fast(grouped(64, 4), bits)
+    x = torch.randint(-most, most + 1, (2, 320), generator=draws).float()
+    x[:, ::64] = most
+    y, exact = made.product(x).double(), x.double() @ made.weight.T
+    assert ((y - exact).abs() <= 2.0**-20 * (x.abs().double() @ made.weight.T.abs())).all()
+
+
+def test_words_that_contradict_each_other_are_refused(tmp_path):
+    for words in (("fast", "exact"), ("compact", "int8"), ("auto", "int4")):
+        with pytest.raises(NearplaneError, match="exact|fast form|must be one of"):
+            npl.load(tmp_path, resident=words[0], activations=words[1])
+    record = forms.FORMS["rans, columns on a ladder"]()
+    with resident.wanting("auto", "exact"):
+        assert not choice.prefers_fast(record, 1 << 20)
 
 
 def test_what_is_asked_for_is_laid_out():

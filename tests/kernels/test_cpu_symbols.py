@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-FILES = ("avx2", "avx512", "avx512_bf16")
+FILES = ("avx2", "avx_vnni", "avx512", "avx512_bf16")
 TOOLS = ("cmake", "g++", "nm", "readelf")
 PLANTED = "\n#include <string>\nstd::string made(3, 'x');\n"
 
@@ -68,5 +68,6 @@ def test_nothing_runs_before_the_choice(commands, tmp_path, name):
 def test_a_constructor_is_noticed(commands, tmp_path):
     planted = tmp_path / "avx2.cpp"
     source = ROOT / "nearplane" / "kernels" / "cpu" / "src" / "avx2.cpp"
-    planted.write_text(source.read_text() + PLANTED)
+    text = source.read_text().replace('"avx2.inc"', f'"{source.with_suffix(".inc")}"')
+    planted.write_text(text + PLANTED)
     assert ".init_array" in faults(compiled(commands["avx2"], planted, tmp_path / "made.o"), "avx2")

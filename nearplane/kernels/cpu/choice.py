@@ -24,7 +24,7 @@ ROOM = 4  # a layout may take a quarter of the memory that is available
 def lay_out(record: UInt8[Tensor, " bytes"], rows: int, columns: int) -> Tensor | None:
     """Return the layout that was asked for by `resident.wanting`; None if there is none."""
     fast = prefers_fast(record, rows * columns)
-    layout = pack(record, fast=True) if fast else None
+    layout = pack(record, resident.input_bits()) if fast else None
     return pack(record) if layout is None else layout
 
 

@@ -32,11 +32,12 @@ _known: dict[int, tuple["weakref.ref[Tensor]", tuple[int, int]]] = {}
 _readers: dict[int, int] = {}
 
 
-def pack(record: UInt8[Tensor, " bytes"], fast: bool = False) -> UInt8[Tensor, " layout"] | None:
+def pack(record: UInt8[Tensor, " bytes"], input_bits: int = 0) -> UInt8[Tensor, " layout"] | None:
     """Return the layout of a record; None if these kernels cannot serve it or would not pay.
 
-    - `fast`: in codes of fixed width, which take more memory and less time than prefix codes do.
-      Products then take activations as integers of 15 bits.
+    - `input_bits`: 0 for prefix codes, with products that take activations as they are. 15 or 8 for
+      codes of fixed width, which take more memory and less time, and integers of so many bits for
+      activations.
     """
     lib = kernels()
     held, head = codes.unpack(record), codes.inspect(record)
@@ -44,13 +45,13 @@ def pack(record: UInt8[Tensor, " bytes"], fast: bool = False) -> UInt8[Tensor, "
     if option is None or not coders.is_lossless(held):
         return None
     matrix, kept = _matrix(held, head)
-    matrix.stored_bytes, matrix.coder, matrix.fast = len(record), option, fast
+    matrix.stored_bytes, matrix.coder, matrix.input_bits = len(record), option, input_bits
     size = ctypes.c_uint64()
     handle = lib.np_pack(ctypes.byref(matrix), torch.get_num_threads(), ctypes.byref(size))
     del kept
     if not handle:
         return None
-    growth = FAST_GROWTH if fast else MOST_GROWTH
+    growth = FAST_GROWTH if input_bits else MOST_GROWTH
     if size.value > growth * len(record) + FREE_BYTES:
         lib.np_take(handle, None)
         return None

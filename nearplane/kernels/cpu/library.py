@@ -26,7 +26,7 @@ class Matrix(ctypes.Structure):
         *((name, _ptr) for name in ("outlier_start", "outlier_column", "outlier_value")),
         ("stored_bytes", _u64),
         ("coder", _u32),
-        ("fast", _u32),
+        ("input_bits", _u32),
     ]
 
 

@@ -20,7 +20,7 @@ def layouts() -> tuple[Tensor | None, Tensor | None]:
     draws = torch.Generator().manual_seed(0)
     code = (2 * torch.randn(SIDE, SIDE, generator=draws)).round().int()
     record = codes.pack(code, torch.ones(1, 1), SIDE, None, codes.Rans(contexts=False))[0]
-    return pack(record), pack(record, fast=True)
+    return pack(record), pack(record, input_bits=15)
 
 
 def seconds(calls: list[Callable[[], Any]], trials: int) -> list[float]:

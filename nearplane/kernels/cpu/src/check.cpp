@@ -59,6 +59,7 @@ const char* check_sections(const View& v) {
 const char* check_tiles(const View& v) {
   const Header& h = v.head;
   if (!h.tile_places) return nullptr;
+  if (h.input_bits != 15 && h.input_bits != 8) return "the bits of activations";
   if (h.segments || h.planes || h.shift || h.tile_places > kTilePlaces || h.tile_places % kTileChunk ||
       2 * uint64_t(h.group_pairs) % kTileChunk)
     return "the size of tiles";

@@ -20,8 +20,14 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
 
+bool has_avx_vnni() {
+  unsigned a, b, c, d;
+  return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
+}
+
 #define HAS(name) __builtin_cpu_supports(name)
 #define HAS_AVX2 (HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2") && HAS("popcnt") && has_f16c())
+#define HAS_AVX_VNNI has_avx_vnni()
 #define HAS_AVX512                                                                                 \
   (HAS("avx512f") && HAS("avx512bw") && HAS("avx512dq") && HAS("avx512vl") && HAS("avx512vbmi") && \
    HAS("avx512vbmi2") && HAS("avx512vnni"))

@@ -6,12 +6,21 @@
 // "f16c" as its name.
 #pragma once
 
+// Entries V(...) are those of compilers that know AVX-VNNI, which are newer than the others need.
+
 // clang-format off
+#define NEARPLANE_VNNI_SETS(V) \
+  V(avx_vnni, "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mavxvnni", HAS_AVX2 && HAS_AVX_VNNI)
+#if !NEARPLANE_AVX_VNNI
+#undef NEARPLANE_VNNI_SETS
+#define NEARPLANE_VNNI_SETS(V)
+#endif
 #define NEARPLANE_X86_SETS(X) \
   X(avx512_bf16, "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2 -mavx512vnni -mavx512bf16", \
     HAS_AVX2 && HAS_AVX512 && HAS("avx512bf16")) \
   X(avx512, "-mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi -mavx512vbmi2 -mavx512vnni", \
     HAS_AVX2 && HAS_AVX512) \
+  NEARPLANE_VNNI_SETS(X) \
   X(avx2, "-mavx2 -mfma -mf16c -mbmi -mbmi2", HAS_AVX2)
 #define NEARPLANE_ARM_SETS(A) \
   A(neon_dot, "-march=armv8.2-a+dotprod", HAS_DOT)

@@ -80,8 +80,8 @@ struct Header {
   uint64_t stream_at, stream_words;
   Plane plane[kPlanes];
   Sparse escape, outlier;
-  uint32_t tile_places;  // of a tile, the last one of a group of columns may have fewer; 0: there are no tiles
-  uint32_t tile_spare;
+  uint32_t tile_places;    // of a tile, the last one of a group of columns may have fewer; 0: there are no tiles
+  uint32_t input_bits;     // of the integers that activations are with tiles: 15 or 8
   uint64_t tile_kind_at;   // uint8 [groups][tiles across]: see tiles.h
   uint64_t tile_start_at;  // uint32 [groups + 1]: 64-byte words
   uint64_t tile_at;

@@ -45,59 +45,62 @@ inline int8x16_t unit_codes(const uint8_t* half, int at) {
   return vreinterpretq_s8_u8(codes);
 }
 
-template <int B, int K>
+// Low: whether activations have low parts.
+template <int B, bool Low, int K>
 struct Unit {
   // top and bottom: sums of 4 places of two rows each, of the 8 rows of a half
   static INLINE void add(const uint8_t* half, const int8_t* high, const int8_t* low, int32x4_t* top,
                          int32x4_t* bottom) {
     // loads of one element need no alignment
     const int8x16_t xh = vreinterpretq_s8_s64(vld1q_dup_s64(reinterpret_cast<const int64_t*>(high + kUnit * K)));
-    const int8x16_t xl = vreinterpretq_s8_s64(vld1q_dup_s64(reinterpret_cast<const int64_t*>(low + kUnit * K)));
+    int8x16_t xl = xh;
+    if (Low) xl = vreinterpretq_s8_s64(vld1q_dup_s64(reinterpret_cast<const int64_t*>(low + kUnit * K)));
     for (int q = 0; q < 4; q++) {
       const int8x16_t codes = unit_codes<B, K>(half, 16 * q);
       top[q] = vdotq_s32(top[q], codes, xh);
-      bottom[q] = vdotq_s32(bottom[q], codes, xl);
+      if (Low) bottom[q] = vdotq_s32(bottom[q], codes, xl);
     }
-    if constexpr (K + 1 < kUnits) Unit<B, K + 1>::add(half, high, low, top, bottom);
+    if constexpr (K + 1 < kUnits) Unit<B, Low, K + 1>::add(half, high, low, top, bottom);
   }
 };
 
 // Sums of the 8 rows of half `half`.
-template <int B>
+template <int B, bool Low>
 void bit_sums(const Tiles& tile, const TileInputs& x, int half, int32_t* rows) {
   int32x4_t top[4], bottom[4];
   for (int q = 0; q < 4; q++) top[q] = bottom[q] = vdupq_n_s32(0);
   const uint8_t* at = tile.bytes + half * B * 64;
   for (uint32_t p = tile.first; p < tile.first + tile.places; p += kTileChunk, at += 2 * B * 64)
-    Unit<B, 0>::add(at, x.high + p, x.low + p, top, bottom);
+    Unit<B, Low, 0>::add(at, x.high + p, Low ? x.low + p : nullptr, top, bottom);
   int32x4_t sum[4];
-  for (int q = 0; q < 4; q++) sum[q] = vaddq_s32(vshlq_n_s32(top[q], 7), bottom[q]);
+  for (int q = 0; q < 4; q++) sum[q] = Low ? vaddq_s32(vshlq_n_s32(top[q], 7), bottom[q]) : top[q];
   vst1q_s32(rows, vpaddq_s32(sum[0], sum[1]));
   vst1q_s32(rows + 4, vpaddq_s32(sum[2], sum[3]));
 }
 
+template <bool Low>
 bool sums_of(const Tiles& tile, const TileInputs& x, int half, int32_t* rows) {
   switch (tile.kind & 15) {
     case 1:
-      bit_sums<1>(tile, x, half, rows);
+      bit_sums<1, Low>(tile, x, half, rows);
       return true;
     case 2:
-      bit_sums<2>(tile, x, half, rows);
+      bit_sums<2, Low>(tile, x, half, rows);
       return true;
     case 3:
-      bit_sums<3>(tile, x, half, rows);
+      bit_sums<3, Low>(tile, x, half, rows);
       return true;
     case 4:
-      bit_sums<4>(tile, x, half, rows);
+      bit_sums<4, Low>(tile, x, half, rows);
       return true;
     case 5:
-      bit_sums<5>(tile, x, half, rows);
+      bit_sums<5, Low>(tile, x, half, rows);
       return true;
     case 6:
-      bit_sums<6>(tile, x, half, rows);
+      bit_sums<6, Low>(tile, x, half, rows);
       return true;
     case 7:
-      bit_sums<7>(tile, x, half, rows);
+      bit_sums<7, Low>(tile, x, half, rows);
       return true;
   }
   return false;
@@ -109,7 +112,8 @@ void add_tile(const Tiles& tile, const TileInputs* x, uint32_t batch, float* acc
   for (uint32_t b = 0; b < batch; b++, acc += stride)
     for (int half = 0; half < 2; half++) {
       int32_t rows[kHalfRows];
-      if (!sums_of(tile, x[b], half, rows)) return plain_kernels.add_tile(tile, x + b, batch - b, acc, stride);
+      if (!(x[b].low ? sums_of<true> : sums_of<false>)(tile, x[b], half, rows))
+        return plain_kernels.add_tile(tile, x + b, batch - b, acc, stride);
       const int32x4_t rest = vdupq_n_s32(tile_low(tile.kind) * x[b].sum[tile.number]);
       const float32x4_t scale = vdupq_n_f32(x[b].scale[tile.number]);
       for (int q = 0; q < 2; q++) {

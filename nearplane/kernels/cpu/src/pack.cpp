@@ -50,7 +50,7 @@ std::vector<uint8_t> pack(const Matrix& m) {
   head.step_type = kF32;
   head.scale = 1;
   const bool grouped = m.step_form == kGrouped;
-  if (m.fast) {
+  if (m.input_bits) {
     if (!fits_tiles(m)) return {};
     pack_tiles(bytes, m);
     return bytes.finish();

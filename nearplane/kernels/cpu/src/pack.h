@@ -18,7 +18,7 @@ struct Matrix {
   const uint16_t* outlier_value;  // float16
   uint64_t stored_bytes;          // of the record
   uint32_t coder;
-  uint32_t fast;  // whether to lay it out in tiles
+  uint32_t input_bits;  // 0, or to lay it out in tiles, with activations as integers of 15 or 8 bits
 };
 
 struct Entry {

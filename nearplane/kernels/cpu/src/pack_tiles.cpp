@@ -171,6 +171,7 @@ void pack_tiles(Bytes& bytes, const Matrix& m) {
   head.group_pairs = divide_up(head.group_columns, kTileChunk) * kTileChunk / 2;
   head.pairs = divide_up(m.columns, head.group_columns) * head.group_pairs;
   head.tile_places = kTilePlaces;
+  head.input_bits = m.input_bits;
   bool rows, columns;
   const Plan plan = choose_plan(m, head, rows, columns);
   if (rows) store_rows(bytes, plan.as, m.rows);

@@ -104,19 +104,20 @@ class IntegerInputs {
     static thread_local Scratch<float> scales[kTogether];
     static thread_local Scratch<int32_t> sums[kTogether];
     int16_t* whole = wholes[nth].get(batch * places + kInputSlack);
-    int8_t* part = parts[nth].get(2 * batch * places);
+    const bool split = view.head.input_bits > 8;
+    int8_t* part = parts[nth].get((1 + split) * batch * places);
     float* scale = scales[nth].get(batch * across);
     int32_t* sum = sums[nth].get(batch * across);
     std::fill(whole + batch * places, whole + batch * places + kInputSlack, int16_t(0));
     for (size_t b = 0; b < batch; b++) {
       for (uint32_t t = 0; t < across; t++) {
         const uint32_t first = view.tile_first(t);
-        k.tile_inputs(rows[b].place + first, view.places_of(t), whole + first, part + first, part + places + first,
-                      scale + t, sum + t);
+        int8_t* low = split ? part + places + first : nullptr;
+        k.tile_inputs(rows[b].place + first, view.places_of(t), whole + first, part + first, low, scale + t, sum + t);
       }
-      tiles[b] = {whole, part, part + places, scale, sum};
+      tiles[b] = {whole, part, split ? part + places : nullptr, scale, sum};
       whole += places;
-      part += 2 * places;
+      part += (1 + split) * places;
       scale += across;
       sum += across;
     }

@@ -10,7 +10,8 @@
 // fraction of 2^16; times the base, its whole part is the next digit and the rest goes on. A vector of 32 words has
 // those of 16 rows times 2 places, digit d of the places 2 d and 2 d + 1 from the vector's first one on.
 //
-// Activations are integers of 15 bits, 128 * high + low, with a scale a tile. All sums of a tile fit 32 bits.
+// Activations are integers of 15 bits, 128 * high + low, or of 8 bits, with a scale a tile. All sums of a tile fit 32
+// bits.
 #pragma once
 #include "layout.h"
 
@@ -18,7 +19,8 @@ namespace nearplane {
 
 constexpr int kHalfRows = 8, kUnit = 8;          // rows of a half, places of a unit
 constexpr int kUnits = int(kTileChunk) / kUnit;  // of a chunk
-constexpr float kLargestInput = 16256;           // 127 * 128
+constexpr float kLargestInput = 16256;           // 127 * 128, of 15 bits
+constexpr float kLargestByte = 127;              // of 8 bits
 constexpr size_t kInputSlack = 64;               // integers behind the last that may be read, and count for nothing
 
 // How the codes of a tile are stored: in bits, or as digits of words of 16 bits.
@@ -138,7 +140,8 @@ struct Tiles {
   const float* step;               // [16], of its rows
 };
 
-// One row of activations as integers: place p is about scale[tile] * whole[p], whole = 128 * high + low.
+// One row of activations as integers: place p is about scale[tile] * whole[p], whole = 128 * high + low. Of 8 bits:
+// whole = high, and there is no low.
 struct TileInputs {
   const int16_t* whole = nullptr;                // [places]
   const int8_t *high = nullptr, *low = nullptr;  // [places]
@@ -146,7 +149,8 @@ struct TileInputs {
   const int32_t* sum = nullptr;                  // [tiles across]: of a tile's integers
 };
 
-// Make the integers of `count` activations, and their scale and sum. What is not finite makes the scale NaN.
+// Make the integers of `count` activations, and their scale and sum; without `low` they have 8 bits. What is not finite
+// makes the scale NaN.
 INLINE void tile_inputs(const float* place, uint32_t count, int16_t* whole, int8_t* high, int8_t* low, float* scale,
                         int32_t* sum) {
   uint32_t bits = 0;  // of the largest size: integers, so that compilers take several at once
@@ -155,18 +159,24 @@ INLINE void tile_inputs(const float* place, uint32_t count, int16_t* whole, int8
     bits = size > bits ? size : bits;
   }
   const bool finite = bits < 0x7F800000;
-  const float unit = finite ? bits_to_float(bits) / kLargestInput : 0;
+  const float unit = finite ? bits_to_float(bits) / (low ? kLargestInput : kLargestByte) : 0;
   const float inverse = unit > 0 ? 1 / unit : 0;
   const bool usable = inverse > 0 && inverse <= 3e38f;  // infinite for denormal numbers, which count as zero
   int32_t total = 0;
   for (uint32_t p = 0; p < count; p++) {
     const float scaled = usable ? place[p] * inverse : 0;
-    const int32_t integer = int32_t(scaled + (scaled < 0 ? -0.5f : 0.5f)), top = (integer + 64) >> 7;
+    const int32_t integer = int32_t(scaled + (scaled < 0 ? -0.5f : 0.5f));
     whole[p] = int16_t(integer);
-    high[p] = int8_t(top);
-    low[p] = int8_t(integer - 128 * top);
     total += integer;
   }
+  if (low)
+    for (uint32_t p = 0; p < count; p++) {
+      const int32_t top = (whole[p] + 64) >> 7;
+      high[p] = int8_t(top);
+      low[p] = int8_t(whole[p] - 128 * top);
+    }
+  else
+    for (uint32_t p = 0; p < count; p++) high[p] = int8_t(whole[p]);
   *scale = !finite ? bits_to_float(0x7FC00000) : usable ? unit : 0;
   *sum = total;
 }
