@@ -27,10 +27,12 @@ from typing import Any
 
 import tiny
 from peers.environment import FOLDER, InstallError, install, peer_python
+from quality_rows import LABELS
 from speed import HERE, ROOT, machine
 
 BITS = [2.5, 3.0, 3.5, 4.0, 4.5]
 TYPES = "Q2_K IQ2_XS IQ3_XXS Q3_K_S Q3_K_M Q3_K_L IQ4_XS Q4_0 Q4_K_S Q4_K_M Q5_K_M".split()
+PACKAGES = ("gptqmodel", "llmcompressor", "autoround")
 TITLES = f"{'':22}{'MB':>9}{'bits':>7}{'predicted':>11}  " + "{}"
 COLUMNS = f"{'KL':>9}{'99.9 %':>9}{'top-1 %':>9}{'perplexity':>12}  "
 
@@ -68,6 +70,8 @@ class Bench:
             self.ours(f"ECLQ, body at {bits:g}", ["--bpw", str(bits), "--keep", "embedding"])
         for bits in self.args.exported:
             self.exported(bits)
+        for name in self.args.packages:
+            self.package(name)
         if str(self.args.model).endswith(".gguf") and self.args.types:
             self.theirs()
         return int(not any("scores" in row for row in self.rows))
@@ -115,6 +119,36 @@ class Bench:
             words += ["--again", "--threads", str(self.args.threads)]
             self.row(f"llama.cpp {name}", partial(run, [python, *words]), out / "model.gguf")
 
+    def package(self, name: str) -> None:
+        """Quantize by another package at its widths, as it leaves the embedding, and evaluate."""
+        try:
+            install(name, self.args.peers)
+        except InstallError as error:
+            print(f"{name}: not installed: {error}")
+            return
+        model, tokens = self.dense()
+        out, python = self.args.work / name, str(peer_python(name, self.args.peers))
+        for bits in self.args.package_bits:
+            shutil.rmtree(out, ignore_errors=True)
+            words = [python, str(HERE / f"{name}_run.py"), str(model), str(tokens), str(out)]
+            words += ["--bits", str(bits), "--group-size", str(self.args.group_size)]
+            self.row(f"{LABELS[name]}, {bits} bits", partial(run, words), out)
+
+    def dense(self) -> tuple[Path, Path]:
+        """Write the model as a folder, and the calibration's tokens; once."""
+        from safetensors.torch import save_file
+
+        from nearplane.walk.calibration import CalibrationRequest, calibrate
+
+        model, tokens = self.args.work / "dense", self.args.work / "tokens.safetensors"
+        if not model.exists():
+            self.source.model.save_pretrained(model)
+            self.source.tokenizer.save_pretrained(model)
+            wanted = CalibrationRequest(self.args.sequences, self.args.length)
+            cut, _ = calibrate(self.args.calibration, self.source.tokenizer, wanted)
+            save_file({"tokens": cut}, tokens)
+        return model, tokens
+
     def write_importance(self, path: Path) -> None:
         """Write the mean squares of every column's inputs, on nearplane's calibration tokens."""
         sys.path.insert(0, str(HERE))
@@ -154,12 +188,15 @@ class Bench:
     def scores(self, result: Path, text: Path) -> dict[str, float]:
         """Return how a result predicts a text."""
         import nearplane as npl
+        from nearplane.evaluate.bits import is_checkpoint
         from nearplane.evaluate.divergence import divergence
         from nearplane.evaluate.perplexity import WindowOptions, text_windows
         from nearplane.model.open_model import open_model
 
-        if result.is_dir():
+        if is_checkpoint(str(result)):
             model = npl.load(str(result), dequantize=True)
+        elif result.is_dir():
+            model = self.decoded(result)
         else:
             model = open_model(str(result)).model
         cut = WindowOptions(context=self.args.context, windows=self.args.windows)
@@ -167,6 +204,19 @@ class Bench:
         found = divergence(widened(model), widened(self.source.model), windows, cut)
         scores = {"kl": found.kl, "kl_999": found.kl_999, "top1": found.top1}
         return scores | {"perplexity": found.model.perplexity, "tokens": found.tokens}
+
+    def decoded(self, result: Path) -> Any:
+        """Return the model with another package's weights, decoded, in its own type."""
+        sys.path.insert(0, str(HERE))
+        from decode import decode
+
+        from nearplane.model.open_model import open_model
+
+        model = open_model(str(self.args.model)).model
+        state = model.state_dict()
+        for name, value in decode(result).items():
+            state[name].copy_(value)
+        return model
 
 
 def widened(model: Any) -> Any:
@@ -235,6 +285,7 @@ def plot(results: list[Path], file: Path) -> None:
         1, len(panels), figsize=(5 * len(panels), 4.2), layout="constrained", squeeze=False
     )
     kinds = {"in all": "-o", "body": "--s", "llama.cpp": "kx"}
+    kinds |= {LABELS[name]: look for name, look in zip(PACKAGES, ("+", "^", "v"), strict=True)}
     labels = {"in all": "nearplane", "body": "nearplane, embedding as it is"}
     for axes, (each, number) in zip(grid[0], panels, strict=True):
         for kind, look in kinds.items():
@@ -271,6 +322,9 @@ def parse() -> argparse.Namespace:
     exported = "bits of integers that are exported as GGUF: 4, 5 or 8"
     parser.add_argument("--exported", type=int, nargs="*", default=[], help=exported)
     parser.add_argument("--types", nargs="*", default=TYPES, help="llama.cpp's file types")
+    parser.add_argument("--packages", nargs="*", default=[], choices=PACKAGES)
+    parser.add_argument("--package-bits", type=int, nargs="*", default=[3, 4])
+    parser.add_argument("--group-size", type=int, default=64, help="of other packages")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path, help="write every row here")
     parser.add_argument("--plot", type=Path, help="only draw the results that are given")

@@ -24,6 +24,7 @@ COMMANDS = (
     ("eval", evaluate.evaluate, "nearplane eval out --text test.txt --context 1024"),
     ("run", evaluate.run, 'nearplane run out "The nearest plane is" --tokens 32'),
     ("export", export.export, "nearplane export out plain --to transformers"),
+    ("import", export.import_checkpoint, "nearplane import model-gptq-4bit out"),
     ("formats", export.list_formats, "nearplane formats"),
     ("demo", demo.demo, "nearplane demo"),
 )

@@ -23,6 +23,20 @@ def export(
     typer.echo(f"{out}: {size / 1e6:.1f} MB for {formats.FORMATS[to].title}")
 
 
+def import_checkpoint(
+    directory: Annotated[
+        str, typer.Argument(metavar="DIR", help="A GPTQ, AWQ or compressed-tensors checkpoint")
+    ],
+    out: Annotated[str, typer.Argument(metavar="OUT", help="A new or empty directory")],
+) -> None:
+    """Write a checkpoint that another package quantized as one of nearplane, without rounding."""
+    from nearplane.cli.quiet import quiet
+    from nearplane.export.import_checkpoint import import_checkpoint
+
+    quiet()
+    import_checkpoint(directory, out, typer.echo)
+
+
 def list_formats() -> None:
     """List the formats that a checkpoint can be exported to, and what each holds."""
     from nearplane.export.formats import FORMATS

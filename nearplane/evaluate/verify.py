@@ -25,6 +25,7 @@ DIGITS_TOLERANCE = 1e-6
 WEIGHT_TOLERANCE = 1e-5
 # between machines, float32 sums over tokens and bfloat16 forward passes differ by so much
 LOSS_TOLERANCE = 0.02
+ERRORS = ("loss", "damped_loss", "energy", "weight_error")  # of a certificate
 
 
 @dataclass
@@ -58,6 +59,9 @@ def verify(directory: str) -> Findings:
         bounded = sum(entry.get("bound") is not None for entry in layers.values())
         sentence = f"{len(layers)} certificates hold together, {bounded} of them with a bound"
         found.add(sentence, wrong)
+        unknown = sum(map(states_no_error, layers.values()))
+        if unknown:
+            found.checked.append(f"not checked: the errors of {unknown} layers, which are imported")
     return found
 
 
@@ -80,6 +84,11 @@ def verify_against(
     """
     found = found or Findings()
     checkpoint = open_checkpoint(directory)
+    if any(map(states_no_error, checkpoint.layers.values())):
+        raise NearplaneError(
+            f"{directory} was imported, and does not say what rounding cost: nearplane eval DIR "
+            "--against MODEL compares the two"
+        )
     empty = open_without_weights(model, trust_remote_code)
     source = open_model(empty, by_blocks=empty.readable_by_blocks)
     split_experts_(source.model)
@@ -120,11 +129,16 @@ class LossComparison:
         return f"{self.count} layers, the worst off by {self.worst:.1e} ({LOSS_TOLERANCE} allowed)"
 
 
+def states_no_error(entry: dict[str, Any]) -> bool:
+    """Whether a layer was imported, so that nothing is known of its error, and that is said."""
+    return bool(entry.get("void")) and all(entry.get(key) is None for key in ERRORS)
+
+
 def contradictions(name: str, entry: dict[str, Any]) -> Iterator[str]:
     """Yield one sentence for everything that cannot be true of a layer's certificate."""
-    numbers: dict[str, Any] = {
-        key: entry.get(key) for key in ("loss", "damped_loss", "energy", "weight_error")
-    }
+    if states_no_error(entry):
+        return
+    numbers: dict[str, Any] = {key: entry.get(key) for key in ERRORS}
     for key, number in numbers.items():
         if not isinstance(number, int | float) or not math.isfinite(number) or number < 0:
             yield f"{name}: the certificate's {key} is {number!r}, not a number from 0 up"

@@ -82,7 +82,7 @@ def open_checkpoint(directory: str | Path) -> Checkpoint:
     directory = Path(directory)
     config = read_config(directory)
     layers = layers_of(config, directory)
-    return Checkpoint(directory, config, layers, _locate_tensors(directory))
+    return Checkpoint(directory, config, layers, locate_tensors(directory))
 
 
 def read_config(directory: Path) -> dict[str, Any]:
@@ -174,7 +174,7 @@ def _unlisted_records(checkpoint: Checkpoint) -> list[str]:
     return [f"{name} is in no layer of {fmt.CONFIG}" for name in sorted(stored - known)]
 
 
-def _locate_tensors(directory: Path) -> dict[str, str]:
+def locate_tensors(directory: Path) -> dict[str, str]:
     """Return tensor -> file; from the index if there is one, else from model.safetensors."""
     index, single = directory / fmt.INDEX, directory / fmt.SINGLE
     if not index.is_file():

@@ -20,6 +20,7 @@ WORDS = {
     "test.txt": "text",
     "out": "OUT",
     "out4": "OUT4",
+    "model-gptq-4bit": "FOREIGN",
 }
 WORDS |= {"MODEL": "model", "HuggingFaceTB/SmolLM2-135M": "model", "3.125": "5", "1024": "64"}
 BENCH_CALL = re.compile(r"bench/((?:peers/)?\w+\.py)((?: --[\w-]+(?: [\w.]+)*)*)")
@@ -62,7 +63,10 @@ def test_a_command_runs_as_it_stands(line, nearplane, place, model_dir, text):
     stands = {"text": str(text), "model": str(model_dir)}
     words = [WORDS.get(word, word) for word in shlex.split(line)[1:]]
     words = [stands.get(word, word) for word in words]
-    if words[0] == "quantize":
+    if "FOREIGN" in words:
+        made = nearplane("export", "OUT4", "FOREIGN", "--to", "gptq")
+        assert made.exit_code == 0, made.output
+    if words[0] in ("quantize", "import"):
         for name in ("OUT", "OUT4"):
             shutil.rmtree(place / name)
     result = nearplane(*words)

@@ -1,0 +1,227 @@
+"""A checkpoint that another package quantized -> a nearplane checkpoint, without rounding.
+
+Integers and steps stay as they are; integers are entropy-coded, so that files become smaller at the
+same weights. What is not quantized there is copied.
+"""
+
+import math
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from nearplane import codes
+from nearplane.export import checkpoint_format as fmt
+from nearplane.export.checkpoint_reader import Checkpoint, locate_tensors, read_config
+from nearplane.export.checkpoint_writer import CheckpointWriter
+from nearplane.export.companion_files import companion_files
+from nearplane.export.output_directory import check_space
+from nearplane.export.packed_layers import MARKS, PARTS, READERS, PackedLayer
+from nearplane.types import LayerReport, NearplaneError
+
+Says = Callable[[str], None]
+
+CODERS = (codes.Rans(), codes.Huffman())
+UNKNOWN = math.nan  # what only who quantized the layer knows
+VOID = "imported: another package rounded it, and says nothing of its error"
+
+
+@dataclass
+class Foreign:
+    """An open checkpoint of another package.
+
+    - `method`: its `quant_method`. `settings`: its `quantization_config`.
+    - `parts`: layer -> the last parts of the names of its tensors.
+    """
+
+    checkpoint: Checkpoint
+    method: str
+    settings: dict[str, Any]
+    parts: dict[str, list[str]] = field(default_factory=dict)
+
+    @property
+    def others(self) -> list[str]:
+        """The tensors that belong to no packed layer."""
+        own = {f"{layer}.{part}" for layer, parts in self.parts.items() for part in parts}
+        return [name for name in self.checkpoint.file_of if name not in own]
+
+    def layers(self) -> Iterator[tuple[str, PackedLayer]]:
+        """Yield every packed layer, one at a time."""
+        for name, parts in self.parts.items():
+            found = {part: self.checkpoint.tensor(f"{name}.{part}") for part in parts}
+            try:
+                yield name, READERS[self.method](found, self.settings_of(name))
+            except NearplaneError as error:
+                raise NearplaneError(f"{self.checkpoint.directory}: {name}: {error}") from error
+
+    def stored_bytes(self, name: str) -> int:
+        """Return the bytes of a layer there."""
+        return sum(self.checkpoint.tensor(f"{name}.{p}").nbytes for p in self.parts[name])
+
+    def settings_of(self, layer: str) -> dict[str, Any]:
+        """Return the settings that hold for a layer."""
+        if self.method != "compressed-tensors":
+            return self.settings
+        for group in self.settings["config_groups"].values():
+            targets = group.get("targets") or []
+            if any(matches(layer, target) for target in targets):
+                return check_weights(group, layer)
+        raise NearplaneError("no entry of config_groups is of this layer")
+
+
+def import_checkpoint(
+    source: str | Path, out: str | Path, says: Says = lambda sentence: None
+) -> Path:
+    """Write a GPTQ, AWQ or compressed-tensors checkpoint as one of nearplane; returns its path.
+
+    OUT appears whole or not at all. NearplaneError for what nearplane has no form for: groups of
+    columns that are not neighbours, activations that are quantized, floating-point formats.
+    """
+    foreign = opened(Path(source))
+    check_space(out, sum(foreign.stored_bytes(name) for name in foreign.parts))
+    before = after = 0
+    with CheckpointWriter(out) as writer:
+        reports = []
+        for name, packed in foreign.layers():
+            record, code_bytes = shortest(packed)
+            writer.add(name + fmt.RECORD, record)
+            reports.append(report_of(name, packed, record, code_bytes, foreign.method))
+            before, after = before + foreign.stored_bytes(name), after + len(record)
+        for name in foreign.others:
+            writer.add(name, foreign.checkpoint.tensor(name))
+        recipe = {"method": "imported", "source": foreign.method, "settings": foreign.settings}
+        config = {k: v for k, v in foreign.checkpoint.config.items() if k != "compression_config"}
+        config["quantization_config"] = fmt.quantization_config(recipe, reports)
+        files: Any = companion_files(foreign.checkpoint.directory)
+        files.pop("quantize_config.json", None)
+        path = writer.finish(config, files)
+    says(
+        f"{len(reports)} layers of {foreign.method}: {before / 1e6:.2f} MB there, "
+        f"{after / 1e6:.2f} MB here ({100 * (after / before - 1):+.1f} %), the same integers"
+    )
+    return path
+
+
+def opened(directory: Path) -> Foreign:
+    """Return the checkpoint in a directory after checking what can be without reading weights."""
+    config = read_config(directory)
+    settings = config.get("quantization_config") or config.get("compression_config")
+    method = settings.get("quant_method") if isinstance(settings, dict) else None
+    if method == fmt.METHOD:
+        raise NearplaneError(f"{directory} is a nearplane checkpoint already")
+    if not isinstance(settings, dict) or method not in READERS:
+        known = ", ".join(sorted(READERS))
+        found = f"quant_method {method!r}" if method else "no quantization_config"
+        raise NearplaneError(f"{directory} has {found}; what can be imported is {known}")
+    method, settings = check_settings(method, settings, directory)
+    checkpoint = Checkpoint(directory, config, {}, locate_tensors(directory))
+    checkpoint.check_files()
+    foreign = Foreign(checkpoint, method, settings)
+    marked = [n for n in checkpoint.file_of if n.rpartition(".")[2] == MARKS[method]]
+    if not marked:
+        raise NearplaneError(f"{directory} holds no layer that {method} packed")
+    for name in marked:
+        layer = name.rpartition(".")[0]
+        own = [part for part in PARTS if f"{layer}.{part}" in checkpoint.file_of]
+        foreign.parts[layer] = own
+        foreign.settings_of(layer)
+    strays = [n for n in foreign.others if n.rpartition(".")[2] in PARTS]
+    if strays:
+        raise NearplaneError(f"{directory}: {strays[0]} belongs to no layer that is packed")
+    return foreign
+
+
+def check_settings(
+    method: str, settings: dict[str, Any], directory: Path
+) -> tuple[str, dict[str, Any]]:
+    """Return whose packing it is, and its settings; NearplaneError for one that is not read."""
+    if method == "auto-round":
+        packing = str(settings.get("packing_format"))
+        if not packing.endswith("gptq"):
+            raise NearplaneError(f"{directory}: AutoRound's packing {packing!r} is not read")
+    if method == "gptq" and settings.get("checkpoint_format", "gptq") not in ("gptq", "gptq_v2"):
+        raise NearplaneError(
+            f"{directory}: the format {settings['checkpoint_format']!r} of GPTQ is not read; "
+            "gptq and gptq_v2 are"
+        )
+    if method == "compressed-tensors":
+        groups = settings.get("config_groups")
+        if settings.get("format") != "pack-quantized" or not isinstance(groups, dict):
+            raise NearplaneError(
+                f"{directory}: the format {settings.get('format')!r} of compressed-tensors is "
+                "not read; pack-quantized is"
+            )
+        if settings.get("kv_cache_scheme"):
+            raise NearplaneError(f"{directory}: a quantized cache cannot be imported")
+    return method, settings
+
+
+def check_weights(group: dict[str, Any], layer: str) -> dict[str, Any]:
+    """Return how the weights of a `config_groups` entry are quantized; refuses activations."""
+    weights = group.get("weights")
+    if group.get("input_activations") or group.get("output_activations"):
+        raise NearplaneError(f"{layer}: quantized activations cannot be imported")
+    if not isinstance(weights, dict) or weights.get("type", "int") != "int":
+        raise NearplaneError(f"{layer}: weights that are no integers cannot be imported")
+    return weights
+
+
+def matches(layer: str, target: Any) -> bool:
+    """Whether a target of `config_groups` is of a layer: its class, name, or expression."""
+    if not isinstance(target, str):
+        return False
+    if target.startswith("re:"):
+        try:
+            return bool(re.match(target[3:], layer))
+        except re.error:
+            return False
+    return target in ("Linear", layer)
+
+
+def shortest(packed: PackedLayer) -> tuple[Tensor, int]:
+    """Return the smallest record of a layer and the bytes of its codes; it decodes to the same."""
+    step, size = packed.step, packed.group_size
+    if step.shape[1] == 1:
+        size = packed.code.shape[1]
+    low, high = int(packed.code.min()), int(packed.code.max())
+    bits = max((-low - 1).bit_length(), high.bit_length()) + 1
+    coders = (*CODERS, codes.Dense(max(bits, 1)))
+    record, code_bytes = min(
+        (codes.pack(packed.code, step, size, None, coder) for coder in coders),
+        key=lambda made: len(made[0]),
+    )
+    held = codes.unpack(record)
+    if not (torch.equal(held.code, packed.code) and torch.equal(held.step, step)):
+        raise NearplaneError("the record does not decode to what it was made of")
+    return record, code_bytes
+
+
+def report_of(
+    name: str, packed: PackedLayer, record: Tensor, code_bytes: int, method: str
+) -> LayerReport:
+    """Return what is known of an imported layer: its bytes, and nothing of its error."""
+    rows, columns = packed.code.shape
+    weights = rows * columns
+    return LayerReport(
+        name=name,
+        method=method,
+        rows=rows,
+        columns=columns,
+        stored_bytes=len(record),
+        bpw=8 * len(record) / weights,
+        code_bpw=8 * code_bytes / weights,
+        loss=UNKNOWN,
+        damped_loss=UNKNOWN,
+        energy=UNKNOWN,
+        bound=None,
+        void=VOID,
+        weight_error=UNKNOWN,
+        tokens=0,
+        dropped_tokens=0,
+        dead_columns=0,
+        seconds=0.0,
+    )

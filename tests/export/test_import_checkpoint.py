@@ -1,0 +1,204 @@
+"""Imports: the integers and steps that another package chose, whatever it is, and nothing else."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from compressed_tensors.compressors.pack_quantized import pack_to_int32
+from hypothesis import given
+from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+
+import nearplane as npl
+from nearplane.evaluate.verify import verify, verify_against
+from nearplane.export.formats import export
+from nearplane.export.import_checkpoint import import_checkpoint, shortest
+from nearplane.export.packed_layers import (
+    awq_layer,
+    compressed_tensors_layer,
+    gptq_layer,
+    unpacked,
+)
+from nearplane.methods import GPTQ, HPTQ, RTN
+from nearplane.pipeline import quantize
+from nearplane.types import NearplaneError, value
+from tests.export.test_gguf import TOKENS, model_of
+from tests.export.test_packed_formats import KEEP, decode
+
+AWQ_PACKS = (0, 2, 4, 6, 1, 3, 5, 7)  # AutoAWQ's order_map: what place i of a word holds
+
+
+def packed(code: torch.Tensor, bits: int) -> torch.Tensor:
+    """Return words along the rows of a matrix, bit by bit, lowest first."""
+    bit = (code.numpy().astype(np.uint64)[..., None] >> np.arange(bits, dtype=np.uint64)) & 1
+    flat = bit.reshape(len(code), -1).astype(np.uint8)
+    flat = np.pad(flat, ((0, 0), (0, -flat.shape[1] % 32)))
+    return torch.from_numpy(np.packbits(flat, axis=1, bitorder="little").view(np.int32))
+
+
+def drawn(rows: int, columns: int, size: int, bits: int, seed: int):
+    draws = torch.Generator().manual_seed(seed)
+    groups = -(-columns // size)
+    code = torch.randint(0, 2**bits, (rows, columns), generator=draws, dtype=torch.int32)
+    zero = torch.randint(1, 2**bits, (rows, groups), generator=draws, dtype=torch.int32)
+    return code, zero, torch.rand(rows, groups, generator=draws).half() + 0.5
+
+
+def expected(code, zero, scale, size):
+    group = torch.arange(code.shape[1]) // size
+    return scale.float()[:, group] * (code - zero[:, group])
+
+
+sizes = st.tuples(st.integers(1, 3), st.integers(1, 5), st.sampled_from([16, 32, 48]))
+seeds = st.integers(0, 2**32)
+
+
+@given(st.integers(1, 8), st.integers(1, 4), st.integers(1, 70), seeds)
+def test_integers_are_unpacked_as_they_were_packed(bits, rows, columns, seed):
+    code = drawn(rows, columns, columns, bits, seed)[0]
+    assert unpacked(packed(code, bits), bits, columns).equal(code)
+
+
+@pytest.mark.parametrize("version", ["gptq", "gptq_v2"])
+@given(st.sampled_from([2, 3, 4, 8]), sizes, seeds)
+def test_gptq_layers(version, bits, shape, seed):
+    """With zero points of their own; a record of it has the same value."""
+    rows, columns, size = 32 * shape[0], 32 * shape[1], shape[2]
+    code, zero, scale = drawn(rows, columns, size, bits, seed)
+    stored = zero - int(version == "gptq")
+    parts = {"qweight": packed(code, bits).T.contiguous(), "scales": scale.T.contiguous()}
+    parts["qzeros"] = packed(stored.T.contiguous(), bits)
+    parts["g_idx"] = (torch.arange(columns) // size).int()
+    found = gptq_layer(parts, {"checkpoint_format": version})
+    assert value(found.code, found.step, found.group_size, None).equal(
+        expected(code, zero, scale, size)
+    )
+    record, _ = shortest(found)
+    held = npl.codes.unpack(record)
+    assert held.code.equal(found.code) and held.step.equal(found.step)
+
+
+@given(sizes, seeds)
+def test_awq_layers(shape, seed):
+    rows, columns, size = 8 * shape[0], 32 * shape[1], shape[2]
+    code, zero, scale = drawn(rows, columns, size, 4, seed)
+
+    def words(matrix):
+        return packed(matrix.reshape(len(matrix), -1, 8)[:, :, AWQ_PACKS].flatten(1), 4)
+
+    parts = {"qweight": words(code.T.contiguous()), "qzeros": words(zero.T.contiguous())}
+    parts["scales"] = scale.T.contiguous()
+    found = awq_layer(parts, {"version": "gemm", "group_size": size})
+    assert value(found.code, found.step, found.group_size, None).equal(
+        expected(code, zero, scale, size)
+    )
+
+
+@pytest.mark.parametrize("symmetric", [False, True])
+@given(st.integers(2, 8), sizes, st.integers(1, 40), seeds)
+def test_compressed_tensors_layers(symmetric, bits, shape, columns, seed):
+    """Packed by the package itself; columns and rows as they come."""
+    rows, size, half = 3 * shape[0], shape[2], 1 << bits - 1
+    columns = columns if columns <= size else columns // size * size
+    code, zero, scale = drawn(rows, columns, size, bits, seed)
+    zero = torch.full_like(zero, half) if symmetric else zero
+    parts = {"weight_packed": pack_to_int32((code - half).to(torch.int8), bits)}
+    parts |= {"weight_scale": scale, "weight_shape": torch.tensor([rows, columns])}
+    if not symmetric:
+        signed = (zero - half).to(torch.int8)
+        parts["weight_zero_point"] = pack_to_int32(signed, bits, packed_dim=0).contiguous()
+    found = compressed_tensors_layer(parts, {"num_bits": bits, "group_size": size})
+    assert value(found.code, found.step, found.group_size, None).equal(
+        expected(code, zero, scale, size)
+    )
+
+
+@pytest.mark.parametrize("to", ["gptq", "gptq_v2", "compressed-tensors"])
+@pytest.mark.parametrize(
+    "method",
+    [RTN(bits=4, group_size=32), GPTQ(bits=3, group_size=16), HPTQ(bpw=3.0)],
+    ids=lambda method: method.name,
+)
+def test_an_export_comes_back(to, method, tmp_path):
+    """Values are equal, logits too, and files are whole; the decoder is that of benches."""
+    model_of("llama", tmp_path / "model")
+    quantize(tmp_path / "model", tmp_path / "out", method, TOKENS, rules=KEEP)
+    foreign, said = export(tmp_path / "out", tmp_path / "foreign", to), []
+    back = import_checkpoint(foreign, tmp_path / "back", said.append)
+    assert "the same integers" in said[0] and f"layers of {to.removesuffix('_v2')}" in said[0]
+    wanted = npl.load(tmp_path / "out", dequantize=True, dtype=torch.float32)
+    found = npl.load(back, dequantize=True, dtype=torch.float32)
+    for name, tensor in decode.decode(foreign).items():
+        assert found.state_dict()[name].equal(tensor)
+    checked = verify(str(back))
+    assert not checked.problems and "which are imported" in checked.checked[-1]
+    with pytest.raises(NearplaneError, match="was imported"):
+        verify_against(str(back), str(tmp_path / "model"))
+    with torch.no_grad():
+        assert found(TOKENS).logits.equal(wanted(TOKENS).logits)
+        laid = npl.load(back, dtype=torch.float32)(TOKENS).logits
+    assert torch.allclose(laid, wanted(TOKENS).logits, atol=1e-3)
+
+
+@pytest.fixture
+def foreign(tmp_path):
+    model_of("llama", tmp_path / "model")
+    quantize(tmp_path / "model", tmp_path / "out", RTN(bits=4, group_size=32), TOKENS, rules=KEEP)
+    return export(tmp_path / "out", tmp_path / "foreign", "gptq")
+
+
+def alter(folder, settings=None, **tensors):
+    """Change settings, and tensors of the first packed layer; None removes one."""
+    path, file = folder / "config.json", folder / "model.safetensors"
+    config = json.loads(path.read_text())
+    config["quantization_config"].update(settings or {})
+    path.write_text(json.dumps(config))
+    held = load_file(file)
+    layer = next(n for n in sorted(held) if n.endswith("qweight")).rpartition(".")[0]
+    for part, change in tensors.items():
+        name = f"{layer}.{part}"
+        held[name] = None if change is None else change(held[name])
+    save_file({n: t for n, t in held.items() if t is not None}, file)
+
+
+def swapped(tensor):
+    return tensor.flip(0).contiguous()
+
+
+@pytest.mark.parametrize(
+    ("settings", "tensors", "reason"),
+    [
+        ({"quant_method": "bitsandbytes"}, {}, "quant_method 'bitsandbytes'; what can be"),
+        ({"checkpoint_format": "marlin"}, {}, "the format 'marlin' of GPTQ is not read"),
+        ({"quant_method": "auto-round", "packing_format": "auto_round:awq"}, {}, "packing"),
+        ({}, {"scales": lambda t: t * float("nan")}, "a scale that is not finite"),
+        ({}, {"qzeros": None}, "there is no qzeros"),
+        ({}, {"g_idx": swapped}, r"neighbours \(desc_act\) cannot be imported"),
+        ({}, {"qweight": lambda t: t[:-1].contiguous()}, "cannot be imported"),
+        ({}, {"qweight": lambda t: t.long()}, "qweight cannot be imported"),
+        ({}, {"scales": lambda t: t[:, :-1].contiguous()}, "cannot be imported"),
+        ({}, {"qzeros": lambda t: torch.full_like(t, -1)}, "a zero point that 1 cannot be added"),
+        ({}, {"qweight": None}, "belongs to no layer that is packed"),
+    ],
+)
+def test_what_cannot_be_read_is_refused(settings, tensors, reason, foreign, tmp_path):
+    alter(foreign, settings, **tensors)
+    with pytest.raises(NearplaneError, match=reason):
+        import_checkpoint(foreign, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
+
+
+def test_other_checkpoints_are_refused(foreign, tmp_path):
+    for folder, reason in (
+        (tmp_path / "model", "no quantization_config"),
+        (tmp_path / "out", "is a nearplane checkpoint already"),
+        (tmp_path / "missing", "is no directory"),
+    ):
+        with pytest.raises(NearplaneError, match=reason):
+            import_checkpoint(folder, tmp_path / "back")
+    file = foreign / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:-100])
+    with pytest.raises(NearplaneError, match="cannot be read"):
+        import_checkpoint(foreign, tmp_path / "back")
+    assert not (tmp_path / "back").exists()
