@@ -1,5 +1,7 @@
 #include "avx2.inc"
 
 namespace nearplane {
-constexpr Kernels avx_vnni_kernels{"avx_vnni", false, arrange_plain, split_plain, decode_lanes, decode_plane, multiply, transpose, sparse, round_leaf, lanes_product, plane_product, tile_integers, add_tile};
+constexpr Kernels avx_vnni_kernels{"avx_vnni",    false,         arrange_plain, split_plain, decode_lanes,
+                                   decode_plane,  multiply,      transpose,     sparse,      round_leaf,
+                                   lanes_product, plane_product, tile_integers, add_tile};
 }
