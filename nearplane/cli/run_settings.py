@@ -48,7 +48,7 @@ class Settings:
     languages: Annotated[
         bool,
         typer.Option(
-            help="Take one of six sequences from nearplane's own sample of 28 languages and "
+            help="Take one of five sequences from nearplane's own sample of 28 languages and "
             "source code, so that what the text lacks loses less"
         ),
     ] = True
