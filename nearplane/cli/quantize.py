@@ -1,9 +1,11 @@
 """nearplane quantize: a model is compressed and stored as a checkpoint."""
 
+import shutil
 from typing import Annotated, Any
 
 import typer
 
+from nearplane.cli.destination import Destination, destination_of, unfinished_path
 from nearplane.cli.method_options import chosen, method_parameters
 from nearplane.cli.options import parameters_of, settings_from, with_options
 from nearplane.cli.plan import plan
@@ -35,9 +37,21 @@ def quantize(
         bool,
         typer.Option("--resume", help="Continue a run to OUT that ended too early"),
     ] = False,
+    destination: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="FORMAT",
+            help="Round onto what a format of other programs holds, and write that to OUT: "
+            "gguf:TYPE, gguf with --size, gptq:BITS, compressed-tensors:BITS, vllm:BITS",
+        ),
+    ] = None,
     **options: Any,
 ) -> None:
     """Quantize MODEL and store it in OUT, which appears whole or not at all."""
+    asked = None if destination is None else destination_of(destination, options)
+    if asked is not None:
+        options |= asked.options
     settings: Settings = settings_from(Settings, options)
     method = chosen(settings.method, options)
     check_one_size(settings.size, options)
@@ -48,6 +62,7 @@ def quantize(
         raise NearplaneError("say what to calibrate on: --calibration FILE_OR_DATASET")
     prepare(settings)
     from nearplane.cli.progress import watching
+    from nearplane.export import formats
     from nearplane.export.ledger import Ledger
     from nearplane.export.output_directory import resolved_output
     from nearplane.pipeline import quantize as run
@@ -56,14 +71,15 @@ def quantize(
 
     check_one_given(settings.sequences, seconds)
     resolved_output(out)
-    Ledger(out).refuse_without_resume(resume)
-    found, prints = survey_of(model, method, settings), Ranks.joined().first
+    made = out if asked is None else unfinished_path(out)
+    Ledger(made).refuse_without_resume(resume)
+    found, prints = survey_for(asked, model, method, settings), Ranks.joined().first
     if prints:
         typer.echo(found.sentence(), err=True)
     with watching() as watcher:
         report = run(
             found,
-            out,
+            made,
             found.method,
             calibration,
             sequences=settings.sequences,
@@ -77,7 +93,20 @@ def quantize(
             watcher=watcher,
         )
     if prints:
-        print_totals(out, report)
+        print_totals(made, report)
+    if prints and asked is not None:
+        trusted = settings.trust_remote_code
+        written = formats.export(made, out, asked.format, trusted, typer.echo)
+        shutil.rmtree(made)
+        size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+        typer.echo(f"{out}: {size / 1e6:.1f} MB for {formats.FORMATS[asked.format].title}")
+
+
+def survey_for(asked: Destination | None, model: str, method: Any, settings: Settings) -> Any:
+    """Return the model's survey as the options, and the format that it is quantized for, ask."""
+    if asked is None:
+        return survey_of(model, method, settings)
+    return asked.fitted(survey_of(model, method, asked.settings(settings)), settings.size)
 
 
 def print_totals(out: str, report: dict[str, Any]) -> None:

@@ -15,6 +15,7 @@ here knows about models or files; this folder imports lattice/, codes/, types.py
 | HRTN | to nearest | Huffman, at `bpw` bits per weight |
 | SSQR | nearest plane, clipped | `bits` each and sparse outliers, steps by group |
 | GPTQ | nearest plane, clipped | `bits` each, steps by group |
+| GGUF | nearest plane onto the levels of a block type | integers and steps that a GGUF file holds |
 | RTN | to nearest, clipped | `bits` each, steps by group |
 
 Read method.py first, then rtn.py, the simplest method.
@@ -22,8 +23,9 @@ Read method.py first, then rtn.py, the simplest method.
 | file | what is in it |
 |---|---|
 | method | the base class `Method`, the table METHODS, and names and options as JSON |
-| eclq, hptq, watersic, hrtn, ssqr, gptq, rtn | one method each |
+| eclq, hptq, watersic, hrtn, ssqr, gptq, gguf, rtn | one method each |
 | steps | the step of least error for every group of columns |
+| block_types | the levels and steps of the block types of GGUF files |
 | fixed_width | shared by RTN, GPTQ and SSQR: packing and the result |
 | entropy_coded | shared by HPTQ, HRTN and WaterSIC: rate limits and the result |
 | rate | the rate of Huffman-coded integers, and a prediction of the step that meets a rate |
@@ -38,6 +40,7 @@ and tests/contracts/test_methods.py then include it.
 """
 
 from nearplane.methods.eclq import ECLQ
+from nearplane.methods.gguf import GGUF
 from nearplane.methods.gptq import GPTQ
 from nearplane.methods.hptq import HPTQ
 from nearplane.methods.hrtn import HRTN
@@ -49,6 +52,7 @@ from nearplane.methods.watersic import WaterSIC
 
 __all__ = [
     "ECLQ",
+    "GGUF",
     "GPTQ",
     "HPTQ",
     "HRTN",

@@ -1,6 +1,7 @@
 """Bit allocation: each layer's rate, so that the total divergence of a model is least."""
 
-from collections.abc import Mapping
+import heapq
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import log2
 
@@ -18,12 +19,36 @@ class Sensitivity:
     - `divergence`: KL divergence from the original model in nats, with the layer rounded at `bpw`.
     - `weights`: how many the layer has.
     - `floor`: the lowest rate, in bits per weight, at which the layer's shape can be stored.
+    - `columns`: of the layer.
     """
 
     divergence: float
     weights: int
     bpw: float
     floor: float = 0.0
+    columns: int = 0
+
+
+def shared_out(
+    sensitivities: Mapping[str, Sensitivity],
+    bpw: float,
+    rates_of: Callable[[int], Mapping[float, float] | None] = lambda columns: None,
+) -> tuple[dict[str, float], float]:
+    """Return each layer's bits per weight at average `bpw`, and the divergence that is expected.
+
+    - `rates_of`: the rates that a layer of so many columns may have, see `allocate_among`; None for
+      any.
+
+    Raises NearplaneError when no allocation has this average.
+    """
+    rates = {name: rates_of(layer.columns) for name, layer in sensitivities.items()}
+    few = {name: each for name, each in rates.items() if each is not None}
+    if not few:
+        bits = allocate(sensitivities, bpw)
+        return bits, predicted_divergence(sensitivities, bits)
+    bits = allocate_among(sensitivities, bpw, few)
+    equal = {name: few[name][rate] for name, rate in bits.items()}
+    return bits, predicted_divergence(sensitivities, equal)
 
 
 def allocate(sensitivities: Mapping[str, Sensitivity], bpw: float) -> dict[str, float]:
@@ -61,6 +86,55 @@ def allocate(sensitivities: Mapping[str, Sensitivity], bpw: float) -> dict[str, 
         middle = (low + high) / 2
         low, high = (middle, high) if mean(middle) <= bpw else (low, middle)
     return bits(low)
+
+
+def allocate_among(
+    sensitivities: Mapping[str, Sensitivity],
+    bpw: float,
+    rates: Mapping[str, Mapping[float, float]],
+) -> dict[str, float]:
+    """Return the bits per weight of each layer, one of its own few rates, at average `bpw`.
+
+    Every layer begins at its lowest rate. Then, again and again, the one whose next rate lowers the
+    total divergence most for each stored bit gets that, as long as the average allows it.
+
+    - `rates`: of each layer, and at what rate errors as large have a divergence of c_l 4^(−rate).
+
+    Raises NearplaneError when even the lowest rates are above the average.
+    """
+    ladder = {name: sorted(rates[name].items()) for name in sensitivities}
+    place = dict.fromkeys(sensitivities, 0)
+    stored = sum(ladder[name][0][0] * each.weights for name, each in sensitivities.items())
+    total = bpw * sum(each.weights for each in sensitivities.values())
+    if stored > total * (1 + 1e-9):
+        lowest = stored / sum(each.weights for each in sensitivities.values())
+        raise NearplaneError(
+            f"{bpw:g} bits per weight cannot be met: the layers need at least {lowest:.2f} on "
+            "average"
+        )
+
+    def next_step(name: str) -> tuple[float, float, int]:
+        """Return the gain for each bit, the bits, and the place of the best next rate."""
+        layer, (now, *_), steps = sensitivities[name], ladder[name][place[name] :], []
+        for ahead, (rate, equal) in enumerate(ladder[name][place[name] + 1 :], 1):
+            bits = (rate - now[0]) * layer.weights
+            gain = layer.divergence * (4 ** (layer.bpw - now[1]) - 4 ** (layer.bpw - equal))
+            steps.append((max(gain, NOISE_FLOOR) / bits, bits, place[name] + ahead))
+        return max(steps, default=(0.0, 0.0, -1))
+
+    heap = [
+        (-gain, name, bits, at) for name in place for gain, bits, at in [next_step(name)] if at > 0
+    ]
+    heapq.heapify(heap)
+    while heap:
+        _, name, bits, at = heapq.heappop(heap)
+        if stored + bits > total:
+            continue
+        stored, place[name] = stored + bits, at
+        gain, bits, at = next_step(name)
+        if at > 0:
+            heapq.heappush(heap, (-gain, name, bits, at))
+    return {name: ladder[name][place[name]][0] for name in sensitivities}
 
 
 def predicted_divergence(

@@ -2,7 +2,7 @@
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -102,6 +102,13 @@ class Method(ABC):
     @property
     def rate(self) -> float | None:
         """The target rate in bits per weight; None for a method that has none."""
+        return None
+
+    def rates(self, columns: int) -> Mapping[float, float] | None:
+        """Return the only rates that a layer of so many columns may have; None for any.
+
+        And at what rate integers of one step, entropy-coded, would err as much.
+        """
         return None
 
     def with_bpw(self, bpw: float) -> "Method":

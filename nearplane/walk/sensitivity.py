@@ -209,7 +209,8 @@ class Probe:
         floor = max(self.method.floor(*layer.shape) for layer in layers)
         weights = sum(layer.weight().numel() for layer in layers)
         unit = self.units[layers[0].name]
-        return unit, Sensitivity(divergence(reference, found), weights, DRAWN_BPW, floor)
+        columns = layers[0].shape[1]
+        return unit, Sensitivity(divergence(reference, found), weights, DRAWN_BPW, floor, columns)
 
     def predictions(self, each: ForwardPass) -> list[Tensor]:
         """Return the log-probabilities at the compared positions, sequence by sequence."""

@@ -11,7 +11,7 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from nearplane.methods import Method
-from nearplane.methods.allocation import allocate, predicted_divergence
+from nearplane.methods.allocation import shared_out
 from nearplane.model.block_loading import InMemory
 from nearplane.model.blocks import Layer, check_finite, linear_modules
 from nearplane.model.experts import split_experts_
@@ -162,8 +162,7 @@ class Walk:
         probe = Probe(prepared.placement.precise(), self.trace, *how)
         sensitivities = probe.sensitivities()
         if sensitivities:
-            bits = allocate(sensitivities, rate)
-            self.predicted_kl = predicted_divergence(sensitivities, bits)
+            bits, self.predicted_kl = shared_out(sensitivities, rate, self.method.rates)
             rates = torch.tensor(list(bits.values()), dtype=torch.float64, device="cpu")
             self.ranks.from_first_(rates)
             bits = dict(zip(bits, rates.tolist(), strict=True))

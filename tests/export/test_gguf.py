@@ -25,16 +25,37 @@ TOKENS = torch.randint(3, 300, (2, 24), generator=torch.Generator().manual_seed(
 ROUNDED = RTN(bits=4, group_size=32)
 
 
-@pytest.mark.parametrize("block", BLOCK_TYPES, ids=lambda block: block.name)
+@pytest.mark.parametrize("block", BLOCK_TYPES, ids=lambda block: block.grid.name)
 @given(data=st.data())
 def test_blocks_hold_what_the_package_gguf_decodes(block, data):
     rows, blocks = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     draws = np.random.default_rng(data.draw(st.integers(0, 2**32)))
-    code = draws.integers(block.low, block.high + 1, (rows, blocks * block.columns))
-    step = (2.0 ** draws.uniform(-20, 11, (rows, blocks)) * draws.choice([-1, 1])).astype("f2")
-    decoded = gguf.dequantize(block.packed(code, step), block.ggml)
-    # integers of 8 bits times 11 bits: exact in float32
-    assert np.array_equal(decoded, code * step.repeat(block.columns, 1).astype("f4"))
+    grid, columns = block.grid, blocks * block.columns
+    levels = grid.levels or range(grid.low, grid.high + 1)
+    code = draws.choice(levels, (rows, columns)).astype(np.int32)
+    factor = (2.0 ** draws.uniform(-20, 11, (rows, blocks)) * draws.choice([-1, 1])).astype("f2")
+    multiple = draws.integers(1, max(grid.multiples, 1) + 1, (rows, columns // grid.group))
+    if grid.signed and grid.multiples:
+        multiple = multiple * draws.choice([-1, 1], multiple.shape)
+    step = factor.repeat(block.columns // grid.group, 1).astype("f4") * multiple
+    assert block.holds(code)
+    decoded = gguf.dequantize(block.packed(code, step.astype("f4")), block.ggml)
+    # integers of 8 bits times 11 bits times 7 bits: steps are exact in float32, and products of the
+    # types that have multiples
+    assert np.array_equal(decoded, code * step.repeat(grid.group, 1).astype("f4"))
+
+
+@pytest.mark.parametrize("block", BLOCK_TYPES, ids=lambda block: block.grid.name)
+def test_steps_that_a_type_does_not_hold(block):
+    """Of no common factor; of both signs where there is one; of too many bits."""
+    each = block.columns // block.grid.group
+    odd = np.full((1, each), 1.0, np.float32)
+    odd[0, 0] = 1 + 2.0**-12
+    assert block.factored(odd) is None
+    assert block.factored(np.full((2, each), -0.5, np.float32)) is not None
+    if each > 1 and not block.grid.signed:
+        odd[0, 0] = -1
+        assert block.factored(odd) is None
 
 
 def model_of(family, directory, vocabulary=320, **changes):

@@ -61,7 +61,7 @@ def test_what_a_recipe_stores_gives_the_same_sequences(sequences, length, bos):
 def test_it_is_said_and_can_be_left_out():
     wanted = CalibrationRequest(16, 16, languages=True)
     tokens, account = calibrate([tiny.TEXT], tokenizer(), wanted)
-    assert "2 of them of nearplane's sample of languages and code" in account.sentence()
+    assert f"{16 // SHARE} of them of nearplane's sample of languages" in account.sentence()
     alone, without = calibrate([tiny.TEXT], tokenizer(), replace(wanted, languages=False))
     assert "sample" not in without.sentence() and len(alone) == len(tokens) == 16
 

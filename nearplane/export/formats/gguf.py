@@ -1,6 +1,7 @@
 """A GGUF file: integers and steps as they are, in llama.cpp's block types."""
 
 import math
+import tempfile
 from collections import Counter
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,23 +14,26 @@ from nearplane.export.output_directory import check_space
 from nearplane.types import NearplaneError
 
 FILE = "model.gguf"
+TENSOR_BYTES = 100  # of an entry in the list of tensors, and what aligns its numbers
 # llama.cpp's name of a file by the type of most of its weights
 NAMES = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 class Gguf(Format):
-    """value = step · code in Q2_K to Q6_K, Q4_0, Q5_0 and Q8_0, chosen by the largest integer.
+    """value = step · code in Q2_K to Q6_K, Q4_0, Q5_0, Q8_0, IQ4_NL and IQ4_XS.
 
-    Holds one step for a matrix, a row or 32 · k columns, in float16.
+    A layer gets the smallest type that holds its integers and steps.
     """
 
     name = "gguf"
     title = "integers and steps as they are, in model.gguf: llama.cpp, ollama, LM Studio"
-    holds = "rtn and gptq with groups of 32 · n columns, hptq, hrtn; families of docs/EXPORTS.md"
+    holds = (
+        "gguf (quantize --for gguf), rtn and gptq with groups of 32 · n columns, hptq, hrtn; "
+        "families of docs/EXPORTS.md"
+    )
 
     def check(self, checkpoint: Checkpoint) -> None:
-        if find_spec("gguf") is None:
-            raise NearplaneError('GGUF files need the package gguf: pip install "nearplane[gguf]"')
+        require_gguf()
 
     def write(self, checkpoint: Checkpoint, out: Path, trust_remote_code: bool, says: Says) -> None:
         from transformers import AutoConfig
@@ -43,6 +47,44 @@ class Gguf(Format):
         tokenizer = load_tokenizer(checkpoint.directory, trust_remote_code)
         reader = TensorReader(checkpoint, config, architecture_of(config))
         write_file(reader, tokenizer, out / FILE, says)
+
+
+def metadata_bytes(config: Any, tokenizer: Any, names: list[str]) -> int:
+    """Return the bytes of a file without its tensors: of metadata, vocabulary, names.
+
+    - `names`: of the model's tensors.
+
+    Raises NearplaneError for a family, a tokenizer or a tensor that llama.cpp does not have.
+    """
+    require_gguf()
+    import gguf
+
+    from nearplane.export.gguf.architecture import add_hyperparameters, architecture_of
+    from nearplane.export.gguf.tensors import EXPERT, SUFFIXES
+    from nearplane.export.gguf.vocabulary import add_vocabulary
+
+    arch = architecture_of(config).arch
+    known = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    for name in names:
+        if known.get_name(EXPERT.sub(r"\1", name), try_suffixes=SUFFIXES) is None:
+            raise NearplaneError(f"llama.cpp has no name for the tensor {name} of this family")
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / FILE
+        writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
+        try:
+            add_hyperparameters(writer, config)
+            add_vocabulary(writer, tokenizer, config.vocab_size)
+            writer.write_header_to_file()
+            writer.write_kv_data_to_file()
+        finally:
+            writer.close()
+        return path.stat().st_size + TENSOR_BYTES * len(names)
+
+
+def require_gguf() -> None:
+    """Raise NearplaneError if the package gguf is not installed."""
+    if find_spec("gguf") is None:
+        raise NearplaneError('GGUF files need the package gguf: pip install "nearplane[gguf]"')
 
 
 def write_file(reader: Any, tokenizer: Any, path: Path, says: Says) -> None:

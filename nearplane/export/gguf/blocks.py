@@ -1,8 +1,8 @@
 """Integers and their steps -> the bytes of a GGUF tensor: llama.cpp's block types, exactly.
 
 Every type here is filled so that what llama.cpp decodes is step · code, to the bit. A type with a
-minimum of every sub-block has it at the lowest code: value = d · q − m, with m = −d · low. Types of
-256 columns divide their step into d times a factor of every 16 or 32 columns, which is 1 here.
+minimum of every group has it at the lowest code: value = d · k · q − m · k, m = −d · low. Types
+of 256 columns have a number d of float16 for each block, and steps d · k of 16 or 32 columns.
 """
 
 from collections.abc import Callable
@@ -10,43 +10,87 @@ from dataclasses import dataclass
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-from jaxtyping import Float16, Int, UInt8
+from jaxtyping import Float16, Float32, Int, UInt8
+
+from nearplane.methods.block_types import GRIDS, LARGEST, BlockGrid
 
 Codes = UInt8[np.ndarray, "blocks columns"]
-Steps = Float16[np.ndarray, "blocks"]
+Factors = Float16[np.ndarray, "blocks"]
+Multiples = Int[np.ndarray, "blocks each"]
 Bytes = UInt8[np.ndarray, "blocks bytes"]
 
 
 @dataclass(frozen=True)
 class BlockType:
-    """A type of blocks that hold integers and one step.
+    """A type of blocks, and how its bytes are arranged.
 
-    - `low`, `high`: the integers that it holds. `pack`: codes less `low` and steps -> bytes.
+    - `grid`: the integers and steps that it holds. `pack`: codes from 0 up, d and k -> bytes.
     """
 
-    name: str
-    low: int
-    high: int
-    pack: Callable[[Codes, Steps], Bytes]
+    grid: BlockGrid
+    pack: Callable[[Codes, Factors, Multiples], Bytes]
 
     @property
     def ggml(self) -> GGMLQuantizationType:
-        return GGMLQuantizationType[self.name]
+        return GGMLQuantizationType[self.grid.name]
 
     @property
     def columns(self) -> int:
         """Columns of a block."""
         return GGML_QUANT_SIZES[self.ggml][0]
 
+    def holds(self, code: Int[np.ndarray, "rows columns"]) -> bool:
+        """Whether all integers are levels of the type."""
+        low, high = int(code.min()), int(code.max())
+        inside = self.grid.low <= low <= high <= self.grid.high
+        return inside and (not self.grid.levels or bool(np.isin(code, self.grid.levels).all()))
+
+    def factored(
+        self, step: Float32[np.ndarray, "rows groups"]
+    ) -> tuple[Factors, Multiples] | None:
+        """Return d of every block and k of every group, step = d · k; None if there are none."""
+        each = self.columns // self.grid.group
+        wide = step.reshape(-1, each)
+        largest = np.abs(wide).max(1)
+        several = self.grid.signed and self.grid.multiples > 0
+        # where a group's step cannot be negative by itself, a block's factor may be
+        sign = np.ones(len(wide)) if several else np.sign(wide[:, 0])
+        factor = np.zeros(len(wide), np.float16)
+        multiple = np.zeros(wide.shape, np.int64)
+        open_ = np.arange(len(wide))
+        for most in range(1, max(self.grid.multiples, 1) + 1):
+            with np.errstate(all="ignore"):
+                own = (largest[open_] / np.float32(most) * sign[open_]).astype(np.float16)
+                found = np.rint(wide[open_] / own.astype(np.float32)[:, None])
+                exact = (own.astype(np.float32)[:, None] * found == wide[open_]).all(1)
+            least = -most if several else 1
+            exact &= (found >= least).all(1) & (found != 0).all(1) & (np.abs(own) <= LARGEST)
+            done = open_[exact]
+            factor[done], multiple[done] = own[exact], found[exact].astype(np.int64)
+            open_ = open_[~exact]
+            if not len(open_):
+                return factor, multiple
+        return None
+
     def packed(
-        self, code: Int[np.ndarray, "rows columns"], step: Float16[np.ndarray, "rows blocks"]
+        self,
+        code: Int[np.ndarray, "rows columns"],
+        step: Float32[np.ndarray, "rows groups"],
     ) -> UInt8[np.ndarray, "rows bytes"]:
-        """Return the tensor's bytes; `step` has one column for every block."""
-        raised = (code.reshape(-1, self.columns) - self.low).astype(np.uint8)
-        return self.pack(raised, step.reshape(-1)).reshape(len(code), -1)
+        """Return the tensor's bytes; ValueError for steps that the type does not hold.
+
+        - `step`: of every group.
+        """
+        made = self.factored(step)
+        if made is None:
+            raise ValueError(f"{self.grid.name} does not hold these steps")
+        levels = self.grid.levels
+        raised = np.searchsorted(levels, code) if levels else code - self.grid.low
+        blocks = raised.reshape(-1, self.columns).astype(np.uint8)
+        return self.pack(blocks, *made).reshape(len(code), -1)
 
 
-def halves(*numbers: Steps) -> Bytes:
+def halves(*numbers: Factors) -> Bytes:
     """Return the bytes of 16-bit numbers, side by side."""
     return np.stack(numbers, axis=1).astype("<f2").view(np.uint8)
 
@@ -71,70 +115,85 @@ def bits(code: Codes, bit: int) -> Bytes:
     return np.bitwise_or.reduce(parts << shifts, axis=1)
 
 
-def row_of(values: list[int], blocks: int) -> Bytes:
-    """Return the same bytes for every block."""
-    return np.tile(np.array(values, np.uint8), (blocks, 1))
+def six_bits(multiple: Multiples) -> Bytes:
+    """Return eight factors of 6 bits, and as many minima that are the same numbers."""
+    low, high = np.split(multiple.astype(np.uint8), 2, axis=1)
+    first = low | high >> 4 << 6
+    return np.hstack([first, first, high & 15 | (high & 15) << 4])
 
 
-def q8_0(code: Codes, step: Steps) -> Bytes:
+def q8_0(code: Codes, factor: Factors, _: Multiples) -> Bytes:
     """Return blocks of integers of 8 bits, signed."""
     # an unsigned byte less 128 is a signed one with its highest bit turned
-    return np.hstack([halves(step), code ^ 128])
+    return np.hstack([halves(factor), code ^ 128])
 
 
-def q4_0(code: Codes, step: Steps) -> Bytes:
+def q4_0(code: Codes, factor: Factors, _: Multiples) -> Bytes:
     """Return blocks of integers of 4 bits, column j beside column j + 16."""
-    return np.hstack([halves(step), nibbles(code, 16)])
+    return np.hstack([halves(factor), nibbles(code, 16)])
 
 
-def q5_0(code: Codes, step: Steps) -> Bytes:
+def q5_0(code: Codes, factor: Factors, _: Multiples) -> Bytes:
     """Return blocks of integers of 4 bits, and a fifth apart."""
     fifth = np.packbits(code >> 4 & 1, axis=1, bitorder="little")
-    return np.hstack([halves(step), fifth, nibbles(code, 16)])
+    return np.hstack([halves(factor), fifth, nibbles(code, 16)])
 
 
-# eight 6-bit factors, and as many minima, of which each is 1
-ONES_6_BITS = [1] * 8 + [1 | 1 << 4] * 4
-
-
-def q4_k(code: Codes, step: Steps) -> Bytes:
+def q4_k(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
     """Return blocks of integers of 4 bits, with factors and minima of 32 columns."""
-    head = halves(step, 8 * step), row_of(ONES_6_BITS, len(code))
-    return np.hstack([*head, nibbles(code, 32)])
+    return np.hstack([halves(factor, 8 * factor), six_bits(multiple), nibbles(code, 32)])
 
 
-def q5_k(code: Codes, step: Steps) -> Bytes:
+def q5_k(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
     """Return blocks of integers as Q4_K, and a fifth bit apart."""
-    head = halves(step, 16 * step), row_of(ONES_6_BITS, len(code))
+    head = halves(factor, 16 * factor), six_bits(multiple)
     return np.hstack([*head, bits(code, 4), nibbles(code, 32)])
 
 
-def q6_k(code: Codes, step: Steps) -> Bytes:
+def q6_k(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
     """Return blocks of integers of 4 bits, and two apart, with factors of 16 columns."""
-    low = nibbles(code, 64)
-    return np.hstack([low, pairs(code >> 4), row_of([1] * 16, len(code)), halves(step)])
+    factors = multiple.astype(np.int8).view(np.uint8)
+    return np.hstack([nibbles(code, 64), pairs(code >> 4), factors, halves(factor)])
 
 
-def q3_k(code: Codes, step: Steps) -> Bytes:
+def q3_k(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
     """Return blocks of integers of 2 bits, and a third apart, with factors of 16 columns."""
-    # factors are stored plus 32: 33 has a low half of 1, and two bits of 2 above it
-    factors = row_of([1 | 1 << 4] * 8 + [2 | 2 << 2 | 2 << 4 | 2 << 6] * 4, len(code))
-    return np.hstack([bits(code, 2), pairs(code), factors, halves(step)])
+    raised = (multiple + 32).astype(np.uint8)
+    # the low halves of groups j and j + 8 side by side; the two bits above, 4 groups apart
+    low = raised[:, :8] & 15 | (raised[:, 8:] & 15) << 4
+    above = (raised >> 4).reshape(-1, 4, 4)
+    high = np.bitwise_or.reduce(above << np.array([0, 2, 4, 6], np.uint8)[:, None], axis=1)
+    return np.hstack([bits(code, 2), pairs(code), low, high, halves(factor)])
 
 
-def q2_k(code: Codes, step: Steps) -> Bytes:
+def q2_k(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
     """Return blocks of integers of 2 bits, with factors and minima of 16 columns."""
-    return np.hstack([row_of([1 | 1 << 4] * 16, len(code)), pairs(code), halves(step, 2 * step)])
+    four = multiple.astype(np.uint8)
+    return np.hstack([four | four << 4, pairs(code), halves(factor, 2 * factor)])
 
 
+def iq4_xs(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
+    """Return blocks of numbers of levels, with factors of 32 columns in 4 and 2 bits."""
+    raised = (multiple + 32).astype(np.uint16)
+    shifts = 2 * np.arange(8, dtype=np.uint16)
+    above = np.bitwise_or.reduce((raised >> 4) << shifts, axis=1).astype("<u2")
+    low = (raised[:, ::2] & 15 | (raised[:, 1::2] & 15) << 4).astype(np.uint8)
+    head = halves(factor), above[:, None].view(np.uint8), low
+    return np.hstack([*head, nibbles(code, 16)])
+
+
+# integers of 2 bits, with one more on the negative side
+Q2_K = BlockGrid("Q2_K", -2, 1, 16, 256, 2.625, 15, signed=False)
 # by the bits of a weight; of those with the same, the one that llama.cpp multiplies by faster
 BLOCK_TYPES = (
-    BlockType("Q2_K", -2, 1, q2_k),
-    BlockType("Q3_K", -4, 3, q3_k),
-    BlockType("Q4_K", -8, 7, q4_k),
-    BlockType("Q4_0", -8, 7, q4_0),
-    BlockType("Q5_K", -16, 15, q5_k),
-    BlockType("Q5_0", -16, 15, q5_0),
-    BlockType("Q6_K", -32, 31, q6_k),
-    BlockType("Q8_0", -128, 127, q8_0),
+    BlockType(Q2_K, q2_k),
+    BlockType(GRIDS["Q3_K"], q3_k),
+    BlockType(GRIDS["IQ4_XS"], iq4_xs),
+    BlockType(GRIDS["Q4_K"], q4_k),
+    BlockType(GRIDS["Q4_0"], q4_0),
+    BlockType(GRIDS["IQ4_NL"], q4_0),
+    BlockType(GRIDS["Q5_K"], q5_k),
+    BlockType(GRIDS["Q5_0"], q5_0),
+    BlockType(GRIDS["Q6_K"], q6_k),
+    BlockType(GRIDS["Q8_0"], q8_0),
 )

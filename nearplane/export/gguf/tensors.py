@@ -28,7 +28,6 @@ UNQUANTIZED = {
     torch.float16: GGMLQuantizationType.F16,
     torch.bfloat16: GGMLQuantizationType.BF16,
 }
-LARGEST = 65504 / 16  # a step whose multiple by 16, the minimum of a block, float16 still holds
 
 
 @dataclass(frozen=True)
@@ -125,8 +124,8 @@ class TensorReader:
         step = step[order] if len(step) > 1 else step
         if stored.block is None:
             return (code * step).float().numpy()
-        every = step[:, :: stored.block.columns].expand(len(code), -1)
-        return stored.block.packed(code.numpy(), every.to(torch.float16).contiguous().numpy())
+        every = step[:, :: stored.block.grid.group].expand(len(code), -1)
+        return stored.block.packed(code.numpy(), every.float().contiguous().numpy())
 
     def unquantized(self, stored: StoredTensor) -> np.ndarray:
         """Return the numbers of a tensor that is not compressed, or its bytes if of bfloat16."""
@@ -179,28 +178,25 @@ def smallest_type(held: codes.Unpacked, layer: str) -> BlockType | None:
     """
     refusal = f"{layer} cannot be written to GGUF: "
     check_plain(held, refusal, "hptq, gptq or rtn")
-    step, (low, high) = held.step, (int(held.code.min()), int(held.code.max()))
-    exact = step.to(torch.float16).float().equal(step.float())
-    if not exact or bool((step.abs() > LARGEST).any()):
-        raise NearplaneError(
-            f"{refusal}its step is no number of float16; quantize it anew with this version"
-        )
-    grouped = held.group_size if step.shape[1] > 1 else 0
-    fits = [
-        block
-        for block in BLOCK_TYPES
-        if held.code.shape[1] % block.columns == 0
-        and grouped % block.columns == 0
-        and block.low <= low <= high <= block.high
-    ]
-    if fits:
-        return fits[0]
-    if held.code.shape[1] % 32 and grouped == 0:
+    columns, (low, high) = held.code.shape[1], (int(held.code.min()), int(held.code.max()))
+    grouped, step = held.group_size if held.step.shape[1] > 1 else 0, wide_steps(held).float()
+    code = held.code.numpy()
+    for block in BLOCK_TYPES:
+        group = block.grid.group
+        if columns % block.columns or grouped % group or not block.holds(code):
+            continue
+        if block.factored(step[:, ::group].contiguous().numpy()) is not None:
+            return block
+    if columns % 32 and grouped % 32 == 0:
         return None
     if grouped % 32:
         raise NearplaneError(
             f"{refusal}groups of {grouped} columns have no place there; quantize with "
-            "--group-size 32 or a multiple of it"
+            "--group-size 32 or a multiple of it, or for GGUF (--for gguf)"
+        )
+    if -128 <= low <= high <= 127:
+        raise NearplaneError(
+            f"{refusal}its step is no number of float16; quantize it anew with this version"
         )
     raise NearplaneError(
         f"{refusal}its integers reach from {low} to {high}, and the widest type holds -128 to "
