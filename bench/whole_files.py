@@ -14,6 +14,7 @@ on the same windows, its weights in the model's own type and products in float32
 
 import argparse
 import contextlib
+import copy
 import io
 import json
 import shutil
@@ -142,7 +143,12 @@ class Bench:
 
         model, tokens = self.args.work / "dense", self.args.work / "tokens.safetensors"
         if not model.exists():
-            self.source.model.save_pretrained(model)
+            # of a GGUF file, transformers would save nothing
+            config = copy.deepcopy(self.source.model.config)
+            vars(config).pop("quantization_config", None)
+            plain = type(self.source.model)(config).to(self.source.model.dtype)
+            plain.load_state_dict(self.source.model.state_dict())
+            plain.save_pretrained(model)
             self.source.tokenizer.save_pretrained(model)
             wanted = CalibrationRequest(self.args.sequences, self.args.length)
             cut, _ = calibrate(self.args.calibration, self.source.tokenizer, wanted)

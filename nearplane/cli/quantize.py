@@ -93,7 +93,7 @@ def quantize(
             watcher=watcher,
         )
     if prints:
-        print_totals(made, report)
+        print_totals(out, report, asked is None)
     if prints and asked is not None:
         trusted = settings.trust_remote_code
         written = formats.export(made, out, asked.format, trusted, typer.echo)
@@ -109,16 +109,20 @@ def survey_for(asked: Destination | None, model: str, method: Any, settings: Set
     return asked.fitted(survey_of(model, method, asked.settings(settings)), settings.size)
 
 
-def print_totals(out: str, report: dict[str, Any]) -> None:
-    """Print the totals of a finished run."""
+def print_totals(out: str, report: dict[str, Any], final: bool = True) -> None:
+    """Print the totals of a finished run.
+
+    - `final`: whether its bits are those of what the user gets.
+    """
     from nearplane.walk.report import few_token_sentences
 
     bits, layers = report["bits"], report["layers"]
     typer.echo(f"{out}: {len(layers)} layers in {report['seconds']:.0f} s")
-    typer.echo(
-        f"bits per weight: {bits['bpw']:.4f} of {bits['quantized_weights']:,} quantized weights, "
-        f"{bits['bpw_of_file']:.4f} of the whole model"
-    )
+    if final:
+        typer.echo(
+            f"bits per weight: {bits['bpw']:.4f} of {bits['quantized_weights']:,} quantized "
+            f"weights, {bits['bpw_of_file']:.4f} of the whole model"
+        )
     certified = f"{report['certified_layers']} of {len(layers)} layers keep to their bound"
     if report["loss_over_bound"] is not None:
         certified += f", at {report['loss_over_bound']:.2f} of it"

@@ -113,27 +113,27 @@ def allocate_among(
             "average"
         )
 
-    def next_step(name: str) -> tuple[float, float, int]:
-        """Return the gain for each bit, the bits, and the place of the best next rate."""
-        layer, (now, *_), steps = sensitivities[name], ladder[name][place[name] :], []
-        for ahead, (rate, equal) in enumerate(ladder[name][place[name] + 1 :], 1):
-            bits = (rate - now[0]) * layer.weights
-            gain = layer.divergence * (4 ** (layer.bpw - now[1]) - 4 ** (layer.bpw - equal))
-            steps.append((max(gain, NOISE_FLOOR) / bits, bits, place[name] + ahead))
-        return max(steps, default=(0.0, 0.0, -1))
+    def push(name: str) -> None:
+        """Put the best next rate that the average allows on the heap, by its gain for each bit."""
+        layer, steps = sensitivities[name], ladder[name][place[name] :]
+        now, equal_now = steps[0]
+        options = []
+        for ahead, (rate, equal) in enumerate(steps[1:], 1):
+            bits = (rate - now) * layer.weights
+            gain = layer.divergence * (4 ** (layer.bpw - equal_now) - 4 ** (layer.bpw - equal))
+            if stored + bits <= total:
+                options.append((-max(gain, NOISE_FLOOR) / bits, name, bits, place[name] + ahead))
+        if options:
+            heapq.heappush(heap, min(options))
 
-    heap = [
-        (-gain, name, bits, at) for name in place for gain, bits, at in [next_step(name)] if at > 0
-    ]
-    heapq.heapify(heap)
+    heap: list[tuple[float, str, float, int]] = []
+    for name in place:
+        push(name)
     while heap:
         _, name, bits, at = heapq.heappop(heap)
-        if stored + bits > total:
-            continue
-        stored, place[name] = stored + bits, at
-        gain, bits, at = next_step(name)
-        if at > 0:
-            heapq.heappush(heap, (-gain, name, bits, at))
+        if stored + bits <= total:
+            stored, place[name] = stored + bits, at
+        push(name)
     return {name: ladder[name][place[name]][0] for name in sensitivities}
 
 

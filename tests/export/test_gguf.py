@@ -58,10 +58,10 @@ def test_steps_that_a_type_does_not_hold(block):
         assert block.factored(odd) is None
 
 
-def model_of(family, directory, vocabulary=320, **changes):
+def model_of(family, directory, vocabulary=320, intermediate=96, **changes):
     """Write the tiny model of a family with a tokenizer; return the model."""
     torch.manual_seed(0)
-    own = {"intermediate_size": 96, "head_dim": 16} if family != "gpt2" else {}
+    own = {"intermediate_size": intermediate, "head_dim": 16} if family != "gpt2" else {}
     if "moe" in family or family == "mixtral":
         own |= {"num_local_experts": 4, "num_experts_per_tok": 2, "moe_intermediate_size": 32}
         own |= {"norm_topk_prob": True}

@@ -1,5 +1,7 @@
 """Allocation: the mean is met from below, slopes are equal, floors and limits are kept."""
 
+from itertools import product
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -9,7 +11,9 @@ from nearplane.methods.allocation import (
     LOWEST,
     Sensitivity,
     allocate,
+    allocate_among,
     predicted_divergence,
+    shared_out,
 )
 from nearplane.types import NearplaneError
 
@@ -78,3 +82,40 @@ def test_a_layer_without_effect_gets_the_least():
 def test_a_mean_below_every_floor_is_refused():
     with pytest.raises(NearplaneError, match=r"at least 2\.00"):
         allocate({"a": Sensitivity(1.0, 100, 3.0, floor=2.0)}, 1.5)
+
+
+RATES = {3.4375: 3.0, 4.25: 4.0, 5.5: 4.8, 6.5625: 6.1, 8.5: 7.8}
+
+
+@settings(max_examples=100, deadline=None, derandomize=True)
+@given(sensitivities, st.floats(3.5, 9))
+def test_few_rates_leave_no_bit_that_one_layer_could_use(of, bpw):
+    found = allocate_among(of, bpw, dict.fromkeys(of, RATES))
+    assert set(found.values()) <= set(RATES) and mean(found, of) <= bpw * (1 + 1e-9)
+    for name in of:
+        for rate in RATES:
+            if rate > found[name]:
+                assert mean(found | {name: rate}, of) > bpw * (1 - 1e-9)
+
+
+@settings(max_examples=50, deadline=None, derandomize=True)
+@given(st.lists(st.floats(1e-6, 10), min_size=2, max_size=4), st.floats(3.5, 8.5))
+def test_few_rates_of_layers_of_one_size_are_the_best(divergences, bpw):
+    """Rates whose gains fall: the greedy choice errs by less than one step of one layer."""
+    of = {str(n): Sensitivity(d, 100, 3.0) for n, d in enumerate(divergences)}
+    found, expected = shared_out(of, bpw, lambda columns: RATES)
+    total = {
+        choice: sum(
+            d * 4 ** (3.0 - RATES[rate]) for d, rate in zip(divergences, choice, strict=True)
+        )
+        for choice in product(RATES, repeat=len(of))
+        if sum(choice) <= bpw * len(of)
+    }
+    assert expected == pytest.approx(total[tuple(found[str(n)] for n in range(len(of)))])
+    steps = [d * (4**-3.0 - 4**-4.0) * 64 for d in divergences]
+    assert expected <= min(total.values()) + max(steps)
+
+
+def test_an_average_below_all_rates_is_refused():
+    with pytest.raises(NearplaneError, match="need at least 3.44 on average"):
+        allocate_among({"a": Sensitivity(0.1, 10, 3.0)}, 3.0, {"a": RATES})

@@ -93,23 +93,28 @@ def common_form(checkpoint: Checkpoint, where: str) -> tuple[int, int | None]:
 
     Raises NearplaneError if they differ, or if readers do not take them.
     """
-    forms: dict[int | None, str] = {}
+    sizes: dict[int | None, str] = {}
+    whole: dict[int, str] = {}  # of layers with one group a row
     widest = min(WIDTHS)
     for layer in checkpoint.layers:
         held = codes.unpack(checkpoint.record(layer))
         size, bits = group_size_of(held, layer, where), bits_of(held, layer, where)
-        # one group a row may be written either way
-        forms.setdefault(None if size == held.code.shape[1] else size, layer)
+        columns = held.code.shape[1]
+        if size in (None, columns):
+            whole.setdefault(columns, layer)
+        else:
+            sizes.setdefault(size, layer)
         widest = max(widest, bits)
         check_shape(held, layer, where)
-    if len(forms) > 1:
-        first, second = list(forms.values())[:2]
+    size = next(iter(sizes), None)
+    others = [layer for n, layer in (whole | sizes).items() if size not in (None, n)]
+    if others:
         raise NearplaneError(
-            f"{first} and {second} have groups of different sizes, {where} has one for all; "
-            "quantize with another --group-size"
+            f"{sizes[size]} and {others[0]} have groups of different sizes, {where} has one for "
+            "all; quantize with another --group-size"
         )
     bits = next(width for width in WIDTHS if width >= widest)
-    return bits, next(iter(forms))
+    return bits, size
 
 
 def check_shape(held: codes.Unpacked, layer: str, where: str) -> None:

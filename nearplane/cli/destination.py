@@ -1,0 +1,185 @@
+"""--for: a method whose result a format of other programs holds, and what is checked before it."""
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import typer
+
+from nearplane.types import NearplaneError
+
+# bits per weight that llama.cpp's mixtures of types have on Llama 3 8B, head and embedding included
+MIXTURES = {
+    "Q3_K_S": 3.64,
+    "Q3_K_M": 4.0,
+    "Q3_K_L": 4.3,
+    "Q4_K_S": 4.67,
+    "Q4_K_M": 4.89,
+    "Q5_K_S": 5.57,
+    "Q5_K_M": 5.7,
+}
+SUPER_BLOCK = 256  # columns of most types' blocks
+GROUP_SIZES = (128, 64, 32)  # of packed formats: the largest that divides the columns of all layers
+PACKED = {"gptq": "gptq", "compressed-tensors": "compressed-tensors", "vllm": "compressed-tensors"}
+WIDTHS = {"gptq": (4, 8), "compressed-tensors": range(2, 9), "vllm": (4, 8)}
+
+
+@dataclass(frozen=True)
+class Destination:
+    """What `--for` asks.
+
+    - `format`: that the checkpoint is exported to. `options`: of the method, its name included.
+    - `keep`, `skip`: what the format does not hold.
+    - `any_size`: whether it has types for every size of the file.
+    """
+
+    format: str
+    options: dict[str, Any]
+    keep: tuple[str, ...] = ()
+    skip: tuple[str, ...] = ()
+    any_size: bool = False
+    grouped: bool = field(default=False)
+
+    def settings(self, settings: Any) -> Any:
+        """Return the options of the command with those that the format asks for."""
+        keep = [*(settings.keep or []), *self.keep]
+        skip = [*(settings.skip or []), *self.skip]
+        size = None if self.any_size else settings.size
+        changed = {"method": self.options["method"], "keep": keep or None, "skip": skip or None}
+        return replace(settings, size=size, **changed)
+
+    def fitted(self, found: Any, size: str | None) -> Any:
+        """Return the survey with its method as the format and the size of the file ask.
+
+        NearplaneError for a model that the format does not hold.
+        """
+        if self.format == "gguf":
+            return fitted_to_gguf(found, size if self.any_size else None)
+        columns = [layer.shape[1] for layer in found.layers]
+        sizes = [n for n in GROUP_SIZES if all(c % n == 0 for c in columns)]
+        if not self.grouped and not sizes:
+            raise NearplaneError(
+                f"no groups of {', '.join(map(str, GROUP_SIZES))} columns divide all layers: give "
+                "--group-size"
+            )
+        method = found.method if self.grouped else replace(found.method, group_size=sizes[0])
+        check_packed(found, method, self.format)
+        return replace(found, method=method)
+
+
+def destination_of(word: str, options: dict[str, Any]) -> Destination:
+    """Return what `--for WORD` asks: gguf, or gguf, gptq, compressed-tensors or vllm with a detail.
+
+    - `options`: the other options of the command; None where one was not given.
+
+    NearplaneError for another word, and for options that contradict it.
+    """
+    name, _, detail = word.partition(":")
+    if options.get("method") not in (None, "eclq"):
+        raise NearplaneError("--for chooses the method: leave out --method")
+    if name == "gguf":
+        return for_gguf(detail, options)
+    if name not in PACKED:
+        known = ", ".join(["gguf[:TYPE]", *(f"{each}[:BITS]" for each in PACKED)])
+        raise NearplaneError(f"--for {word!r} is no format; there are {known}")
+    bits = int(detail) if detail.isdigit() else 0 if detail else 4
+    if bits not in WIDTHS[name]:
+        widths = ", ".join(map(str, WIDTHS[name]))
+        raise NearplaneError(f"--for {name} takes widths of {widths} bits, not {detail!r}")
+    if options.get("size") is not None:
+        raise NearplaneError(f"--for {name}:{bits} has one size: leave out --size")
+    made = {"method": "gptq", "bits": bits}
+    grouped = options.get("group_size") is not None
+    return Destination(PACKED[name], made, ("embedding", "head"), (r"\.experts\.",), False, grouped)
+
+
+def for_gguf(detail: str, options: dict[str, Any]) -> Destination:
+    """Return what a GGUF file of a type, of a mixture, or of a size asks."""
+    from nearplane.methods.block_types import GRIDS
+
+    sized = options.get("size") is not None
+    if sized and detail:
+        raise NearplaneError("give --for gguf:TYPE or --for gguf with --size, not both")
+    if not sized and detail not in (*GRIDS, *MIXTURES):
+        known = ", ".join([*GRIDS, *MIXTURES])
+        said = f"{detail!r} is no type: there are" if detail else "needs --size, or one of"
+        raise NearplaneError(f"--for gguf: {said} {known}")
+    made: dict[str, Any] = {"method": "gguf"}
+    if detail in GRIDS:
+        return Destination("gguf", made | {"type": detail})
+    # the size is known once the model's metadata is
+    return Destination("gguf", made | {"mixed": MIXTURES.get(detail, 16.0)}, any_size=sized)
+
+
+def fitted_to_gguf(found: Any, size: str | None) -> Any:
+    """Return the survey at the size of a file; NearplaneError for what llama.cpp cannot run."""
+    from nearplane.cli.run_settings import bytes_of
+    from nearplane.export.formats.gguf import metadata_bytes
+    from nearplane.model.open_model import open_tokenizer
+    from nearplane.plan.survey import at_size
+
+    tokenizer = open_tokenizer(found.empty.where)
+    if tokenizer is None:
+        raise NearplaneError(f"{found.name} has no tokenizer that can be read, and GGUF needs one")
+    metadata = metadata_bytes(found.model.config, tokenizer, list(found.model.state_dict()))
+    found = found if size is None else at_size(found, bytes_of("--size", size) - metadata)
+    odd = [layer for layer in found.layers if layer.shape[1] % SUPER_BLOCK]
+    if odd:
+        typer.echo(
+            f"{SUPER_BLOCK} does not divide the columns of {len(odd)} of {len(found.layers)} "
+            "layers: these get types of 32 columns, as llama.cpp does",
+            err=True,
+        )
+    return within_reach(found, size)
+
+
+def within_reach(found: Any, size: str | None) -> Any:
+    """Return the survey with at least the bits that its layers' smallest types have.
+
+    - `size`: what the file may take; NearplaneError if that is less.
+    """
+    method = found.method
+    if not method.mixed:
+        return found
+    shapes = [layer.shape for layer in found.layers]
+    fewest = sum(rows * columns * min(method.rates(columns)) for rows, columns in shapes)
+    least = fewest / found.quantized
+    if method.mixed >= least:
+        return found
+    if size is not None:
+        raise NearplaneError(
+            f"{size} mean {method.mixed:.2f} bits per weight, and the smallest types that divide "
+            f"this model's rows have {least:.2f}"
+        )
+    typer.echo(
+        f"the smallest types that divide this model's rows have {least:.2f} bits per weight: that "
+        f"in place of {method.mixed:.2f}",
+        err=True,
+    )
+    return replace(found, method=method.with_bpw(least))
+
+
+def check_packed(found: Any, method: Any, where: str) -> None:
+    """Raise NearplaneError for layers that a packed format does not hold."""
+    from nearplane.export.formats.linear_layers import TURNED
+
+    if getattr(found.model.config, "model_type", None) in TURNED:
+        raise NearplaneError(f"{where} holds nn.Linear layers, which this model lacks")
+    for layer in found.layers:
+        rows, columns = layer.shape
+        if columns % min(method.group_size, columns):
+            raise NearplaneError(
+                f"{layer.name}: groups of {method.group_size} do not divide its {columns} columns; "
+                "give another --group-size"
+            )
+        if where == "gptq" and (rows % 8 or columns % 8):
+            raise NearplaneError(
+                f"{layer.name}: 8 does not divide its shape, {rows} x {columns}; give --skip "
+                f"{layer.name.rpartition('.')[2]}"
+            )
+
+
+def unfinished_path(out: str) -> str:
+    """Return the directory of the checkpoint that is made on the way to OUT."""
+    path = Path(out)
+    return str(path.with_name(f"{path.name}.nearplane"))

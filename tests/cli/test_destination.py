@@ -1,0 +1,115 @@
+"""`quantize --for`: files of other programs, complete or not there; refusals before the work."""
+
+import json
+
+import gguf
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from nearplane.model.open_model import open_model
+from tests.cli import tiny
+from tests.export.test_gguf import model_of
+
+SHORT = ("--sequences", 4, "--length", 32)
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """A tiny Llama, two of whose layers a block have rows of 256 columns."""
+    directory = tmp_path_factory.mktemp("wide")
+    model_of("llama", directory, intermediate=256)
+    return directory
+
+
+def types_of(out):
+    found = gguf.GGUFReader(out / "model.gguf").tensors
+    return {tensor.name: tensor.tensor_type.name for tensor in found if len(tensor.shape) > 1}
+
+
+@pytest.mark.parametrize(
+    ("word", "narrow", "broad"),
+    [
+        ("gguf:Q4_K", "Q5_0", "Q4_K"),
+        ("gguf:Q3_K", "IQ4_NL", "Q3_K"),
+        ("gguf:IQ4_XS", "IQ4_NL", "IQ4_XS"),
+        ("gguf:Q6_K", "Q8_0", "Q6_K"),
+        ("gguf:Q5_0", "Q5_0", "Q5_0"),
+    ],
+)
+def test_a_gguf_file_of_a_type(word, narrow, broad, nearplane, wide, text, tmp_path):
+    """Rows that 256 does not divide get llama.cpp's other type, and it is said."""
+    out = tmp_path / "out"
+    done = nearplane("quantize", wide, out, "--for", word, "--calibration", text, *SHORT)
+    assert done.exit_code == 0, done.output
+    assert "256 does not divide the columns of 14 of 16 layers" in done.output
+    types = types_of(out)
+    assert types.pop("blk.0.ffn_down.weight") == types.pop("blk.1.ffn_down.weight") == broad
+    assert set(types.values()) == {narrow}
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+    model = open_model(str(out / "model.gguf")).model
+    assert torch.isfinite(model(torch.arange(3, 20)[None]).logits).all()
+
+
+def test_a_gguf_file_of_a_size(nearplane, wide, text, tmp_path):
+    """No larger than asked, more than nine tenths of it, and of several types."""
+    for size in (150_000, 170_000):
+        out = tmp_path / str(size)
+        words = ["--for", "gguf", "--size", f"{size}B", "--calibration", text, *SHORT]
+        done = nearplane("quantize", wide, out, *words)
+        assert done.exit_code == 0, done.output
+        assert 0.9 * size < (out / "model.gguf").stat().st_size <= size
+        assert len(set(types_of(out).values())) > 1
+
+
+@pytest.mark.parametrize("word", ["gptq", "compressed-tensors:3", "vllm:8"])
+def test_packed_formats(word, nearplane, wide, text, tmp_path):
+    """The largest groups that divide all rows; embedding and head stay as they are."""
+    out = tmp_path / "out"
+    done = nearplane("quantize", wide, out, "--for", word, "--calibration", text, *SHORT)
+    assert done.exit_code == 0, done.output
+    settings = json.loads((out / "config.json").read_text())["quantization_config"]
+    if word == "gptq":
+        assert (settings["bits"], settings["group_size"]) == (4, 64)
+    else:
+        weights = settings["config_groups"]["group_0"]["weights"]
+        assert (weights["num_bits"], weights["group_size"]) == (int(word[-1]), 64)
+        model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.float32)
+        assert torch.isfinite(model(torch.arange(3, 20)[None]).logits).all()
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--for", "gguf"], "--for gguf: needs --size, or one of Q3_K"),
+        (["--for", "gguf:Q9"], "'Q9' is no type: there are Q3_K"),
+        (["--for", "gguf:Q4_K", "--size", "1MB"], "not both"),
+        (["--for", "gguf", "--size", "20kB"], "the smallest types that divide this model's rows"),
+        (["--for", "gguf:Q4_K", "--method", "rtn"], "leave out --method"),
+        (["--for", "gptq:3"], "takes widths of 4, 8 bits, not '3'"),
+        (["--for", "vllm", "--size", "3MB"], "has one size: leave out --size"),
+        (["--for", "gptq", "--group-size", 24], "groups of 24 do not divide its 64 columns"),
+        (["--for", "mlx"], "--for 'mlx' is no format; there are gguf"),
+    ],
+)
+def test_what_cannot_be_is_refused_at_once(words, said, nearplane, wide, text, tmp_path):
+    done = nearplane("quantize", wide, tmp_path / "out", "--calibration", text, *words, *SHORT)
+    assert done.exit_code == 1 and said in " ".join(done.output.split())
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_family_that_llama_cpp_lacks_is_refused_at_once(nearplane, text, tmp_path):
+    model = tiny.write_model(tmp_path / "model")
+    config = json.loads((model / "config.json").read_text())
+    config |= {"model_type": "olmo", "architectures": ["OlmoForCausalLM"]}
+    (model / "config.json").write_text(json.dumps(config))
+    words = ["--for", "gguf:Q4_0", "--calibration", text]
+    done = nearplane("quantize", model, tmp_path / "out", *words, *SHORT)
+    assert done.exit_code == 1 and "a GGUF file of olmo models cannot be written" in done.output
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dry_run_makes_nothing(nearplane, wide, text, tmp_path):
+    words = ["--for", "gguf:Q4_0", "--calibration", text, *SHORT, "--dry-run"]
+    done = nearplane("quantize", wide, tmp_path / "out", *words)
+    assert done.exit_code == 0 and not list(tmp_path.iterdir()), done.output
