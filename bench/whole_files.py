@@ -5,7 +5,8 @@
     .venv/bin/python bench/whole_files.py --tiny
 
 Everything is quantized, embedding and output head included, as a user's command does it: `nearplane
-quantize --size`. Rows "body" leave the embedding as it is. llama.cpp quantizes the same file by its
+quantize --size`. Rows "Body" leave the embedding as it is. Rows "GGUF" are files for llama.cpp that
+nearplane makes: `--for gguf --size`. llama.cpp quantizes the same file by its
 own function, with an importance matrix of the text alone, if MODEL is a GGUF file; what it does
 where 256 does not divide the columns, and with the embedding, is its own choice. A file that is
 quantized already lies on a grid, which types of the same kind find again. Each result is evaluated
@@ -68,9 +69,9 @@ class Bench:
             size = f"{bits * self.numbers / 8e6:.3f}MB"
             self.ours(f"ECLQ, {bits:g} in all", ["--size", size])
         for bits in self.args.body:
-            self.ours(f"ECLQ, body at {bits:g}", ["--bpw", str(bits), "--keep", "embedding"])
-        for bits in self.args.exported:
-            self.exported(bits)
+            self.ours(f"Body at {bits:g}", ["--bpw", str(bits), "--keep", "embedding"])
+        for bits in self.args.gguf:
+            self.gguf(bits)
         for name in self.args.packages:
             self.package(name)
         if str(self.args.model).endswith(".gguf") and self.args.types:
@@ -82,14 +83,11 @@ class Bench:
         words, out = self.words(options)
         self.row(title, lambda: nearplane(words), out)
 
-    def exported(self, bits: int) -> None:
-        """Quantize on the grid of a GGUF type of 32 columns, export, and evaluate that file."""
-        words, out = self.words(["--method", "gptq", "--bits", str(bits), "--group-size", "32"])
-        file = self.args.work / "exported"
-        shutil.rmtree(file, ignore_errors=True)
-        export = ["export", str(out), str(file), "--to", "gguf"]
-        made = lambda: nearplane(words) or nearplane(export)  # noqa: E731
-        self.row(f"GPTQ, {bits} bits, as GGUF", made, file / "model.gguf")
+    def gguf(self, bits: float) -> None:
+        """Quantize for a GGUF file of so many bits a number, and evaluate that file."""
+        size = f"{bits * self.numbers / 8e6:.3f}MB"
+        words, out = self.words(["--for", "gguf", "--size", size])
+        self.row(f"GGUF, {bits:g} in all", lambda: nearplane(words), out / "model.gguf")
 
     def words(self, options: list[str]) -> tuple[list[str], Path]:
         """Return nearplane's command line, and where it writes; nothing is there."""
@@ -290,12 +288,15 @@ def plot(results: list[Path], file: Path) -> None:
     figure, grid = pyplot.subplots(
         1, len(panels), figsize=(5 * len(panels), 4.2), layout="constrained", squeeze=False
     )
-    kinds = {"in all": "-o", "body": "--s", "llama.cpp": "kx"}
+    kinds = {"ECLQ": "-o", "GGUF": "-^", "Body": "--s", "llama.cpp": "kx"}
     kinds |= {LABELS[name]: look for name, look in zip(PACKAGES, ("+", "^", "v"), strict=True)}
-    labels = {"in all": "nearplane", "body": "nearplane, embedding as it is"}
+    labels = {"ECLQ": "nearplane", "Body": "nearplane, embedding as it is"}
+    labels["GGUF"] = "nearplane, for llama.cpp"
     for axes, (each, number) in zip(grid[0], panels, strict=True):
         for kind, look in kinds.items():
-            rows = [row for row in each["rows"] if kind in row["title"] and "scores" in row]
+            rows = [
+                row for row in each["rows"] if row["title"].startswith(kind) and "scores" in row
+            ]
             points = sorted((r["bytes"] / 1e6, r["scores"][number]["kl"], r["title"]) for r in rows)
             if not points:
                 continue
@@ -325,8 +326,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--windows", type=int, default=12)
     parser.add_argument("--bits", type=float, nargs="*", default=BITS, help="a number of the file")
     parser.add_argument("--body", type=float, nargs="*", default=[2.125, 3.125])
-    exported = "bits of integers that are exported as GGUF: 4, 5 or 8"
-    parser.add_argument("--exported", type=int, nargs="*", default=[], help=exported)
+    size = "bits a number of the file that nearplane makes for llama.cpp"
+    parser.add_argument("--gguf", type=float, nargs="*", default=[], help=size)
     parser.add_argument("--types", nargs="*", default=TYPES, help="llama.cpp's file types")
     parser.add_argument("--packages", nargs="*", default=[], choices=PACKAGES)
     parser.add_argument("--package-bits", type=int, nargs="*", default=[3, 4])
@@ -337,7 +338,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--peers", type=Path, default=FOLDER, help="the peers' environments")
     parser.add_argument("--work", type=Path, default=ROOT / "bench-out" / "whole-files")
     small = {"sequences": 4, "length": 32, "context": 32, "windows": 2, "bits": [8.0]}
-    return tiny.parse(parser, **small, body=[], exported=[4], work=None, threads=1)
+    return tiny.parse(parser, **small, body=[], gguf=[8.0], work=None, threads=1)
 
 
 if __name__ == "__main__":

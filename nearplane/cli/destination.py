@@ -122,6 +122,10 @@ def fitted_to_gguf(found: Any, size: str | None) -> Any:
     if tokenizer is None:
         raise NearplaneError(f"{found.name} has no tokenizer that can be read, and GGUF needs one")
     metadata = metadata_bytes(found.model.config, tokenizer, list(found.model.state_dict()))
+    # norms and biases are float32 there
+    own = {id(layer.module.get_parameter("weight")) for layer in found.layers}
+    small = [p.numel() for p in found.model.parameters() if p.ndim < 2 and id(p) not in own]
+    metadata += sum(small) * max(4 - found.dtype.itemsize, 0)
     found = found if size is None else at_size(found, bytes_of("--size", size) - metadata)
     odd = [layer for layer in found.layers if layer.shape[1] % SUPER_BLOCK]
     if odd:

@@ -98,7 +98,8 @@ def quantize(
         trusted = settings.trust_remote_code
         written = formats.export(made, out, asked.format, trusted, typer.echo)
         shutil.rmtree(made)
-        size = sum(path.stat().st_size for path in written.rglob("*") if path.is_file())
+        weights = ("*.gguf", "*.safetensors")
+        size = sum(path.stat().st_size for each in weights for path in written.glob(each))
         typer.echo(f"{out}: {size / 1e6:.1f} MB for {formats.FORMATS[asked.format].title}")
 
 

@@ -16,7 +16,8 @@ import nearplane as npl
 from nearplane.export.formats import export
 from nearplane.export.gguf.architecture import ARCHITECTURES
 from nearplane.export.load import load_tokenizer
-from nearplane.methods import HPTQ, RTN
+from nearplane.methods import GGUF, HPTQ, RTN
+from nearplane.methods.block_types import GRIDS
 from nearplane.pipeline import quantize
 from tests.export.test_gguf import TOKENS, model_of
 
@@ -62,6 +63,12 @@ def test_llama_cpp_computes_the_same(family, method, tmp_path):
 def test_positions_are_scaled_alike(rope, tmp_path):
     rope = rope | {"rope_theta": 10000.0}
     compare("llama", METHODS[0], tmp_path, rope_parameters=rope)
+
+
+@pytest.mark.parametrize("name", GRIDS)
+def test_types_are_computed_alike(name, tmp_path):
+    """Down-projections have rows of 256 columns, all others of 64."""
+    compare("llama", GGUF(type=name), tmp_path, intermediate=256)
 
 
 def compare(family, method, tmp_path, **changes):
