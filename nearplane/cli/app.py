@@ -2,7 +2,7 @@
 
 import typer
 
-from nearplane.cli import demo, evaluate, export, plan, quantize, verify
+from nearplane.cli import demo, evaluate, export, plan, quantize, serve, verify
 from nearplane.cli.failure import explained
 
 app = typer.Typer(
@@ -23,6 +23,7 @@ COMMANDS = (
     ("inspect", verify.inspect, "nearplane inspect out"),
     ("eval", evaluate.evaluate, "nearplane eval out --text test.txt --context 1024"),
     ("run", evaluate.run, 'nearplane run out "The nearest plane is" --tokens 32'),
+    ("serve", serve.serve, "nearplane serve out --port 8000"),
     ("export", export.export, "nearplane export out plain --to transformers"),
     ("import", export.import_checkpoint, "nearplane import model-gptq-4bit out"),
     ("formats", export.list_formats, "nearplane formats"),
