@@ -2,7 +2,7 @@
 
 import typer
 
-from nearplane.cli import demo, evaluate, export, plan, quantize, serve, verify
+from nearplane.cli import demo, evaluate, export, plan, push, quantize, serve, verify
 from nearplane.cli.failure import explained
 
 app = typer.Typer(
@@ -24,6 +24,7 @@ COMMANDS = (
     ("eval", evaluate.evaluate, "nearplane eval out --text test.txt --context 1024"),
     ("run", evaluate.run, 'nearplane run out "The nearest plane is" --tokens 32'),
     ("serve", serve.serve, "nearplane serve out --port 8000"),
+    ("push", push.push, "nearplane push out me/SmolLM2-135M-nearplane --dry-run"),
     ("export", export.export, "nearplane export out plain --to transformers"),
     ("import", export.import_checkpoint, "nearplane import model-gptq-4bit out"),
     ("formats", export.list_formats, "nearplane formats"),

@@ -1,0 +1,160 @@
+"""Model cards, and uploading a checkpoint to the Hugging Face hub."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from nearplane.export.checkpoint_reader import Checkpoint, open_checkpoint
+from nearplane.types import NearplaneError, first_line, naming_errors
+
+CARD = "README.md"
+
+
+@dataclass(frozen=True)
+class Base:
+    """The model that a checkpoint was made of: its name on the hub, "" if it has none."""
+
+    name: str
+    licence: str = ""
+    languages: tuple[str, ...] = ()
+
+
+def base_of(checkpoint: Checkpoint) -> Base:
+    """Return the base model: of what the card beside a local model says, or the one on the hub."""
+    from huggingface_hub import HfApi, ModelCard
+    from huggingface_hub.errors import HfHubHTTPError
+
+    report = checkpoint.directory / "report.json"
+    name = str(json.loads(report.read_text()).get("model", "")) if report.is_file() else ""
+    folder = Path(name) if Path(name).is_dir() else Path(name).parent
+    if Path(name).exists():
+        card = folder / CARD
+        data = ModelCard.load(card).data.to_dict() if card.is_file() else {}
+        bases = data.get("base_model")
+        # the card of a copy names what it is a copy of
+        known = bases if isinstance(bases, str) else ""
+        return Base(known, str(data.get("license") or ""), listed(data.get("language")))
+    if name.count("/") != 1:
+        return Base("")
+    try:
+        found = HfApi().model_info(name).card_data
+    # without the hub, the name is what is known
+    except (HfHubHTTPError, OSError):
+        found = None
+    data = found.to_dict() if found is not None else {}
+    return Base(name, str(data.get("license") or ""), listed(data.get("language")))
+
+
+def listed(value: Any) -> tuple[str, ...]:
+    """Return one string, or a list of some, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(map(str, value or ()))
+
+
+def card_of(checkpoint: Checkpoint, base: Base, repo: str, measured: Sequence[str] = ()) -> str:
+    """Return the model card of a checkpoint.
+
+    - `repo`: its name on the hub. `measured`: sentences on what was measured of it.
+    """
+    from huggingface_hub import ModelCard, ModelCardData
+
+    from nearplane.evaluate.bits import count_bytes
+
+    settings = checkpoint.config["quantization_config"]
+    recipe, bits = dict(settings.get("recipe") or {}), count_bytes(checkpoint.directory)
+    method = str(recipe.get("method", "nearplane"))
+    data = ModelCardData(
+        base_model=base.name or None,
+        base_model_relation="quantized" if base.name else None,
+        library_name="nearplane",
+        license=base.licence or None,
+        language=list(base.languages) or None,
+        pipeline_tag="text-generation",
+        tags=["nearplane", method, f"{bits.bpw:.2f}-bit"],
+    )
+    title = base.name or repo
+    lines = [f"# {title.rpartition('/')[2]}, {bits.bpw:.2f} bits a weight", ""]
+    made = f"[{base.name}](https://huggingface.co/{base.name})" if base.name else "A model"
+    lines += [
+        f"{made}, quantized by nearplane {settings.get('nearplane_version', '')} with the method "
+        f"{method}: {bits.weight_files / 1e6:.1f} MB of weights.",
+        "",
+        "```python",
+        "import nearplane as npl",
+        "",
+        f'model = npl.load("{repo}")  # a transformers model; weights are multiplied as stored',
+        f'tokenizer = npl.load_tokenizer("{repo}")',
+        "```",
+        "",
+        f'`nearplane run {repo} "..."` writes text, `vllm serve {repo}` serves it with nearplane '
+        "installed beside vLLM.",
+        "",
+    ]
+    lines += ["## Measured", "", *[f"- {each}" for each in measured], ""] * bool(measured)
+    lines += ["## Recipe", "", "```json", json.dumps(shown(recipe), indent=2), "```", ""]
+    lines += [f"- {bits.sentence()}", f"- {certified(checkpoint)}", ""]
+    return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)))
+
+
+def shown(recipe: dict[str, Any]) -> dict[str, Any]:
+    """Return a recipe without the rate of every layer, and with names in place of paths."""
+    found = {name: value for name, value in recipe.items() if name != "allocation"}
+    calibration = found.get("calibration")
+    if isinstance(calibration, dict) and isinstance(calibration.get("source"), str):
+        found["calibration"] = calibration | {"source": Path(calibration["source"]).name}
+    return found
+
+
+def certified(checkpoint: Checkpoint) -> str:
+    """Return a sentence on how many layers have a bound of their error."""
+    bounded = sum(entry.get("bound") is not None for entry in checkpoint.layers.values())
+    return f"{bounded} of {len(checkpoint.layers)} layers have an error bound that holds"
+
+
+def push(
+    directory: str | Path,
+    repo: str,
+    *,
+    private: bool = False,
+    licence: str = "",
+    measured: Sequence[str] = (),
+    dry_run: bool = False,
+) -> tuple[str, list[Path]]:
+    """Upload a checkpoint with a model card; return the card and the files.
+
+    - `repo`: as ORG/NAME. `licence`: in place of the base model's.
+    - `measured`: sentences for the card. `dry_run`: only make the card.
+
+    Raises NearplaneError for what is no checkpoint, and for what the hub answers.
+    """
+    from huggingface_hub import CommitOperationAdd, HfApi
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if repo.count("/") != 1:
+        raise NearplaneError(f"{repo!r} is no name on the hub: write ORG/NAME")
+    try:
+        validate_repo_id(repo)
+    except HFValidationError as error:
+        raise NearplaneError(f"{repo!r} is no name on the hub: {first_line(error)}") from error
+    checkpoint = open_checkpoint(directory)
+    checkpoint.check_files()
+    base = base_of(checkpoint)
+    base = Base(base.name, licence or base.licence, base.languages)
+    card = card_of(checkpoint, base, repo, measured)
+    files = sorted(path for path in checkpoint.directory.rglob("*") if path.is_file())
+    files = [path for path in files if path.relative_to(checkpoint.directory) != Path(CARD)]
+    if dry_run:
+        return card, files
+    operations = [
+        CommitOperationAdd(path.relative_to(checkpoint.directory).as_posix(), path)
+        for path in files
+    ]
+    operations.append(CommitOperationAdd(CARD, card.encode()))
+    with naming_errors(f"uploading to {repo}"):
+        api = HfApi()
+        api.create_repo(repo, private=private, exist_ok=True)
+        message = f"Quantized by nearplane: {checkpoint.directory.resolve().name}"
+        api.create_commit(repo, operations, commit_message=message)
+    return card, files
