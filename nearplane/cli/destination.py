@@ -48,13 +48,15 @@ class Destination:
         changed = {"method": self.options["method"], "keep": keep or None, "skip": skip or None}
         return replace(settings, size=size, **changed)
 
-    def fitted(self, found: Any, size: str | None) -> Any:
+    def fitted(self, found: Any, size: str | None, bare: bool) -> Any:
         """Return the survey with its method as the format and the size of the file ask.
+
+        - `bare`: whether the model may have no tokenizer.
 
         NearplaneError for a model that the format does not hold.
         """
         if self.format == "gguf":
-            return fitted_to_gguf(found, size if self.any_size else None)
+            return fitted_to_gguf(found, size if self.any_size else None, bare)
         columns = [layer.shape[1] for layer in found.layers]
         sizes = [n for n in GROUP_SIZES if all(c % n == 0 for c in columns)]
         if not self.grouped and not sizes:
@@ -67,6 +69,37 @@ class Destination:
         return replace(found, method=method)
 
 
+def destination_in(options: dict[str, Any]) -> Destination | None:
+    """Return what `--for` asks, if it was given, and put what that means for a method into options.
+
+    NearplaneError for a word that means nothing, and for options that contradict it.
+    """
+    if options.get("destination") is None:
+        return None
+    asked = destination_of(options["destination"], options)
+    for name, value in asked.options.items():
+        given = options.get(name)
+        if name != "method" and given not in (None, value):
+            raise NearplaneError(f"--for chooses --{name}: leave out --{name} {given}")
+    options |= asked.options
+    return asked
+
+
+def survey_for(
+    model: str, method: Any, settings: Any, asked: Destination | None, bare: bool = False
+) -> Any:
+    """Return the model's survey as the options, and the format that it is quantized for, ask.
+
+    - `bare`: also accept a directory that holds nothing but a config.json.
+    """
+    from nearplane.cli.run_settings import survey_of
+
+    if asked is None:
+        return survey_of(model, method, settings, bare)
+    found = survey_of(model, method, asked.settings(settings), bare)
+    return asked.fitted(found, settings.size, bare)
+
+
 def destination_of(word: str, options: dict[str, Any]) -> Destination:
     """Return what `--for WORD` asks: gguf, or gguf, gptq, compressed-tensors or vllm with a detail.
 
@@ -75,7 +108,8 @@ def destination_of(word: str, options: dict[str, Any]) -> Destination:
     NearplaneError for another word, and for options that contradict it.
     """
     name, _, detail = word.partition(":")
-    if options.get("method") not in (None, "eclq"):
+    own = {"gguf": "gguf"}.get(name, "gptq")
+    if options.get("method") not in (None, "eclq", own):
         raise NearplaneError("--for chooses the method: leave out --method")
     if name == "gguf":
         return for_gguf(detail, options)
@@ -95,7 +129,7 @@ def destination_of(word: str, options: dict[str, Any]) -> Destination:
 
 def for_gguf(detail: str, options: dict[str, Any]) -> Destination:
     """Return what a GGUF file of a type, of a mixture, or of a size asks."""
-    from nearplane.methods.block_types import GRIDS
+    from nearplane.codes.block_types import GRIDS
 
     sized = options.get("size") is not None
     if sized and detail:
@@ -111,7 +145,7 @@ def for_gguf(detail: str, options: dict[str, Any]) -> Destination:
     return Destination("gguf", made | {"mixed": MIXTURES.get(detail, 16.0)}, any_size=sized)
 
 
-def fitted_to_gguf(found: Any, size: str | None) -> Any:
+def fitted_to_gguf(found: Any, size: str | None, bare: bool) -> Any:
     """Return the survey at the size of a file; NearplaneError for what llama.cpp cannot run."""
     from nearplane.cli.run_settings import bytes_of
     from nearplane.export.formats.gguf import metadata_bytes
@@ -119,7 +153,7 @@ def fitted_to_gguf(found: Any, size: str | None) -> Any:
     from nearplane.plan.survey import at_size
 
     tokenizer = open_tokenizer(found.empty.where)
-    if tokenizer is None:
+    if tokenizer is None and not bare:
         raise NearplaneError(f"{found.name} has no tokenizer that can be read, and GGUF needs one")
     metadata = metadata_bytes(found.model.config, tokenizer, list(found.model.state_dict()))
     # norms and biases are float32 there

@@ -4,6 +4,7 @@ from typing import Annotated, Any
 
 import typer
 
+from nearplane.cli.destination import destination_in, survey_for
 from nearplane.cli.method_options import chosen, method_parameters
 from nearplane.cli.options import parameters_of, settings_from, with_options
 from nearplane.cli.run_settings import (
@@ -14,7 +15,6 @@ from nearplane.cli.run_settings import (
     check_one_size,
     memory_limit,
     prepare,
-    survey_of,
     time_limit,
 )
 
@@ -33,6 +33,7 @@ def plan(
     **options: Any,
 ) -> None:
     """Say what quantizing MODEL would take, before a weight is loaded."""
+    asked = destination_in(options)
     settings: Settings = settings_from(Settings, options)
     method = chosen(settings.method, options)
     check_one_size(settings.size, options)
@@ -47,7 +48,7 @@ def plan(
     check_one_given(settings.sequences, seconds)
     known(device)
     RunSize(ranks if settings.sequences is None else settings.sequences, 2, ranks)
-    found = survey_of(model, method, settings, bare=True)
+    found = survey_for(model, method, settings, asked, bare=True)
     size = (settings.sequences, settings.length)
     expected = estimate(found, *size, ranks, device, memory_limit(settings))
     if seconds is not None:

@@ -5,7 +5,12 @@ from typing import Annotated, Any
 
 import typer
 
-from nearplane.cli.destination import Destination, destination_of, unfinished_path
+from nearplane.cli.destination import (
+    Destination,
+    destination_in,
+    survey_for,
+    unfinished_path,
+)
 from nearplane.cli.method_options import chosen, method_parameters
 from nearplane.cli.options import parameters_of, settings_from, with_options
 from nearplane.cli.plan import plan
@@ -17,7 +22,6 @@ from nearplane.cli.run_settings import (
     check_one_size,
     memory_limit,
     prepare,
-    survey_of,
     time_limit,
 )
 from nearplane.types import NearplaneError
@@ -37,21 +41,10 @@ def quantize(
         bool,
         typer.Option("--resume", help="Continue a run to OUT that ended too early"),
     ] = False,
-    destination: Annotated[
-        str | None,
-        typer.Option(
-            "--for",
-            metavar="FORMAT",
-            help="Round onto what a format of other programs holds, and write that to OUT: "
-            "gguf:TYPE, gguf with --size, gptq:BITS, compressed-tensors:BITS, vllm:BITS",
-        ),
-    ] = None,
     **options: Any,
 ) -> None:
     """Quantize MODEL and store it in OUT, which appears whole or not at all."""
-    asked = None if destination is None else destination_of(destination, options)
-    if asked is not None:
-        options |= asked.options
+    asked = destination_in(options)
     settings: Settings = settings_from(Settings, options)
     method = chosen(settings.method, options)
     check_one_size(settings.size, options)
@@ -62,7 +55,6 @@ def quantize(
         raise NearplaneError("say what to calibrate on: --calibration FILE_OR_DATASET")
     prepare(settings)
     from nearplane.cli.progress import watching
-    from nearplane.export import formats
     from nearplane.export.ledger import Ledger
     from nearplane.export.output_directory import resolved_output
     from nearplane.pipeline import quantize as run
@@ -73,7 +65,7 @@ def quantize(
     resolved_output(out)
     made = out if asked is None else unfinished_path(out)
     Ledger(made).refuse_without_resume(resume)
-    found, prints = survey_for(asked, model, method, settings), Ranks.joined().first
+    found, prints = survey_for(model, method, settings, asked), Ranks.joined().first
     if prints:
         typer.echo(found.sentence(), err=True)
     with watching() as watcher:
@@ -95,19 +87,18 @@ def quantize(
     if prints:
         print_totals(out, report, asked is None)
     if prints and asked is not None:
-        trusted = settings.trust_remote_code
-        written = formats.export(made, out, asked.format, trusted, typer.echo)
-        shutil.rmtree(made)
-        weights = ("*.gguf", "*.safetensors")
-        size = sum(path.stat().st_size for each in weights for path in written.glob(each))
-        typer.echo(f"{out}: {size / 1e6:.1f} MB for {formats.FORMATS[asked.format].title}")
+        write_for(asked, made, out, settings.trust_remote_code)
 
 
-def survey_for(asked: Destination | None, model: str, method: Any, settings: Settings) -> Any:
-    """Return the model's survey as the options, and the format that it is quantized for, ask."""
-    if asked is None:
-        return survey_of(model, method, settings)
-    return asked.fitted(survey_of(model, method, asked.settings(settings)), settings.size)
+def write_for(asked: Destination, made: str, out: str, trusted: bool) -> None:
+    """Export the checkpoint that was made on the way to OUT, and remove it."""
+    from nearplane.export import formats
+
+    written = formats.export(made, out, asked.format, trusted, typer.echo)
+    shutil.rmtree(made)
+    weights = ("*.gguf", "*.safetensors")
+    size = sum(path.stat().st_size for each in weights for path in written.glob(each))
+    typer.echo(f"{out}: {size / 1e6:.1f} MB for {formats.FORMATS[asked.format].title}")
 
 
 def print_totals(out: str, report: dict[str, Any], final: bool = True) -> None:

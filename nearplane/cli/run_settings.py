@@ -18,6 +18,15 @@ class Settings:
     """The options of quantize and plan that do not belong to a method."""
 
     method: Annotated[str, typer.Option(help=method_help())] = "eclq"
+    destination: Annotated[
+        str | None,
+        typer.Option(
+            "--for",
+            metavar="FORMAT",
+            help="Round onto what a format of other programs holds, and write that to OUT: "
+            "gguf:TYPE, gguf with --size, gptq:BITS, compressed-tensors:BITS, vllm:BITS",
+        ),
+    ] = None
     size: Annotated[
         str | None,
         typer.Option(

@@ -27,6 +27,7 @@ Read record.py first, then dense.py, the simplest code.
 | steps, ladder | steps <-> bytes: as floats, or as points of one logarithmic grid |
 | sparse, gaps | outliers <-> bytes: columns, or Golomb-Rice codes of the gaps between them |
 | cut | the record of a block of rows and columns of a matrix |
+| block_types | what the block types of GGUF files hold |
 | resident | the bytes that a loaded layer holds, and the product with them; kernels speed it up |
 | registry | the interface `Code`, and the table of codes by their tag |
 | dense | code: every integer in the same number of bits |

@@ -59,10 +59,11 @@ def card_of(checkpoint: Checkpoint, base: Base, repo: str, measured: Sequence[st
     """
     from huggingface_hub import ModelCard, ModelCardData
 
-    from nearplane.evaluate.bits import count_bytes
-
     settings = checkpoint.config["quantization_config"]
-    recipe, bits = dict(settings.get("recipe") or {}), count_bytes(checkpoint.directory)
+    recipe, entries = dict(settings.get("recipe") or {}), checkpoint.layers.values()
+    weights = sum(int(entry["rows"]) * int(entry["columns"]) for entry in entries)
+    bpw = 8 * sum(int(entry["bytes"]) for entry in entries) / max(weights, 1)
+    size = sum(path.stat().st_size for path in checkpoint.directory.glob("*.safetensors"))
     method = str(recipe.get("method", "nearplane"))
     data = ModelCardData(
         base_model=base.name or None,
@@ -71,14 +72,14 @@ def card_of(checkpoint: Checkpoint, base: Base, repo: str, measured: Sequence[st
         license=base.licence or None,
         language=list(base.languages) or None,
         pipeline_tag="text-generation",
-        tags=["nearplane", method, f"{bits.bpw:.2f}-bit"],
+        tags=["nearplane", method, f"{bpw:.2f}-bit"],
     )
     title = base.name or repo
-    lines = [f"# {title.rpartition('/')[2]}, {bits.bpw:.2f} bits a weight", ""]
+    lines = [f"# {title.rpartition('/')[2]}, {bpw:.2f} bits a weight", ""]
     made = f"[{base.name}](https://huggingface.co/{base.name})" if base.name else "A model"
     lines += [
         f"{made}, quantized by nearplane {settings.get('nearplane_version', '')} with the method "
-        f"{method}: {bits.weight_files / 1e6:.1f} MB of weights.",
+        f"{method}: {size / 1e6:.1f} MB of weights.",
         "",
         "```python",
         "import nearplane as npl",
@@ -93,7 +94,8 @@ def card_of(checkpoint: Checkpoint, base: Base, repo: str, measured: Sequence[st
     ]
     lines += ["## Measured", "", *[f"- {each}" for each in measured], ""] * bool(measured)
     lines += ["## Recipe", "", "```json", json.dumps(shown(recipe), indent=2), "```", ""]
-    lines += [f"- {bits.sentence()}", f"- {certified(checkpoint)}", ""]
+    lines += [f"- {bpw:.4f} bits per weight of {weights:,} quantized weights"]
+    lines += [f"- {certified(checkpoint)}", ""]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)))
 
 

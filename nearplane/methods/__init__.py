@@ -25,7 +25,7 @@ Read method.py first, then rtn.py, the simplest method.
 | method | the base class `Method`, the table METHODS, and names and options as JSON |
 | eclq, hptq, watersic, hrtn, ssqr, gptq, gguf, rtn | one method each |
 | steps | the step of least error for every group of columns |
-| block_types | the levels and steps of the block types of GGUF files |
+| block_steps | steps and levels of the block types of GGUF files |
 | fixed_width | shared by RTN, GPTQ and SSQR: packing and the result |
 | entropy_coded | shared by HPTQ, HRTN and WaterSIC: rate limits and the result |
 | rate | the rate of Huffman-coded integers, and a prediction of the step that meets a rate |

@@ -8,10 +8,16 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from nearplane.codes.block_types import GRIDS, BlockGrid, grid_of
 from nearplane.lattice import Basis
 from nearplane.lattice.nearest_plane import sweep
 from nearplane.methods import fixed_width
-from nearplane.methods.block_types import GRIDS, BlockGrid, grid_of, mixed_grids
+from nearplane.methods.block_steps import (
+    block_steps,
+    effective_bits,
+    mixed_grids,
+    nearest_level,
+)
 from nearplane.methods.certificate import bound_around, certify_rows, measure
 from nearplane.methods.eclq import ECLQ
 from nearplane.methods.fixed_width import quantized_weight
@@ -70,7 +76,7 @@ class GGUF(LatticeMethod):
 
     def rates(self, columns: int) -> Mapping[float, float] | None:
         grids = mixed_grids(columns) if self.mixed else []
-        return {grid.bits: grid.effective_bits() for grid in grids} or None
+        return {grid.bits: effective_bits(grid) for grid in grids} or None
 
     @property
     def rate(self) -> float | None:
@@ -105,7 +111,7 @@ class GGUF(LatticeMethod):
         matrix, grid = target.matrix.to(weight.dtype), self.grid(columns)
         invperm = basis.columns.argsort()
         importance = basis.factor.diagonal().square()[invperm]
-        step = grid.steps(matrix.float(), importance.float())
+        step = block_steps(grid, matrix.float(), importance.float())
         size = min(grid.group, columns)
         wide = spread(step, size, columns).to(weight.dtype).expand_as(weight)[:, basis.columns]
         code = nearest_levels(matrix[:, basis.columns], basis.factor, wide, grid)
@@ -151,7 +157,7 @@ def nearest_levels(
         codes = code.unbind()
 
         def choose(j: int, best: Tensor) -> Tensor:
-            codes[j].copy_(grid.nearest(best / steps[j]))
+            codes[j].copy_(nearest_level(grid, best / steps[j]))
             return codes[j] * steps[j]
 
         sweep(columns, factor.to(target.dtype), choose)

@@ -89,6 +89,7 @@ def test_packed_formats(word, nearplane, wide, text, tmp_path):
         (["--for", "gptq:3"], "takes widths of 4, 8 bits, not '3'"),
         (["--for", "vllm", "--size", "3MB"], "has one size: leave out --size"),
         (["--for", "gptq", "--group-size", 24], "groups of 24 do not divide its 64 columns"),
+        (["--for", "gptq:4", "--bits", 8], "leave out --bits 8"),
         (["--for", "mlx"], "--for 'mlx' is no format; there are gguf"),
     ],
 )

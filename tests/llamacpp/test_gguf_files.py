@@ -13,11 +13,11 @@ import pytest
 import torch
 
 import nearplane as npl
+from nearplane.codes.block_types import GRIDS
 from nearplane.export.formats import export
 from nearplane.export.gguf.architecture import ARCHITECTURES
 from nearplane.export.load import load_tokenizer
 from nearplane.methods import GGUF, HPTQ, RTN
-from nearplane.methods.block_types import GRIDS
 from nearplane.pipeline import quantize
 from tests.export.test_gguf import TOKENS, model_of
 

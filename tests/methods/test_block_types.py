@@ -6,9 +6,15 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nearplane.codes.block_types import GRIDS, grid_of
 from nearplane.export.gguf.blocks import BLOCK_TYPES
 from nearplane.methods import GGUF, GPTQ
-from nearplane.methods.block_types import GRIDS, grid_of, mixed_grids
+from nearplane.methods.block_steps import (
+    block_steps,
+    effective_bits,
+    mixed_grids,
+    nearest_level,
+)
 from nearplane.types import spread
 from tests.problem import problem
 
@@ -23,10 +29,10 @@ def test_files_hold_every_layer(name, seed, size):
     draws = torch.Generator().manual_seed(seed)
     weight = size * torch.randn(3, 512, generator=draws).exp2() * torch.randn(3, 512)
     grid = GRIDS[name]
-    step = grid.steps(weight, torch.rand(512, generator=draws) + 0.1)
+    step = block_steps(grid, weight, torch.rand(512, generator=draws) + 0.1)
     assert step.shape == (3, 512 // grid.group)
     wide = spread(step, grid.group, 512)
-    code = grid.nearest(weight / wide).int()
+    code = nearest_level(grid, weight / wide).int()
     assert STORED[name].holds(code.numpy())
     packed = STORED[name].packed(code.numpy(), step.numpy())
     assert packed.shape == (3, int(512 * grid.bits / 8))
@@ -37,7 +43,7 @@ def test_the_nearest_level_is_the_nearest(name):
     grid = GRIDS[name]
     levels = torch.tensor(grid.levels or range(grid.low, grid.high + 1)).float()
     x = torch.linspace(grid.low - 3, grid.high + 3, 997)
-    found = grid.nearest(x.clone())
+    found = nearest_level(grid, x.clone())
     assert torch.equal((found - x).abs(), (levels - x[:, None]).abs().amin(1))
 
 
@@ -46,10 +52,10 @@ def test_a_type_errs_as_entropy_coded_integers_of_its_effective_bits(name):
     """Of 6.02 dB a bit: measured once more, on another matrix, to a tenth of a bit."""
     grid = GRIDS[name]
     weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
-    wide = spread(grid.steps(weight, torch.ones(512)), grid.group, 512)
-    error = float((grid.nearest(weight / wide) * wide - weight).square().mean())
+    wide = spread(block_steps(grid, weight, torch.ones(512)), grid.group, 512)
+    error = float((nearest_level(grid, weight / wide) * wide - weight).square().mean())
     bits = np.log(np.pi * np.e / 6 / error) / np.log(4)
-    assert abs(bits - grid.effective_bits()) < 0.1 and grid.effective_bits() < grid.bits
+    assert abs(bits - effective_bits(grid)) < 0.1 and effective_bits(grid) < grid.bits
 
 
 def test_mixtures_hold_what_divides_a_row():
@@ -59,7 +65,7 @@ def test_mixtures_hold_what_divides_a_row():
     for columns in (32, 256):
         grids = mixed_grids(columns)
         assert sorted(grids, key=lambda g: g.bits) == grids
-        assert sorted(grids, key=lambda g: g.effective_bits()) == grids
+        assert sorted(grids, key=lambda g: effective_bits(g)) == grids
 
 
 @pytest.mark.parametrize("bits, name", [(4, "Q4_0"), (5, "Q5_0")])

@@ -52,7 +52,7 @@ class Gguf(Format):
 def metadata_bytes(config: Any, tokenizer: Any, names: list[str]) -> int:
     """Return the bytes of a file without its tensors: of metadata, vocabulary, names.
 
-    - `names`: of the model's tensors.
+    - `names`: of the model's tensors. `tokenizer`: None is left out.
 
     Raises NearplaneError for a family, a tokenizer or a tensor that llama.cpp does not have.
     """
@@ -73,7 +73,8 @@ def metadata_bytes(config: Any, tokenizer: Any, names: list[str]) -> int:
         writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[arch])
         try:
             add_hyperparameters(writer, config)
-            add_vocabulary(writer, tokenizer, config.vocab_size)
+            if tokenizer is not None:
+                add_vocabulary(writer, tokenizer, config.vocab_size)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
         finally:

@@ -12,7 +12,7 @@ import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 from jaxtyping import Float16, Float32, Int, UInt8
 
-from nearplane.methods.block_types import GRIDS, LARGEST, BlockGrid
+from nearplane.codes.block_types import GRIDS, LARGEST, BlockGrid
 
 Codes = UInt8[np.ndarray, "blocks columns"]
 Factors = Float16[np.ndarray, "blocks"]

@@ -1,0 +1,134 @@
+"""Steps and levels of the block types of GGUF files (`codes.block_types`) for a weight."""
+
+import math
+from functools import cache
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from nearplane.codes.block_types import GRIDS, LARGEST, MIXED, BlockGrid
+from nearplane.lattice.nearest_plane import nearest_integer
+from nearplane.methods.steps import CACHED, groups_of
+from nearplane.rows import by_rows
+
+SHRINKS = 48  # candidates for a step: the largest weight over the largest level, times 1.1 to 0.35
+MOST, LEAST = 1.1, 0.35
+FINEST = 2.0**-24  # the least positive number of float16
+TINY = torch.finfo(torch.float32).tiny
+# of a matrix, between which steps are numbers of float16
+SMALLEST_WEIGHT, LARGEST_WEIGHT = 2.0**-10, 2.0**14
+DRAWN = 4096  # numbers by which a type's error is measured
+
+
+def nearest_level(grid: BlockGrid, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return the nearest level of each number; `x` may be overwritten."""
+    if not grid.levels:
+        return nearest_integer(x, grid.low, grid.high)
+    levels = torch.tensor(grid.levels, dtype=x.dtype, device=x.device)
+    return levels[torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)]
+
+
+def block_steps(
+    grid: BlockGrid, weight: Float[Tensor, "rows columns"], importance: Float[Tensor, " columns"]
+) -> Float[Tensor, "rows groups"]:
+    """Return steps that the type holds and that make Σ importance · error² small.
+
+    Each group's best step first, by candidates; then its best multiple of the block's factor.
+    Matrices that float16 has no steps for get steps of as many bits, which no file holds.
+    """
+    wide = groups_of(importance[None].to(weight.dtype), grid.group)
+    wide = wide / wide.mean().clamp_min(TINY)
+    largest = float(weight.abs().max())
+    usual = SMALLEST_WEIGHT <= largest <= LARGEST_WEIGHT or not largest
+    power = 1.0 if usual else 2.0 ** math.floor(math.log2(largest))
+
+    def some(rows: slice) -> tuple[Tensor]:
+        grouped = groups_of(weight[rows] / power, grid.group)
+        parts = grouped.split(max(1, CACHED // weight.shape[1]))
+        return (torch.cat([steps_of(grid, part, wide) for part in parts]),)
+
+    return by_rows(some, len(weight))[0] * power
+
+
+def steps_of(
+    grid: BlockGrid,
+    grouped: Float[Tensor, "rows groups group"],
+    importance: Float[Tensor, "1 groups group"],
+) -> Float[Tensor, "rows groups"]:
+    """Return the steps of some rows' groups, in float32."""
+    best = free_steps(grid, grouped, importance).clamp(-LARGEST, LARGEST)
+    if not grid.multiples:
+        return nonzero(best.half().float())
+    each = grid.block // grid.group
+    padded = torch.nn.functional.pad(best, (0, -best.shape[1] % each)).unflatten(1, (-1, each))
+    factor = padded.abs().amax(2, keepdim=True) / grid.multiples
+    factor = nonzero(factor.half().float()).expand_as(padded).flatten(1)[:, : best.shape[1]]
+    found, error = best, torch.full_like(best, torch.inf)
+    whole = (best / factor).abs().round()
+    for apart in (-1, 0, 1):
+        multiple = (whole + apart).clamp(1, grid.multiples)
+        step = factor * multiple * torch.where(best < 0, -1, 1)
+        own = error_of(grid, grouped, step, importance)
+        found, error = torch.where(own < error, step, found), torch.minimum(own, error)
+    return found
+
+
+def free_steps(
+    grid: BlockGrid,
+    grouped: Float[Tensor, "rows groups group"],
+    importance: Float[Tensor, "1 groups group"],
+) -> Float[Tensor, "rows groups"]:
+    """Return the best of SHRINKS steps of each group, and of both signs if they may differ."""
+    full = grouped.abs().amax(2) / max(-grid.low, grid.high)
+    found, error = full, torch.full_like(full, torch.inf)
+    # the shorter side of levels would be the one that is needed
+    for sign in (1, -1) if grid.signed and -grid.low != grid.high else (1,):
+        for index in range(SHRINKS):
+            step = full * (sign * (MOST - (MOST - LEAST) * index / (SHRINKS - 1)))
+            own = error_of(grid, grouped, step, importance)
+            found, error = torch.where(own < error, step, found), torch.minimum(own, error)
+    return found
+
+
+def error_of(
+    grid: BlockGrid,
+    grouped: Float[Tensor, "rows groups group"],
+    step: Float[Tensor, "rows groups"],
+    importance: Float[Tensor, "1 groups group"],
+) -> Float[Tensor, "rows groups"]:
+    """Return Σ importance · (weight − step · nearest level)² of each group."""
+    wide = nonzero(step)[..., None]
+    level = nearest_level(grid, grouped / wide)
+    return level.mul_(wide).sub_(grouped).square_().mul_(importance).sum(2)
+
+
+@cache
+def effective_bits(grid: BlockGrid) -> float:
+    """Return the rate at which entropy-coded integers would err as this type does.
+
+    Of DRAWN Gaussian numbers: error² = (π e / 6) 4^(−bits) for integers with one step.
+    """
+    drawn = torch.randn(4, DRAWN // 4, generator=torch.Generator().manual_seed(0))
+    step = block_steps(grid, drawn, torch.ones(drawn.shape[1])).repeat_interleave(grid.group, 1)
+    error = float((nearest_level(grid, drawn / step) * step - drawn).square().mean())
+    return math.log(math.pi * math.e / 6 / error, 4)
+
+
+def nonzero(step: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return steps of which none is less than the finest."""
+    return torch.where(step.abs() < FINEST, FINEST, step)
+
+
+def mixed_grids(columns: int) -> list[BlockGrid]:
+    """Return the types that a mixture may have in rows of so many columns, the smallest first.
+
+    None of 32 columns where one of 256 has no more bits.
+    """
+    found = [GRIDS[name] for name in MIXED if GRIDS[name].fits(columns)]
+    found = found or [GRIDS["IQ4_NL"], GRIDS["Q5_0"], GRIDS["Q8_0"]]
+    best: list[BlockGrid] = []
+    for grid in found:
+        if not best or effective_bits(grid) > effective_bits(best[-1]):
+            best.append(grid)
+    return best
