@@ -18,6 +18,7 @@ ABLATIONS: list[dict[str, Any]] = [
     {"unequal": False},
     {"contexts": False},
     {"cross": False},
+    {"two_sided": False},
     {"allocate": False},
     {"paths": 4},
 ]

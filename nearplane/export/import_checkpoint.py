@@ -9,6 +9,7 @@ import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
+from reprlib import repr
 from typing import Any
 
 import torch
@@ -67,7 +68,8 @@ class Foreign:
         if self.method != "compressed-tensors":
             return self.settings
         for group in self.settings["config_groups"].values():
-            targets = group.get("targets") or []
+            targets = group.get("targets")
+            targets = targets if isinstance(targets, list) else []
             if any(matches(layer, target) for target in targets):
                 return check_weights(group, layer)
         raise NearplaneError("no entry of config_groups is of this layer")
@@ -113,9 +115,9 @@ def opened(directory: Path) -> Foreign:
     method = settings.get("quant_method") if isinstance(settings, dict) else None
     if method == fmt.METHOD:
         raise NearplaneError(f"{directory} is a nearplane checkpoint already")
-    if not isinstance(settings, dict) or method not in READERS:
+    if not isinstance(settings, dict) or not isinstance(method, str) or method not in READERS:
         known = ", ".join(sorted(READERS))
-        found = f"quant_method {method!r}" if method else "no quantization_config"
+        found = f"quant_method {repr(method)}" if method else "no quantization_config"
         raise NearplaneError(f"{directory} has {found}; what can be imported is {known}")
     method, settings = check_settings(method, settings, directory)
     checkpoint = Checkpoint(directory, config, {}, locate_tensors(directory))
@@ -145,14 +147,15 @@ def check_settings(
             raise NearplaneError(f"{directory}: AutoRound's packing {packing!r} is not read")
     if method == "gptq" and settings.get("checkpoint_format", "gptq") not in ("gptq", "gptq_v2"):
         raise NearplaneError(
-            f"{directory}: the format {settings['checkpoint_format']!r} of GPTQ is not read; "
+            f"{directory}: the format {repr(settings['checkpoint_format'])} of GPTQ is not read; "
             "gptq and gptq_v2 are"
         )
     if method == "compressed-tensors":
         groups = settings.get("config_groups")
-        if settings.get("format") != "pack-quantized" or not isinstance(groups, dict):
+        whole = isinstance(groups, dict) and all(isinstance(g, dict) for g in groups.values())
+        if settings.get("format") != "pack-quantized" or not whole:
             raise NearplaneError(
-                f"{directory}: the format {settings.get('format')!r} of compressed-tensors is "
+                f"{directory}: the format {repr(settings.get('format'))} of compressed-tensors is "
                 "not read; pack-quantized is"
             )
         if settings.get("kv_cache_scheme"):

@@ -62,7 +62,7 @@ def gptq_layer(parts: Parts, settings: Mapping[str, Any]) -> PackedLayer:
 def awq_layer(parts: Parts, settings: Mapping[str, Any]) -> PackedLayer:
     """Return what a layer of AutoAWQ holds, in its version "gemm" of 4 bits."""
     version = settings.get("version", "gemm")
-    require(str(version).lower() == "gemm", f"its version {version!r}, which is not gemm,")
+    require(str(version).lower() == "gemm", "a version that is not gemm")
     words, zeros, scales = two_sided(parts)
     groups, rows = scales.shape
     columns, bits = words.shape[0], width(words.shape[1] * WORD, rows)
@@ -82,8 +82,9 @@ def compressed_tensors_layer(parts: Parts, settings: Mapping[str, Any]) -> Packe
     shape = part_of(parts, "weight_shape")
     require(shape.numel() == 2 and shape.dtype in (torch.int64, torch.int32), "weight_shape")
     rows, columns = (int(n) for n in shape.flatten().tolist())
-    bits = int(settings.get("num_bits") or 0)
-    require(bits in WIDTHS, f"a width of {bits} bits")
+    stated = settings.get("num_bits")
+    bits = stated if type(stated) is int and stated in WIDTHS else 0
+    require(bits > 0, "a width of weights that is not from 1 to 8 bits")
     require(rows > 0 and columns > 0, "weight_shape")
     require(words.shape == (rows, -(-columns * bits // WORD)), "the shape of weight_packed")
     require(scales.shape[0] == rows, "the shape of weight_scale")

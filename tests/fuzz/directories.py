@@ -9,11 +9,15 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from random import Random
 
+import torch
+from safetensors.torch import save_file
+
 from nearplane.cli import verify
 from nearplane.evaluate.verify import contradictions
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export import checksums, load
 from nearplane.export.checkpoint_reader import check_layers, open_checkpoint
+from nearplane.export.import_checkpoint import import_checkpoint
 from nearplane.model.open_model import open_model
 from nearplane.types import NearplaneError
 from tests.cli import tiny as tiny_model
@@ -46,6 +50,35 @@ def written_model(place: Path, shards: bool) -> Path:
     """Write a small model that is not quantized."""
     tiny_model.model().save_pretrained(place, max_shard_size="60KB" if shards else "1GB")
     tiny_model.tokenizer(bos=True).save_pretrained(place)
+    return place
+
+
+def written_packed(place: Path, method: str) -> Path:
+    """Write a checkpoint of two layers as another package packs them."""
+    place.mkdir()
+    draws = torch.Generator().manual_seed(0)
+
+    def words(*shape: int) -> torch.Tensor:
+        return torch.randint(-(2**31), 2**31, shape, generator=draws).int()
+
+    def layer() -> dict[str, torch.Tensor]:
+        scales = torch.rand(32, 2, generator=draws).half() + 0.5
+        if method == "compressed-tensors":
+            shape = torch.tensor([32, 64])
+            return {"weight_packed": words(32, 8), "weight_scale": scales, "weight_shape": shape}
+        zeros, along = torch.full((2, 4), 0x77777777), (64, 4) if method == "awq" else (8, 32)
+        parts = {"qweight": words(*along), "qzeros": zeros.int(), "scales": scales.T.contiguous()}
+        return parts | ({"g_idx": torch.arange(64).int() // 32} if method == "gptq" else {})
+
+    tensors = {f"{name}.{part}": t for name in ("a.q", "a.k") for part, t in layer().items()}
+    save_file(tensors | {"norm.weight": torch.ones(64)}, place / "model.safetensors")
+    settings: dict = {"quant_method": method, "bits": 4, "group_size": 32, "version": "gemm"}
+    if method == "compressed-tensors":
+        weights = {"num_bits": 4, "type": "int", "group_size": 32}
+        groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
+        settings |= {"format": "pack-quantized", "config_groups": groups}
+    config = {"model_type": "llama", "quantization_config": settings}
+    (place / fmt.CONFIG).write_text(json.dumps(config))
     return place
 
 
@@ -90,6 +123,18 @@ def damaged_file(name: str, content: bytes, random: Random) -> bytes:
     if name.endswith(".json") and random.random() < 0.9:
         return json_text(damaged_json(json.loads(content), random), random)
     return damaged(content, random)
+
+
+def read_packed(folder: Path) -> None:
+    """Import a checkpoint of another package: what is written is whole, or nothing is there."""
+    out = folder.with_name(f"{folder.name}-imported")
+    shutil.rmtree(out, ignore_errors=True)
+    try:
+        import_checkpoint(folder, out)
+    except NearplaneError:
+        assert not out.exists()
+        raise
+    assert not check_layers(out)
 
 
 def read_all(directory: Path) -> None:

@@ -101,6 +101,16 @@ def gguf_target(place: Path) -> Target:
     )
 
 
+def packed_target(method: str) -> Callable[[Path], Target]:
+    def target(place: Path) -> Target:
+        from tests.fuzz import directories as d
+
+        whole = d.written_packed(d.fresh(place, method), method)
+        return d.DirectoryTarget(d.Damage(whole, d.files_of(whole, "*")), d.read_packed)
+
+    return target
+
+
 def text_target(place: Path) -> Target:
     from tests.fuzz.texts import TextTarget
 
@@ -123,6 +133,9 @@ TARGETS: dict[str, Callable[[Path], Target]] = {
     "tokenizer": tokenizer_target,
     "source": source_target,
     "gguf": gguf_target,
+    "gptq": packed_target("gptq"),
+    "awq": packed_target("awq"),
+    "compressed-tensors": packed_target("compressed-tensors"),
     "text": text_target,
     "parquet": parquet_target,
 }

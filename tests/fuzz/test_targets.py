@@ -21,6 +21,7 @@ from tests.fuzz.targets import TARGETS
 CASES = {
     **{"record": 60, "stream": 60, "shard": 10, "json": 20, "sums": 100, "load": 20},
     **{"tokenizer": 30, "source": 30, "gguf": 12, "text": 30, "parquet": 60},
+    **{"gptq": 40, "awq": 40, "compressed-tensors": 40},
 }
 
 
