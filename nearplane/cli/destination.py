@@ -1,5 +1,6 @@
 """--for: a method whose result a format of other programs holds, and what is checked before it."""
 
+import shutil
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ MIXTURES = {
     "Q5_K_S": 5.57,
     "Q5_K_M": 5.7,
 }
+SIZED = 16.0  # bits per weight, until a size says how many
+WIDEST = 9.0  # bits that no type has
 SUPER_BLOCK = 256  # columns of most types' blocks
 GROUP_SIZES = (128, 64, 32)  # of packed formats: the largest that divides the columns of all layers
 PACKED = {"gptq": "gptq", "compressed-tensors": "compressed-tensors", "vllm": "compressed-tensors"}
@@ -108,6 +111,7 @@ def destination_of(word: str, options: dict[str, Any]) -> Destination:
     NearplaneError for another word, and for options that contradict it.
     """
     name, _, detail = word.partition(":")
+    name = name.lower()
     own = {"gguf": "gguf"}.get(name, "gptq")
     if options.get("method") not in (None, "eclq", own):
         raise NearplaneError("--for chooses the method: leave out --method")
@@ -116,7 +120,7 @@ def destination_of(word: str, options: dict[str, Any]) -> Destination:
     if name not in PACKED:
         known = ", ".join(["gguf[:TYPE]", *(f"{each}[:BITS]" for each in PACKED)])
         raise NearplaneError(f"--for {word!r} is no format; there are {known}")
-    bits = int(detail) if detail.isdigit() else 0 if detail else 4
+    bits = int(detail) if detail.isdecimal() else 0 if detail else 4
     if bits not in WIDTHS[name]:
         widths = ", ".join(map(str, WIDTHS[name]))
         raise NearplaneError(f"--for {name} takes widths of {widths} bits, not {detail!r}")
@@ -131,7 +135,10 @@ def for_gguf(detail: str, options: dict[str, Any]) -> Destination:
     """Return what a GGUF file of a type, of a mixture, or of a size asks."""
     from nearplane.codes.block_types import GRIDS
 
-    sized = options.get("size") is not None
+    sized, detail = options.get("size") is not None, detail.upper()
+    for name in ("type", "mixed"):
+        if options.get(name) not in (None, detail, MIXTURES.get(detail, SIZED if sized else None)):
+            raise NearplaneError(f"--for gguf chooses --{name}: leave out --{name}")
     if sized and detail:
         raise NearplaneError("give --for gguf:TYPE or --for gguf with --size, not both")
     if not sized and detail not in (*GRIDS, *MIXTURES):
@@ -142,25 +149,28 @@ def for_gguf(detail: str, options: dict[str, Any]) -> Destination:
     if detail in GRIDS:
         return Destination("gguf", made | {"type": detail})
     # the size is known once the model's metadata is
-    return Destination("gguf", made | {"mixed": MIXTURES.get(detail, 16.0)}, any_size=sized)
+    return Destination("gguf", made | {"mixed": MIXTURES.get(detail, SIZED)}, any_size=sized)
 
 
 def fitted_to_gguf(found: Any, size: str | None, bare: bool) -> Any:
     """Return the survey at the size of a file; NearplaneError for what llama.cpp cannot run."""
     from nearplane.cli.run_settings import bytes_of
-    from nearplane.export.formats.gguf import metadata_bytes
+    from nearplane.export.formats.gguf import overhead
     from nearplane.model.open_model import open_tokenizer
     from nearplane.plan.survey import at_size
 
     tokenizer = open_tokenizer(found.empty.where)
     if tokenizer is None and not bare:
         raise NearplaneError(f"{found.name} has no tokenizer that can be read, and GGUF needs one")
-    metadata = metadata_bytes(found.model.config, tokenizer, list(found.model.state_dict()))
-    # norms and biases are float32 there
+    # tied parameters are there once
+    parameters = dict(found.model.named_parameters())
     own = {id(layer.module.get_parameter("weight")) for layer in found.layers}
-    small = [p.numel() for p in found.model.parameters() if p.ndim < 2 and id(p) not in own]
-    metadata += sum(small) * max(4 - found.dtype.itemsize, 0)
-    found = found if size is None else at_size(found, bytes_of("--size", size) - metadata)
+    kept = {name: p.ndim for name, p in parameters.items() if id(p) not in own}
+    metadata, wide = overhead(found.model.config, tokenizer, list(parameters), kept)
+    metadata += sum(parameters[name].numel() for name in wide) * max(4 - found.dtype.itemsize, 0)
+    if size is not None:
+        most = WIDEST * found.quantized / 8 + found.unquantized * 4 + metadata
+        found = at_size(found, int(min(bytes_of("--size", size), most)) - metadata)
     odd = [layer for layer in found.layers if layer.shape[1] % SUPER_BLOCK]
     if odd:
         typer.echo(
@@ -219,5 +229,43 @@ def check_packed(found: Any, method: Any, where: str) -> None:
 
 def unfinished_path(out: str) -> str:
     """Return the directory of the checkpoint that is made on the way to OUT."""
-    path = Path(out)
+    from nearplane.export.output_directory import resolved_output
+
+    path = Path(resolved_output(out))
     return str(path.with_name(f"{path.name}.nearplane"))
+
+
+def finished_before(made: str, resume: bool) -> bool:
+    """Whether only the export is left of an earlier run; NearplaneError without `--resume`."""
+    from nearplane.evaluate.bits import is_checkpoint
+
+    if not Path(made).is_dir() or not is_checkpoint(made):
+        return False
+    if not resume:
+        raise NearplaneError(
+            f"{made} is the checkpoint of an earlier run with --for: --resume exports it, or "
+            "remove it"
+        )
+    return True
+
+
+def write_for(asked: Destination, made: str, out: str, settings: Any) -> None:
+    """Export the checkpoint that was made on the way to OUT, and remove it."""
+    from nearplane.cli.run_settings import bytes_of
+    from nearplane.export import formats
+
+    try:
+        written = formats.export(made, out, asked.format, settings.trust_remote_code, typer.echo)
+    except BaseException:
+        typer.echo(
+            f"the checkpoint is in {made}: nearplane export {made} {out} --to {asked.format} "
+            "goes on from there",
+            err=True,
+        )
+        raise
+    shutil.rmtree(made)
+    weights = ("*.gguf", "*.safetensors")
+    size = sum(path.stat().st_size for each in weights for path in written.glob(each))
+    typer.echo(f"{out}: {size / 1e6:.1f} MB, {asked.format}")
+    if asked.any_size and size > bytes_of("--size", settings.size):
+        typer.echo(f"warning: that is more than --size {settings.size}", err=True)

@@ -43,7 +43,7 @@ def push(
     if dry_run:
         typer.echo(card)
         for path in files:
-            typer.echo(f"{path.stat().st_size:>14,}  {path.name}")
+            typer.echo(f"{path.stat().st_size:>14,}  {path.relative_to(directory)}")
         return
     if "\nlicense:" not in card:
         typer.echo("no licence of the base model is known: --license states one", err=True)

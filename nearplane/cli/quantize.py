@@ -1,15 +1,15 @@
 """nearplane quantize: a model is compressed and stored as a checkpoint."""
 
-import shutil
 from typing import Annotated, Any
 
 import typer
 
 from nearplane.cli.destination import (
-    Destination,
     destination_in,
+    finished_before,
     survey_for,
     unfinished_path,
+    write_for,
 )
 from nearplane.cli.method_options import chosen, method_parameters
 from nearplane.cli.options import parameters_of, settings_from, with_options
@@ -62,8 +62,9 @@ def quantize(
     from nearplane.walk.ranks import Ranks
 
     check_one_given(settings.sequences, seconds)
-    resolved_output(out)
-    made = out if asked is None else unfinished_path(out)
+    made = str(resolved_output(out)) if asked is None else unfinished_path(out)
+    if asked is not None and finished_before(made, resume):
+        return write_for(asked, made, out, settings)
     Ledger(made).refuse_without_resume(resume)
     found, prints = survey_for(model, method, settings, asked), Ranks.joined().first
     if prints:
@@ -87,18 +88,7 @@ def quantize(
     if prints:
         print_totals(out, report, asked is None)
     if prints and asked is not None:
-        write_for(asked, made, out, settings.trust_remote_code)
-
-
-def write_for(asked: Destination, made: str, out: str, trusted: bool) -> None:
-    """Export the checkpoint that was made on the way to OUT, and remove it."""
-    from nearplane.export import formats
-
-    written = formats.export(made, out, asked.format, trusted, typer.echo)
-    shutil.rmtree(made)
-    weights = ("*.gguf", "*.safetensors")
-    size = sum(path.stat().st_size for each in weights for path in written.glob(each))
-    typer.echo(f"{out}: {size / 1e6:.1f} MB for {formats.FORMATS[asked.format].title}")
+        write_for(asked, made, out, settings)
 
 
 def print_totals(out: str, report: dict[str, Any], final: bool = True) -> None:
@@ -118,7 +108,8 @@ def print_totals(out: str, report: dict[str, Any], final: bool = True) -> None:
     certified = f"{report['certified_layers']} of {len(layers)} layers keep to their bound"
     if report["loss_over_bound"] is not None:
         certified += f", at {report['loss_over_bound']:.2f} of it"
-    typer.echo(certified)
+    if final:
+        typer.echo(certified)
     for name in report["fallbacks"]:
         typer.echo(f"warning: {name} was rounded to nearest")
     for sentence in few_token_sentences({layer["name"]: layer for layer in layers}):

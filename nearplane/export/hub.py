@@ -6,10 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearplane.export.checkpoint_reader import Checkpoint, open_checkpoint
-from nearplane.types import NearplaneError, first_line, naming_errors
+from nearplane.export import checkpoint_format as fmt
+from nearplane.export import checksums
+from nearplane.export.checkpoint_reader import Checkpoint, open_checkpoint, read_json
+from nearplane.export.companion_files import companion_files
+from nearplane.types import NearplaneError, naming_errors
 
 CARD = "README.md"
+OWN = (fmt.CONFIG, fmt.INDEX, "report.json", checksums.SUMS)  # beside weights and companions
 
 
 @dataclass(frozen=True)
@@ -24,27 +28,41 @@ class Base:
 def base_of(checkpoint: Checkpoint) -> Base:
     """Return the base model: of what the card beside a local model says, or the one on the hub."""
     from huggingface_hub import HfApi, ModelCard
-    from huggingface_hub.errors import HfHubHTTPError
 
     report = checkpoint.directory / "report.json"
-    name = str(json.loads(report.read_text()).get("model", "")) if report.is_file() else ""
-    folder = Path(name) if Path(name).is_dir() else Path(name).parent
-    if Path(name).exists():
-        card = folder / CARD
+    name = read_json(report).get("model") if report.is_file() else None
+    name = name if isinstance(name, str) else ""
+    path = Path(name).expanduser()
+    if name and path.exists():
+        card = (path if path.is_dir() else path.parent) / CARD
         data = ModelCard.load(card).data.to_dict() if card.is_file() else {}
         bases = data.get("base_model")
         # the card of a copy names what it is a copy of
         known = bases if isinstance(bases, str) else ""
         return Base(known, str(data.get("license") or ""), listed(data.get("language")))
-    if name.count("/") != 1:
+    if not is_repo(name):
         return Base("")
     try:
         found = HfApi().model_info(name).card_data
-    # without the hub, the name is what is known
-    except (HfHubHTTPError, OSError):
+    # without the hub the name is what is known, whatever the reason
+    except Exception:
         found = None
     data = found.to_dict() if found is not None else {}
     return Base(name, str(data.get("license") or ""), listed(data.get("language")))
+
+
+def is_repo(name: str) -> bool:
+    """Whether a name is ORG/NAME on the hub."""
+    from huggingface_hub.errors import HFValidationError
+    from huggingface_hub.utils import validate_repo_id
+
+    if name.count("/") != 1 or name[0] in "./~":
+        return False
+    try:
+        validate_repo_id(name)
+    except HFValidationError:
+        return False
+    return True
 
 
 def listed(value: Any) -> tuple[str, ...]:
@@ -77,9 +95,12 @@ def card_of(checkpoint: Checkpoint, base: Base, repo: str, measured: Sequence[st
     title = base.name or repo
     lines = [f"# {title.rpartition('/')[2]}, {bpw:.2f} bits a weight", ""]
     made = f"[{base.name}](https://huggingface.co/{base.name})" if base.name else "A model"
+    version = settings.get("nearplane_version", "")
+    how = f"quantized by nearplane {version} with the method {method}"
+    if method == "imported":
+        how = f"its {recipe.get('source')} integers as they were, coded by nearplane {version}"
     lines += [
-        f"{made}, quantized by nearplane {settings.get('nearplane_version', '')} with the method "
-        f"{method}: {size / 1e6:.1f} MB of weights.",
+        f"{made}, {how}: {size / 1e6:.1f} MB of weights.",
         "",
         "```python",
         "import nearplane as npl",
@@ -131,22 +152,17 @@ def push(
     Raises NearplaneError for what is no checkpoint, and for what the hub answers.
     """
     from huggingface_hub import CommitOperationAdd, HfApi
-    from huggingface_hub.errors import HFValidationError
-    from huggingface_hub.utils import validate_repo_id
 
-    if repo.count("/") != 1:
+    if not is_repo(repo):
         raise NearplaneError(f"{repo!r} is no name on the hub: write ORG/NAME")
-    try:
-        validate_repo_id(repo)
-    except HFValidationError as error:
-        raise NearplaneError(f"{repo!r} is no name on the hub: {first_line(error)}") from error
     checkpoint = open_checkpoint(directory)
     checkpoint.check_files()
     base = base_of(checkpoint)
     base = Base(base.name, licence or base.licence, base.languages)
     card = card_of(checkpoint, base, repo, measured)
-    files = sorted(path for path in checkpoint.directory.rglob("*") if path.is_file())
-    files = [path for path in files if path.relative_to(checkpoint.directory) != Path(CARD)]
+    names = {*companion_files(checkpoint.directory), *OWN, *checkpoint.file_of.values()}
+    own = [checkpoint.directory / name for name in names]
+    files = sorted({path for path in own if path.is_file() and path.name != CARD})
     if dry_run:
         return card, files
     operations = [

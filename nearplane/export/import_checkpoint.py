@@ -13,20 +13,30 @@ from reprlib import repr
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from transformers import AutoConfig
 
 from nearplane import codes
 from nearplane.export import checkpoint_format as fmt
-from nearplane.export.checkpoint_reader import Checkpoint, locate_tensors, read_config
+from nearplane.export.checkpoint_reader import (
+    Checkpoint,
+    locate_tensors,
+    read_config,
+    tensors_in,
+)
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companion_files import companion_files
 from nearplane.export.output_directory import check_space
 from nearplane.export.packed_layers import MARKS, PARTS, READERS, PackedLayer
-from nearplane.types import LayerReport, NearplaneError
+from nearplane.model.auto_class import auto_class
+from nearplane.model.experts import split_experts_
+from nearplane.types import LayerReport, NearplaneError, naming_errors
 
+SHOWN = 5  # names in a sentence
 Says = Callable[[str], None]
 
 CODERS = (codes.Rans(), codes.Huffman())
+VERSIONS = ("gptq", "gptq_v2")
 UNKNOWN = math.nan  # what only who quantized the layer knows
 VOID = "imported: another package rounded it, and says nothing of its error"
 
@@ -67,12 +77,16 @@ class Foreign:
         """Return the settings that hold for a layer."""
         if self.method != "compressed-tensors":
             return self.settings
+        found: list[tuple[int, dict[str, Any]]] = []
         for group in self.settings["config_groups"].values():
             targets = group.get("targets")
-            targets = targets if isinstance(targets, list) else []
-            if any(matches(layer, target) for target in targets):
-                return check_weights(group, layer)
-        raise NearplaneError("no entry of config_groups is of this layer")
+            targets = targets if isinstance(targets, list) else [targets]
+            best = max((rank(layer, target) for target in targets), default=0)
+            found.append((best, group))
+        best, group = max(found, key=lambda pair: pair[0], default=(0, {}))
+        if not best:
+            raise NearplaneError(f"{layer}: no entry of config_groups is of this layer")
+        return check_weights(group, layer)
 
 
 def import_checkpoint(
@@ -84,6 +98,9 @@ def import_checkpoint(
     columns that are not neighbours, activations that are quantized, floating-point formats.
     """
     foreign = opened(Path(source))
+    left = Names(foreign).check()
+    if left:
+        says(f"left behind, as the model does not take them: {', '.join(left[:SHOWN])}")
     check_space(out, sum(foreign.stored_bytes(name) for name in foreign.parts))
     before = after = 0
     with CheckpointWriter(out) as writer:
@@ -93,7 +110,7 @@ def import_checkpoint(
             writer.add(name + fmt.RECORD, record)
             reports.append(report_of(name, packed, record, code_bytes, foreign.method))
             before, after = before + foreign.stored_bytes(name), after + len(record)
-        for name in foreign.others:
+        for name in (name for name in foreign.others if name not in left):
             writer.add(name, foreign.checkpoint.tensor(name))
         recipe = {"method": "imported", "source": foreign.method, "settings": foreign.settings}
         config = {k: v for k, v in foreign.checkpoint.config.items() if k != "compression_config"}
@@ -108,6 +125,50 @@ def import_checkpoint(
     return path
 
 
+@dataclass(frozen=True)
+class Names:
+    """Compares the tensors of a checkpoint with those of the model that its configuration names."""
+
+    foreign: Foreign
+
+    def check(self) -> list[str]:
+        """Return the tensors that the model does not take; NearplaneError for those that it lacks.
+
+        Other names, which transformers would rename on loading, are refused, too.
+        """
+        directory = self.foreign.checkpoint.directory
+        model = self.model()
+        known = {name for name, _ in model.named_parameters()}
+        every = set(model.state_dict())
+        for layer in self.foreign.parts:
+            if f"{layer}.weight" not in every:
+                raise NearplaneError(
+                    f"{directory}: {type(model).__name__} has no layer {layer}; a checkpoint with "
+                    "the names of today's transformers can be imported"
+                )
+            if f"{layer}.weight" in self.foreign.checkpoint.file_of:
+                raise NearplaneError(f"{directory}: {layer} is there twice, packed and not")
+        there = {f"{layer}.weight" for layer in self.foreign.parts} | set(self.foreign.others)
+        missing = sorted(known - there)
+        if missing:
+            raise NearplaneError(
+                f"{directory} lacks {len(missing)} tensors of {type(model).__name__}: "
+                f"{', '.join(missing[:SHOWN])}"
+            )
+        return sorted(set(self.foreign.others) - every)
+
+    def model(self) -> nn.Module:
+        """Return the model without weights, experts one by one."""
+        source = self.foreign.checkpoint.directory
+        with naming_errors(f"building the model of {source}"):
+            config = AutoConfig.from_pretrained(source)
+            vars(config).pop("quantization_config", None)
+            with torch.device("meta"):
+                model = auto_class(config).from_config(config)
+        split_experts_(model)
+        return model
+
+
 def opened(directory: Path) -> Foreign:
     """Return the checkpoint in a directory after checking what can be without reading weights."""
     config = read_config(directory)
@@ -120,7 +181,7 @@ def opened(directory: Path) -> Foreign:
         found = f"quant_method {repr(method)}" if method else "no quantization_config"
         raise NearplaneError(f"{directory} has {found}; what can be imported is {known}")
     method, settings = check_settings(method, settings, directory)
-    checkpoint = Checkpoint(directory, config, {}, locate_tensors(directory))
+    checkpoint = Checkpoint(directory, config, {}, tensors_of(directory))
     checkpoint.check_files()
     foreign = Foreign(checkpoint, method, settings)
     marked = [n for n in checkpoint.file_of if n.rpartition(".")[2] == MARKS[method]]
@@ -137,6 +198,14 @@ def opened(directory: Path) -> Foreign:
     return foreign
 
 
+def tensors_of(directory: Path) -> dict[str, str]:
+    """Return tensor -> file; also of a single file with a name of its own."""
+    files = [path.name for path in directory.glob("*.safetensors")]
+    if len(files) == 1 and not (directory / fmt.INDEX).exists():
+        return dict.fromkeys(tensors_in(directory / files[0]), files[0])
+    return locate_tensors(directory)
+
+
 def check_settings(
     method: str, settings: dict[str, Any], directory: Path
 ) -> tuple[str, dict[str, Any]]:
@@ -145,7 +214,7 @@ def check_settings(
         packing = str(settings.get("packing_format"))
         if not packing.endswith("gptq"):
             raise NearplaneError(f"{directory}: AutoRound's packing {packing!r} is not read")
-    if method == "gptq" and settings.get("checkpoint_format", "gptq") not in ("gptq", "gptq_v2"):
+    if method == "gptq" and (settings.get("checkpoint_format") or "gptq") not in VERSIONS:
         raise NearplaneError(
             f"{directory}: the format {repr(settings['checkpoint_format'])} of GPTQ is not read; "
             "gptq and gptq_v2 are"
@@ -158,8 +227,9 @@ def check_settings(
                 f"{directory}: the format {repr(settings.get('format'))} of compressed-tensors is "
                 "not read; pack-quantized is"
             )
-        if settings.get("kv_cache_scheme"):
-            raise NearplaneError(f"{directory}: a quantized cache cannot be imported")
+    for name in ("kv_cache_scheme", "transform_config", "sparsity_config", "adapter"):
+        if settings.get(name) and not is_dense(settings[name]):
+            raise NearplaneError(f"{directory}: a model with {name} cannot be imported")
     return method, settings
 
 
@@ -173,16 +243,21 @@ def check_weights(group: dict[str, Any], layer: str) -> dict[str, Any]:
     return weights
 
 
-def matches(layer: str, target: Any) -> bool:
-    """Whether a target of `config_groups` is of a layer: its class, name, or expression."""
+def is_dense(setting: Any) -> bool:
+    """Whether a setting of sparse weights says that there are none."""
+    return isinstance(setting, dict) and setting.get("format") == "dense"
+
+
+def rank(layer: str, target: Any) -> int:
+    """Return how closely a target of `config_groups` names a layer: 3 by its name, 2, 1, or 0."""
     if not isinstance(target, str):
-        return False
+        return 0
     if target.startswith("re:"):
         try:
-            return bool(re.match(target[3:], layer))
+            return 2 if re.match(target[3:], layer) else 0
         except re.error:
-            return False
-    return target in ("Linear", layer)
+            return 0
+    return 3 if target == layer else int(target == "Linear")
 
 
 def shortest(packed: PackedLayer) -> tuple[Tensor, int]:

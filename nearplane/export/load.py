@@ -58,6 +58,11 @@ def load(
     """
     check_arithmetic(arithmetic)
     check_resident(resident, activations)
+    if dequantize and activations != AUTO:
+        raise NearplaneError(
+            f"{activations} activations are those of compressed weights: leave out dequantize "
+            "(--no-dequantize)"
+        )
     source = _checked(path)
     config = _config(source, trust_remote_code)
     checkpoint = checkpoint_reader.open_checkpoint(source) if Path(source).is_dir() else None

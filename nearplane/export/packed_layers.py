@@ -47,6 +47,10 @@ def gptq_layer(parts: Parts, settings: Mapping[str, Any]) -> PackedLayer:
     words, zeros, scales = two_sided(parts)
     groups, rows = scales.shape
     bits = width(zeros.shape[1] * WORD, rows)
+    stated = settings.get("bits")
+    # where rows are fewer than a word holds, its width leaves a choice
+    if type(stated) is int and stated in WIDTHS and -(-rows * stated // WORD) == zeros.shape[1]:
+        bits = stated
     columns = words.shape[0] * WORD // bits
     require(words.shape == (-(-columns * bits // WORD), rows), "the shape of qweight")
     require(zeros.shape == (groups, -(-rows * bits // WORD)), "the shape of qzeros")
@@ -88,6 +92,8 @@ def compressed_tensors_layer(parts: Parts, settings: Mapping[str, Any]) -> Packe
     require(rows > 0 and columns > 0, "weight_shape")
     require(words.shape == (rows, -(-columns * bits // WORD)), "the shape of weight_packed")
     require(scales.shape[0] == rows, "the shape of weight_scale")
+    symmetric = settings.get("symmetric") is not False
+    require(symmetric or "weight_zero_point" in parts, "asymmetric weights without zero points")
     half = 1 << (bits - 1)
     code, zero = unpacked(words, bits, columns), torch.full((1, 1), half, dtype=torch.int32)
     if "weight_zero_point" in parts:

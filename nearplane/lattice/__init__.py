@@ -44,6 +44,7 @@ from nearplane.lattice.gptq import gptq
 from nearplane.lattice.nearest_plane import (
     nearest_integer,
     nearest_plane,
+    nearest_plane_among,
     nearest_plane_plain,
     sweep,
 )
@@ -69,6 +70,7 @@ __all__ = [
     "moved_targets",
     "nearest_integer",
     "nearest_plane",
+    "nearest_plane_among",
     "nearest_plane_plain",
     "order",
     "rate_aware_plane",

@@ -73,6 +73,34 @@ def nearest_plane(
     return by_rows(rounded, len(target))[0]
 
 
+@Op
+def nearest_plane_among(
+    target: Float[Tensor, "rows n"],
+    factor: Float[Tensor, "n n"],
+    step: Float[Tensor, "rows n"],
+    nearest: Callable[[Tensor], Tensor],
+) -> Int32[Tensor, "rows n"]:
+    """Round every row of `target` as `nearest_plane` does, to levels that need not be neighbours.
+
+    - `nearest`: returns the nearest level, an integer, of each number.
+    """
+
+    def some(rows: slice) -> tuple[Tensor]:
+        columns = target[rows].T.contiguous()
+        steps = step[rows].T.contiguous().unbind()
+        code = torch.empty_like(columns)
+        codes = code.unbind()
+
+        def choose(j: int, best: Tensor) -> Tensor:
+            codes[j].copy_(nearest(best / steps[j]))
+            return codes[j] * steps[j]
+
+        sweep(columns, factor.to(target.dtype), choose)
+        return (code.T.to(torch.int32, memory_format=torch.contiguous_format),)
+
+    return by_rows(some, len(target))[0]
+
+
 def tiles(
     target: Float[Tensor, "rows n"], step: Float[Tensor, "#rows #n"]
 ) -> Iterator[tuple[Tensor, Tensor]]:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +11,7 @@ from torch import Tensor
 
 from nearplane.codes.block_types import GRIDS, BlockGrid, grid_of
 from nearplane.lattice import Basis
-from nearplane.lattice.nearest_plane import sweep
+from nearplane.lattice.nearest_plane import nearest_plane_among
 from nearplane.methods import fixed_width
 from nearplane.methods.block_steps import (
     block_steps,
@@ -28,7 +29,6 @@ from nearplane.methods.method import (
     check_order,
     check_range,
 )
-from nearplane.rows import by_rows
 from nearplane.types import QuantizedWeight, spread
 
 
@@ -114,7 +114,8 @@ class GGUF(LatticeMethod):
         step = block_steps(grid, matrix.float(), importance.float())
         size = min(grid.group, columns)
         wide = spread(step, size, columns).to(weight.dtype).expand_as(weight)[:, basis.columns]
-        code = nearest_levels(matrix[:, basis.columns], basis.factor, wide, grid)
+        nearest = partial(nearest_level, grid)
+        code = nearest_plane_among(matrix[:, basis.columns], basis.factor, wide, nearest)
 
         def value(rows: slice) -> Tensor:
             return (code[rows] * wide[rows])[:, invperm]
@@ -140,30 +141,6 @@ class GGUF(LatticeMethod):
     ) -> Float[Tensor, "rows columns"]:
         like = ECLQ(order=self.order, damping=self.damping, unequal=False, two_sided=False)
         return like.drawn_error(target, basis, bpw, draws)
-
-
-def nearest_levels(
-    target: Float[Tensor, "rows n"],
-    factor: Float[Tensor, "n n"],
-    step: Float[Tensor, "rows n"],
-    grid: BlockGrid,
-) -> Int32[Tensor, "rows n"]:
-    """Return the levels that nearest plane rounds every row to, last column first."""
-
-    def some(rows: slice) -> tuple[Tensor]:
-        columns = target[rows].T.contiguous()
-        steps = step[rows].T.contiguous().unbind()
-        code = torch.empty_like(columns)
-        codes = code.unbind()
-
-        def choose(j: int, best: Tensor) -> Tensor:
-            codes[j].copy_(nearest_level(grid, best / steps[j]))
-            return codes[j] * steps[j]
-
-        sweep(columns, factor.to(target.dtype), choose)
-        return (code.T.to(torch.int32, memory_format=torch.contiguous_format),)
-
-    return by_rows(some, len(target))[0]
 
 
 def widest_gap(grid: BlockGrid) -> int:

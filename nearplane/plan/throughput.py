@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nearplane.lattice import nearest_plane, rate_aware_plane
+from nearplane.lattice import nearest_plane, nearest_plane_among, rate_aware_plane
 from nearplane.methods import Method, certificate
 from nearplane.op import Op
 from nearplane.plan.survey import Survey
@@ -214,7 +214,7 @@ def least_of_two(method: Method, seed: int, columns: int) -> MethodTrial:
 def once(method: Method, weight: Tensor, hessian: Tensor) -> MethodTrial:
     """Return how `method` spends its time on one matrix; `matrix_s` is not known from one."""
     basis = method.basis(hessian)
-    sweeps = [Timer(nearest_plane), Timer(rate_aware_plane)]
+    sweeps = [Timer(each) for each in (nearest_plane, nearest_plane_among, rate_aware_plane)]
     check, parts = Timer(certificate.times_triangle), PartsTimer()
     with ExitStack() as stack:
         for timer in (*sweeps, check, parts):

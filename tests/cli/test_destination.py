@@ -7,7 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from nearplane.export.gguf.architecture import ARCHITECTURES
 from nearplane.model.open_model import open_model
+from nearplane.types import NearplaneError
 from tests.cli import tiny
 from tests.export.test_gguf import model_of
 
@@ -90,6 +92,9 @@ def test_packed_formats(word, nearplane, wide, text, tmp_path):
         (["--for", "vllm", "--size", "3MB"], "has one size: leave out --size"),
         (["--for", "gptq", "--group-size", 24], "groups of 24 do not divide its 64 columns"),
         (["--for", "gptq:4", "--bits", 8], "leave out --bits 8"),
+        (["--for", "gguf:Q4_K", "--mixed", 6], "--for gguf chooses --mixed: leave out --mixed"),
+        (["--for", "gguf:Q4_K_M", "--type", "Q8_0"], "leave out --type"),
+        (["--for", "gptq:²"], "takes widths of 4, 8 bits, not '²'"),
         (["--for", "mlx"], "--for 'mlx' is no format; there are gguf"),
     ],
 )
@@ -97,6 +102,38 @@ def test_what_cannot_be_is_refused_at_once(words, said, nearplane, wide, text, t
     done = nearplane("quantize", wide, tmp_path / "out", "--calibration", text, *words, *SHORT)
     assert done.exit_code == 1 and said in " ".join(done.output.split())
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
+def test_every_family_keeps_to_its_size(family, nearplane, text, tmp_path):
+    """Stored in bfloat16, where norms and routers become float32."""
+    model = model_of(family, tmp_path / "model", intermediate=256)
+    model.to(torch.bfloat16).save_pretrained(tmp_path / "model")
+    size = 80_000 + int(6.5 / 8 * sum(p.numel() for p in model.parameters()))
+    words = ["--for", "gguf", "--size", f"{size}B", "--calibration", text, *SHORT]
+    done = nearplane("quantize", tmp_path / "model", tmp_path / "out", *words)
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "model.gguf").stat().st_size <= size
+    assert "more than --size" not in done.output
+
+
+def test_an_export_that_failed_goes_on(nearplane, wide, text, tmp_path, monkeypatch):
+    """The checkpoint stays, and it is said how; --resume exports it."""
+    words = ["--for", "gguf:Q4_0", "--calibration", text, *SHORT]
+
+    def refused(*_):
+        raise NearplaneError("the disk is full")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("nearplane.export.formats.export", refused)
+        done = nearplane("quantize", wide, tmp_path / "out", *words)
+    made = tmp_path / "out.nearplane"
+    assert done.exit_code == 1 and f"nearplane export {made}" in done.output and made.is_dir()
+    done = nearplane("quantize", wide, tmp_path / "out", *words)
+    assert done.exit_code == 1 and "--resume exports it" in done.output
+    done = nearplane("quantize", wide, tmp_path / "out", *words, "--resume")
+    assert done.exit_code == 0, done.output
+    assert (tmp_path / "out" / "model.gguf").exists() and not made.exists()
 
 
 def test_a_family_that_llama_cpp_lacks_is_refused_at_once(nearplane, text, tmp_path):

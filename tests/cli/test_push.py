@@ -111,6 +111,26 @@ def test_the_card_carries_the_base_models_licence(checkpoint, model_dir, tmp_pat
     assert {path.name for path in files} == {path.name for path in out.iterdir()}
 
 
+def test_what_is_beside_a_checkpoint_stays_there(checkpoint, tmp_path, monkeypatch):
+    """Hidden files, and the card of the directory that the command runs in."""
+    out = tmp_path / "out"
+    shutil.copytree(checkpoint, out)
+    (out / ".env").write_text("secret")
+    (out / ".git").mkdir()
+    (out / ".git" / "config").write_text("secret")
+    (tmp_path / "README.md").write_text(CARD)
+    monkeypatch.chdir(tmp_path)
+    for model in ("", "./gone", "/gone", "~/gone", "a/b/c", 7):
+        report = json.loads((out / "report.json").read_text()) | {"model": model}
+        (out / "report.json").write_text(json.dumps(report))
+        card, files = push(out, "me/tiny", dry_run=True)
+        assert "org/base" not in card and ModelCard(card).data.license is None
+    assert not [path for path in files if "env" in path.name or ".git" in path.parts]
+    (out / "report.json").write_text("{")
+    with pytest.raises(NearplaneError, match="cannot be read as JSON"):
+        push(out, "me/tiny", dry_run=True)
+
+
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "me/", "me/ti ny", "me/-x"])
 def test_names_that_are_none_are_refused(name, checkpoint):
     with pytest.raises(NearplaneError, match="is no name on the hub"):

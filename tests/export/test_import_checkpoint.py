@@ -141,6 +141,28 @@ def test_an_export_comes_back(to, method, tmp_path):
     assert torch.allclose(laid, wanted(TOKENS).logits, atol=1e-3)
 
 
+def test_mixtures_with_other_names_and_missing_tensors_are_refused(foreign, tmp_path):
+    """What transformers would rename on loading, and what would not load."""
+    file = foreign / "model.safetensors"
+    held = load_file(file)
+    one = next(name for name in held if name.endswith("q_proj.qweight")).rpartition(".")[0]
+    parts = {name: held.pop(name) for name in list(held) if name.startswith(one)}
+    save_file(held, file)
+    with pytest.raises(NearplaneError, match=r"lacks 1 tensors of LlamaForCausalLM: .*q_proj"):
+        import_checkpoint(foreign, tmp_path / "back")
+    renamed = {name.replace("self_attn", "attention"): part for name, part in parts.items()}
+    save_file(held | renamed, file)
+    with pytest.raises(NearplaneError, match=r"has no layer model.layers.0.attention.q_proj"):
+        import_checkpoint(foreign, tmp_path / "back")
+    extra = {f"{one}.other": torch.ones(2)}
+    save_file(held | parts | extra, foreign / "gptq_model-4bit-32g.safetensors")
+    file.unlink()
+    said = []
+    import_checkpoint(foreign, tmp_path / "back", said.append)
+    assert said[0].startswith("left behind, as the model does not take them: model.layers.0")
+    assert npl.load(tmp_path / "back")
+
+
 @pytest.fixture
 def foreign(tmp_path):
     model_of("llama", tmp_path / "model")
@@ -172,6 +194,8 @@ def swapped(tensor):
         ({"quant_method": "bitsandbytes"}, {}, "quant_method 'bitsandbytes'; what can be"),
         ({"checkpoint_format": "marlin"}, {}, "the format 'marlin' of GPTQ is not read"),
         ({"quant_method": "auto-round", "packing_format": "auto_round:awq"}, {}, "packing"),
+        ({"transform_config": {"config_groups": {}}}, {}, "a model with transform_config"),
+        ({"sparsity_config": {"format": "sparse-bitmask"}}, {}, "a model with sparsity_config"),
         ({}, {"scales": lambda t: t * float("nan")}, "a scale that is not finite"),
         ({}, {"qzeros": None}, "there is no qzeros"),
         ({}, {"g_idx": swapped}, r"neighbours \(desc_act\) cannot be imported"),

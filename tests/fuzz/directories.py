@@ -11,6 +11,7 @@ from random import Random
 
 import torch
 from safetensors.torch import save_file
+from transformers import LlamaConfig, LlamaForCausalLM
 
 from nearplane.cli import verify
 from nearplane.evaluate.verify import contradictions
@@ -70,14 +71,21 @@ def written_packed(place: Path, method: str) -> Path:
         parts = {"qweight": words(*along), "qzeros": zeros.int(), "scales": scales.T.contiguous()}
         return parts | ({"g_idx": torch.arange(64).int() // 32} if method == "gptq" else {})
 
-    tensors = {f"{name}.{part}": t for name in ("a.q", "a.k") for part, t in layer().items()}
-    save_file(tensors | {"norm.weight": torch.ones(64)}, place / "model.safetensors")
+    sizes = {"hidden_size": 64, "intermediate_size": 32, "num_hidden_layers": 1, "vocab_size": 40}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    model = LlamaForCausalLM(LlamaConfig(**sizes, **heads))
+    tensors = model.state_dict()
+    for name in ("k_proj", "v_proj"):
+        whole = f"model.layers.0.self_attn.{name}"
+        del tensors[f"{whole}.weight"]
+        tensors |= {f"{whole}.{part}": tensor for part, tensor in layer().items()}
+    save_file(tensors, place / "model.safetensors")
     settings: dict = {"quant_method": method, "bits": 4, "group_size": 32, "version": "gemm"}
     if method == "compressed-tensors":
         weights = {"num_bits": 4, "type": "int", "group_size": 32}
         groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
         settings |= {"format": "pack-quantized", "config_groups": groups}
-    config = {"model_type": "llama", "quantization_config": settings}
+    config = model.config.to_dict() | {"quantization_config": settings}
     (place / fmt.CONFIG).write_text(json.dumps(config))
     return place
 

@@ -49,24 +49,35 @@ class Gguf(Format):
         write_file(reader, tokenizer, out / FILE, says)
 
 
-def metadata_bytes(config: Any, tokenizer: Any, names: list[str]) -> int:
-    """Return the bytes of a file without its tensors: of metadata, vocabulary, names.
+def overhead(
+    config: Any, tokenizer: Any, names: list[str], kept: dict[str, int]
+) -> tuple[int, list[str]]:
+    """Return the bytes of a file beside its tensors, and which of those are stored in float32.
 
     - `names`: of the model's tensors. `tokenizer`: None is left out.
+    - `kept`: axes of each tensor that is not quantized.
 
     Raises NearplaneError for a family, a tokenizer or a tensor that llama.cpp does not have.
     """
     require_gguf()
     import gguf
 
-    from nearplane.export.gguf.architecture import add_hyperparameters, architecture_of
-    from nearplane.export.gguf.tensors import EXPERT, SUFFIXES
+    from nearplane.export.gguf.architecture import (
+        add_hyperparameters,
+        architecture_of,
+        rotation_factors,
+    )
+    from nearplane.export.gguf.tensors import EXPERT, ROUTER, SUFFIXES
     from nearplane.export.gguf.vocabulary import add_vocabulary
 
     arch = architecture_of(config).arch
     known = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
+    wide, factors = [], rotation_factors(config)
     for name in names:
-        if known.get_name(EXPERT.sub(r"\1", name), try_suffixes=SUFFIXES) is None:
+        theirs = known.get_name(EXPERT.sub(r"\1", name), try_suffixes=SUFFIXES)
+        if name in kept and (kept[name] < 2 or (theirs or "").endswith(ROUTER)):
+            wide.append(name)
+        if theirs is None:
             raise NearplaneError(f"llama.cpp has no name for the tensor {name} of this family")
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / FILE
@@ -79,7 +90,8 @@ def metadata_bytes(config: Any, tokenizer: Any, names: list[str]) -> int:
             writer.write_kv_data_to_file()
         finally:
             writer.close()
-        return path.stat().st_size + TENSOR_BYTES * len(names)
+        size = path.stat().st_size + TENSOR_BYTES * len(names)
+    return size + (0 if factors is None else factors.nbytes), wide
 
 
 def require_gguf() -> None:

@@ -196,7 +196,8 @@ def smallest_type(held: codes.Unpacked, layer: str) -> BlockType | None:
         )
     if -128 <= low <= high <= 127:
         raise NearplaneError(
-            f"{refusal}its step is no number of float16; quantize it anew with this version"
+            f"{refusal}its steps are no numbers of float16: leave the layer as it is (--skip "
+            f"{layer.rpartition('.')[2]})"
         )
     raise NearplaneError(
         f"{refusal}its integers reach from {low} to {high}, and the widest type holds -128 to "
