@@ -201,9 +201,13 @@ def opened(directory: Path) -> Foreign:
 def tensors_of(directory: Path) -> dict[str, str]:
     """Return tensor -> file; also of a single file with a name of its own."""
     files = [path.name for path in directory.glob("*.safetensors")]
-    if len(files) == 1 and not (directory / fmt.INDEX).exists():
-        return dict.fromkeys(tensors_in(directory / files[0]), files[0])
-    return locate_tensors(directory)
+    named = (directory / fmt.INDEX).exists() or (directory / fmt.SINGLE).exists()
+    if named or len(files) != 1:
+        return locate_tensors(directory)
+    found = dict.fromkeys(tensors_in(directory / files[0]), files[0])
+    if not all(map(fmt.is_name, found)):
+        raise NearplaneError(f"{directory / files[0]} holds a tensor whose name cannot be printed")
+    return found
 
 
 def check_settings(

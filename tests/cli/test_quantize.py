@@ -146,7 +146,7 @@ def test_plans_that_cannot_be_made(nearplane, model_dir, options, said):
 @pytest.mark.parametrize(
     "options, said",
     [
-        (("--method", "nosuch"), "no method is called 'nosuch'; there are eclq, gptq, hptq"),
+        (("--method", "nosuch"), "no method is called 'nosuch'; there are eclq, gguf, gptq, hptq"),
         (("--bpw", "20"), "bpw must lie between 1.1 and 12, not 20"),
         (("--method", "rtn", "--bits", "9"), "bits must lie between 2 and 8, not 9"),
         (("--bpw", "1.1"), "the nearest that can is"),

@@ -299,7 +299,7 @@ def test_every_method_can_be_tried(wide, name):
     """Also one that sweeps over nothing, or in its own way, which is said."""
     found = ESTIMATE.replace(wide, method=METHODS[name]())
     trial = tried(found.method, 128)
-    assert (trial.sweeps > 0) == (name in ("gptq", "hptq", "eclq"))
+    assert (trial.sweeps > 0) == (name in ("gptq", "gguf", "hptq", "eclq"))
     assert min(trial.solve_flops, trial.float64_flops, trial.coded_weights) > 1e3
     made = Estimate(found, RunSize(8, 64), RATES, trial)
     assert 0 < made.seconds < float("inf")
