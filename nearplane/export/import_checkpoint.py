@@ -30,6 +30,7 @@ from nearplane.export.output_directory import check_space
 from nearplane.export.packed_layers import MARKS, PARTS, READERS, PackedLayer
 from nearplane.model.auto_class import auto_class
 from nearplane.model.experts import split_experts_
+from nearplane.model.untrusted_files import check_blocks, forget_fetched_code
 from nearplane.types import LayerReport, NearplaneError, naming_errors
 
 SHOWN = 5  # names in a sentence
@@ -98,7 +99,7 @@ def import_checkpoint(
     columns that are not neighbours, activations that are quantized, floating-point formats.
     """
     foreign = opened(Path(source))
-    left = Names(foreign).check()
+    left, shapes = Names(foreign).check()
     if left:
         says(f"left behind, as the model does not take them: {', '.join(left[:SHOWN])}")
     check_space(out, sum(foreign.stored_bytes(name) for name in foreign.parts))
@@ -106,6 +107,11 @@ def import_checkpoint(
     with CheckpointWriter(out) as writer:
         reports = []
         for name, packed in foreign.layers():
+            if list(packed.code.shape) != shapes[name]:
+                raise NearplaneError(
+                    f"{foreign.checkpoint.directory}: {name} has {list(packed.code.shape)} weights "
+                    f"where the model has {shapes[name]}"
+                )
             record, code_bytes = shortest(packed)
             writer.add(name + fmt.RECORD, record)
             reports.append(report_of(name, packed, record, code_bytes, foreign.method))
@@ -131,15 +137,16 @@ class Names:
 
     foreign: Foreign
 
-    def check(self) -> list[str]:
-        """Return the tensors that the model does not take; NearplaneError for those that it lacks.
+    def check(self) -> tuple[list[str], dict[str, list[int]]]:
+        """Return the tensors that the model does not take, and the shapes of its packed layers.
 
-        Other names, which transformers would rename on loading, are refused, too.
+        NearplaneError for tensors that are missing, and for names that transformers would change on
+        loading.
         """
         directory = self.foreign.checkpoint.directory
         model = self.model()
         known = {name for name, _ in model.named_parameters()}
-        every = set(model.state_dict())
+        every = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
         for layer in self.foreign.parts:
             if f"{layer}.weight" not in every:
                 raise NearplaneError(
@@ -155,7 +162,8 @@ class Names:
                 f"{directory} lacks {len(missing)} tensors of {type(model).__name__}: "
                 f"{', '.join(missing[:SHOWN])}"
             )
-        return sorted(set(self.foreign.others) - every)
+        shapes = {layer: every[f"{layer}.weight"] for layer in self.foreign.parts}
+        return sorted(set(self.foreign.others) - set(every)), shapes
 
     def model(self) -> nn.Module:
         """Return the model without weights, experts one by one."""
@@ -163,6 +171,8 @@ class Names:
         with naming_errors(f"building the model of {source}"):
             config = AutoConfig.from_pretrained(source)
             vars(config).pop("quantization_config", None)
+            check_blocks(config, len(self.foreign.checkpoint.file_of))
+            forget_fetched_code(config)
             with torch.device("meta"):
                 model = auto_class(config).from_config(config)
         split_experts_(model)

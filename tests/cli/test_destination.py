@@ -7,7 +7,6 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from nearplane.export.gguf.architecture import ARCHITECTURES
 from nearplane.model.open_model import open_model
 from nearplane.types import NearplaneError
 from tests.cli import tiny
@@ -104,8 +103,9 @@ def test_what_cannot_be_is_refused_at_once(words, said, nearplane, wide, text, t
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("family", sorted(ARCHITECTURES))
-def test_every_family_keeps_to_its_size(family, nearplane, text, tmp_path):
+# tied, with a name for no head; with routers; with transposed layers
+@pytest.mark.parametrize("family", ["gemma2", "qwen3_moe", "gpt2"])
+def test_families_keep_to_their_size(family, nearplane, text, tmp_path):
     """Stored in bfloat16, where norms and routers become float32."""
     model = model_of(family, tmp_path / "model", intermediate=256)
     model.to(torch.bfloat16).save_pretrained(tmp_path / "model")

@@ -1,6 +1,8 @@
 """Imports: the integers and steps that another package chose, whatever it is, and nothing else."""
 
 import json
+import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -114,11 +116,15 @@ def test_compressed_tensors_layers(symmetric, bits, shape, columns, seed):
     )
 
 
-@pytest.mark.parametrize("to", ["gptq", "gptq_v2", "compressed-tensors"])
 @pytest.mark.parametrize(
-    "method",
-    [RTN(bits=4, group_size=32), GPTQ(bits=3, group_size=16), HPTQ(bpw=3.0)],
-    ids=lambda method: method.name,
+    ("to", "method"),
+    [
+        ("gptq", RTN(bits=4, group_size=32)),
+        ("gptq_v2", HPTQ(bpw=3.0)),
+        ("compressed-tensors", GPTQ(bits=3, group_size=16)),
+        ("compressed-tensors", HPTQ(bpw=3.0)),
+    ],
+    ids=str,
 )
 def test_an_export_comes_back(to, method, tmp_path):
     """Values are equal, logits too, and files are whole; the decoder is that of benches."""
@@ -163,11 +169,20 @@ def test_mixtures_with_other_names_and_missing_tensors_are_refused(foreign, tmp_
     assert npl.load(tmp_path / "back")
 
 
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory):
+    """A model, its checkpoint and its export to GPTQ, not to be altered."""
+    place = tmp_path_factory.mktemp("exported")
+    model_of("llama", place / "model")
+    quantize(place / "model", place / "out", RTN(bits=4, group_size=32), TOKENS, rules=KEEP)
+    export(place / "out", place / "foreign", "gptq")
+    return place
+
+
 @pytest.fixture
-def foreign(tmp_path):
-    model_of("llama", tmp_path / "model")
-    quantize(tmp_path / "model", tmp_path / "out", RTN(bits=4, group_size=32), TOKENS, rules=KEEP)
-    return export(tmp_path / "out", tmp_path / "foreign", "gptq")
+def foreign(exported, tmp_path):
+    """A copy of the export."""
+    return Path(shutil.copytree(exported / "foreign", tmp_path / "foreign"))
 
 
 def alter(folder, settings=None, **tensors):
@@ -213,10 +228,10 @@ def test_what_cannot_be_read_is_refused(settings, tensors, reason, foreign, tmp_
     assert not (tmp_path / "back").exists()
 
 
-def test_other_checkpoints_are_refused(foreign, tmp_path):
+def test_other_checkpoints_are_refused(exported, foreign, tmp_path):
     for folder, reason in (
-        (tmp_path / "model", "no quantization_config"),
-        (tmp_path / "out", "is a nearplane checkpoint already"),
+        (exported / "model", "no quantization_config"),
+        (exported / "out", "is a nearplane checkpoint already"),
         (tmp_path / "missing", "is no directory"),
     ):
         with pytest.raises(NearplaneError, match=reason):
