@@ -121,8 +121,9 @@ def parts_come_as_they_are() -> None:
 def small(name: str) -> Method:
     """Return a registered method at what fits small matrices."""
     made = METHODS[name]
-    has_rate = "bpw" in {field.name for field in dataclasses.fields(made)}
-    return made(**({"bpw": 6.0} if has_rate else {"bits": 4, "group_size": 32}))
+    known = {field.name for field in dataclasses.fields(made)}
+    usual = {"bpw": 6.0, "bits": 4, "group_size": 32}
+    return made(**{name: value for name, value in usual.items() if name in known})
 
 
 def every_method_as_alone() -> None:
