@@ -117,7 +117,7 @@ WINDOWS = $(firstword $(wildcard /usr/lib/gcc/x86_64-w64-mingw32/*-posix))/inclu
 CLANG ?= clang++
 CLANG_FLAGS = -std=c++17 -fsyntax-only -Wall -Wextra
 X86_FLAGS = -mavx2 -mfma -mf16c -mbmi -mbmi2 -mavx512f -mavx512bw -mavx512dq -mavx512vl -mavx512vbmi \
-	-mavx512vbmi2 -mavx512vnni -mavx512bf16
+	-mavx512vbmi2 -mavx512vnni -mavx512bf16 -mavxvnni -DNEARPLANE_AVX_VNNI=1
 
 check-clang:
 	for file in $(filter-out %/neon_dot.cpp,$(wildcard nearplane/kernels/cpu/src/*.cpp)); do \

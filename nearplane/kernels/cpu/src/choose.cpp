@@ -20,10 +20,12 @@ bool has_f16c() {
   return __get_cpuid(1, &a, &b, &c, &d) && c & bit_F16C;
 }
 
+#if NEARPLANE_AVX_VNNI
 bool has_avx_vnni() {
   unsigned a, b, c, d;
   return __get_cpuid_count(7, 1, &a, &b, &c, &d) && a >> 4 & 1;
 }
+#endif
 
 #define HAS(name) __builtin_cpu_supports(name)
 #define HAS_AVX2 (HAS("avx2") && HAS("fma") && HAS("bmi") && HAS("bmi2") && HAS("popcnt") && has_f16c())
