@@ -20,6 +20,11 @@ def packed_bytes(width: int, count: int) -> int:
     return (width * count + 7) // 8
 
 
+def signed_width(low: int, high: int) -> int:
+    """Return bits of two's complement that suffice for the integers low .. high."""
+    return max((-low - 1).bit_length(), high.bit_length()) + 1
+
+
 def width_of(largest: int) -> int:
     """Return how many bits hold every integer of 0 .. `largest`."""
     return int(largest).bit_length()

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from transformers import AutoConfig
 
 from nearplane import codes
+from nearplane.codes.dense import signed_width
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import (
     Checkpoint,
@@ -102,8 +103,8 @@ def import_checkpoint(
     left, shapes = Names(foreign).check()
     if left:
         says(f"left behind, as the model does not take them: {', '.join(left[:SHOWN])}")
-    check_space(out, sum(foreign.stored_bytes(name) for name in foreign.parts))
-    before = after = 0
+    before, after = sum(map(foreign.stored_bytes, foreign.parts)), 0
+    check_space(out, before)
     with CheckpointWriter(out) as writer:
         reports = []
         for name, packed in foreign.layers():
@@ -115,7 +116,7 @@ def import_checkpoint(
             record, code_bytes = shortest(packed)
             writer.add(name + fmt.RECORD, record)
             reports.append(report_of(name, packed, record, code_bytes, foreign.method))
-            before, after = before + foreign.stored_bytes(name), after + len(record)
+            after += len(record)
         for name in (name for name in foreign.others if name not in left):
             writer.add(name, foreign.checkpoint.tensor(name))
         recipe = {"method": "imported", "source": foreign.method, "settings": foreign.settings}
@@ -280,8 +281,7 @@ def shortest(packed: PackedLayer) -> tuple[Tensor, int]:
     if step.shape[1] == 1:
         size = packed.code.shape[1]
     low, high = int(packed.code.min()), int(packed.code.max())
-    bits = max((-low - 1).bit_length(), high.bit_length()) + 1
-    coders = (*CODERS, codes.Dense(max(bits, 1)))
+    coders = (*CODERS, codes.Dense(signed_width(low, high)))
     record, code_bytes = min(
         (codes.pack(packed.code, step, size, None, coder) for coder in coders),
         key=lambda made: len(made[0]),

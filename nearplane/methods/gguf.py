@@ -6,10 +6,11 @@ from functools import partial
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int32
+from jaxtyping import Float
 from torch import Tensor
 
 from nearplane.codes.block_types import GRIDS, BlockGrid, grid_of
+from nearplane.codes.dense import signed_width
 from nearplane.lattice import Basis
 from nearplane.lattice.nearest_plane import nearest_plane_among
 from nearplane.methods import fixed_width
@@ -48,7 +49,7 @@ class GGUF(LatticeMethod):
       change the model's predictions; 0 for one type.
     - `targets`: False rounds every layer towards its own weight.
 
-    Raises OutOfRangeError for another type, and for fewer bits than any mixture has.
+    Raises OutOfRangeError for another type, and for `mixed` above 16.
     """
 
     type: str = "Q4_K"
@@ -130,7 +131,8 @@ class GGUF(LatticeMethod):
             target_loss = measure(weight, matrix.__getitem__, basis).damped
         bound, void = certify_rows(to_target)
         original = code[:, invperm].contiguous()
-        stored = fixed_width.pack(original, step, size, stored_bits(original))
+        bits = signed_width(int(original.min()), int(original.max()))
+        stored = fixed_width.pack(original, step, size, bits)
         certificate = bound_around(bound, target_loss), void
         made = quantized_weight((original, step, size), stored, losses, certificate, basis)
         facts = target.facts | {"aside": float(target_loss.sum()), "file_bits": grid.bits}
@@ -146,9 +148,3 @@ class GGUF(LatticeMethod):
 def widest_gap(grid: BlockGrid) -> int:
     """Return the largest distance between neighbouring levels."""
     return max((b - a for a, b in zip(grid.levels, grid.levels[1:], strict=False)), default=1)
-
-
-def stored_bits(code: Int32[Tensor, "rows columns"]) -> int:
-    """Return the bits of the largest integer."""
-    low, high = int(code.min()), int(code.max())
-    return max((-low - 1).bit_length(), high.bit_length()) + 1

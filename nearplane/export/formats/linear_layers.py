@@ -10,6 +10,7 @@ from pathlib import Path
 from torch import Tensor
 
 from nearplane import codes
+from nearplane.codes.dense import signed_width
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import Checkpoint
 from nearplane.export.output_directory import check_space
@@ -71,7 +72,7 @@ def group_size_of(held: codes.Unpacked, layer: str, where: str) -> int | None:
 def bits_of(held: codes.Unpacked, layer: str, where: str) -> int:
     """Return the bits of a layer's largest integer; NearplaneError if they are more than eight."""
     low, high = int(held.code.min()), int(held.code.max())
-    bits = max((-low - 1).bit_length(), high.bit_length()) + 1
+    bits = signed_width(low, high)
     if bits > MOST:
         raise NearplaneError(
             f"{layer} cannot be written as {where}: its integers reach from {low} to "
