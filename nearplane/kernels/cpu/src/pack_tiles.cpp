@@ -11,7 +11,7 @@ namespace nearplane {
 namespace {
 
 constexpr int kSpan = 64;           // integers beyond -kSpan .. kSpan - 1 are escapes in every tile
-constexpr double kEscapeBits = 26;  // of an escape, with what fills the other rows' places
+constexpr double kEscapeBits = 56;  // of an escape: 26 with what fills the other rows' places, and the time it takes
 constexpr double kLeeway = 0.99;    // columns that stay in place need no gathering of activations
 
 struct Choice {
