@@ -20,7 +20,7 @@ class Floats {
   Floats(const void* from, size_t at, uint32_t count, uint32_t type) : numbers(static_cast<const float*>(from) + at) {
     if (type == kF32) return;
     held.resize(count);
-    for (uint32_t i = 0; i < count; i++) held[i] = load(from, at + i, type);
+    load_row(from, at, count, type, held.data());
     numbers = held.data();
   }
   float operator[](uint32_t i) const { return numbers[i]; }

@@ -130,12 +130,18 @@ struct View {
   // Tiles of a group of columns, and of all columns.
   INLINE uint32_t tiles_of_group() const { return divide_up(2 * head.group_pairs, head.tile_places); }
   INLINE uint32_t tiles_across() const { return tiles_of_group() * column_groups(); }
-  INLINE uint32_t tile_first(uint32_t t) const {
-    return t / tiles_of_group() * 2 * head.group_pairs + t % tiles_of_group() * head.tile_places;
-  }
   INLINE uint32_t places_of(uint32_t t) const {
     const uint32_t left = 2 * head.group_pairs - t % tiles_of_group() * head.tile_places;
     return left < head.tile_places ? left : head.tile_places;
+  }
+  // Call use(number, first place, places) for every tile across.
+  template <class Use>
+  INLINE void each_tile(const Use& use) const {
+    const uint32_t width = 2 * head.group_pairs;
+    uint32_t number = 0;
+    for (uint32_t group = 0; group < 2 * head.pairs; group += width)
+      for (uint32_t at = 0; at < width; at += head.tile_places)
+        use(number++, group + at, width - at < head.tile_places ? width - at : head.tile_places);
   }
   // The matrix's row behind row i of the layout.
   INLINE uint32_t row(uint32_t i) const {

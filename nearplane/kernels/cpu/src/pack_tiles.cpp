@@ -53,18 +53,18 @@ void choose_kinds(const Matrix& m, const Header& head, Plan& plan) {
     std::vector<uint32_t> bins(size_t(tiles) * (2 * kSpan + 2), 0);
     for (uint32_t i = g * kRows; i < std::min(m.rows, (g + 1) * kRows); i++) {
       const int32_t* code = m.code + uint64_t(plan.as.row[i]) * m.columns;
-      for (uint32_t t = 0; t < tiles; t++) {
-        const uint32_t first = view.tile_first(t);
+      view.each_tile([&](uint32_t t, uint32_t first, uint32_t places) {
         uint32_t* own = &bins[size_t(t) * (2 * kSpan + 2)];
-        for (uint32_t p = first; p < first + view.places_of(t); p++)
-          if (plan.as.column[p] >= 0) own[std::clamp(code[plan.as.column[p]], -kSpan - 1, kSpan) + kSpan + 1]++;
-      }
+        const int64_t* column = &plan.as.column[first];
+        for (uint32_t p = 0; p < places; p++)
+          if (column[p] >= 0) own[std::clamp(code[column[p]], -kSpan - 1, kSpan) + kSpan + 1]++;
+      });
     }
-    for (uint32_t t = 0; t < tiles; t++) {
-      const Choice c = cheapest(&bins[size_t(t) * (2 * kSpan + 2)], view.places_of(t), m.step_form == 2);
+    view.each_tile([&](uint32_t t, uint32_t, uint32_t places) {
+      const Choice c = cheapest(&bins[size_t(t) * (2 * kSpan + 2)], places, m.step_form == 2);
       plan.kind[size_t(g) * tiles + t] = c.kind;
       bits[g] += c.bits;
-    }
+    });
   });
   plan.bits = std::accumulate(bits.begin(), bits.end(), 0.0);
 }
@@ -113,8 +113,7 @@ Plan choose_plan(const Matrix& m, const Header& head, bool& rows, bool& columns)
 void fill_group(const Matrix& m, const Header& head, const Plan& plan, uint32_t g, uint8_t* to, Rows& escapes) {
   const View view(&head);
   const uint32_t tiles = view.tiles_across();
-  for (uint32_t t = 0; t < tiles; t++) {
-    const uint32_t first = view.tile_first(t), places = view.places_of(t);
+  view.each_tile([&](uint32_t t, uint32_t first, uint32_t places) {
     const uint8_t kind = plan.kind[size_t(g) * tiles + t];
     const int32_t low = tile_low(kind), high = low + int32_t(tile_form(kind).levels) - 1;
     for (uint32_t i = 0; i < uint32_t(kRows) && g * kRows + i < m.rows; i++) {
@@ -130,7 +129,7 @@ void fill_group(const Matrix& m, const Header& head, const Plan& plan, uint32_t 
       put_tile_row(to, kind, places, int(i), codes);
     }
     to += size_t(tile_words(kind, places)) * 64;
-  }
+  });
 }
 
 void store_tiles(Bytes& bytes, const Matrix& m, const Plan& plan) {
@@ -140,8 +139,9 @@ void store_tiles(Bytes& bytes, const Matrix& m, const Plan& plan) {
   std::vector<uint32_t> start(groups + 1, 0);
   for (uint32_t g = 0; g < groups; g++) {
     start[g + 1] = start[g];
-    for (uint32_t t = 0; t < tiles; t++)
-      start[g + 1] += tile_words(plan.kind[size_t(g) * tiles + t], view.places_of(t));
+    view.each_tile([&](uint32_t t, uint32_t, uint32_t places) {
+      start[g + 1] += tile_words(plan.kind[size_t(g) * tiles + t], places);
+    });
   }
   uint64_t at = bytes.add(plan.kind);
   bytes.head().tile_kind_at = at;

@@ -15,6 +15,16 @@ float load(const void* from, size_t i, uint32_t type) {
   return type == kF16 ? f16_to_float(half) : bf16_to_float(half);
 }
 
+void load_row(const void* from, size_t first, size_t count, uint32_t type, float* to) {
+  const uint16_t* half = static_cast<const uint16_t*>(from) + (type == kF32 ? 0 : first);
+  if (type == kF32)
+    std::memcpy(to, static_cast<const float*>(from) + first, count * 4);
+  else if (type == kF16)
+    for (size_t i = 0; i < count; i++) to[i] = f16_to_float(half[i]);
+  else
+    for (size_t i = 0; i < count; i++) to[i] = bf16_to_float(half[i]);
+}
+
 void store(void* to, size_t i, float value, uint32_t type) {
   if (type == kF32)
     static_cast<float*>(to)[i] = value;
@@ -110,11 +120,10 @@ class IntegerInputs {
     int32_t* sum = sums[nth].get(batch * across);
     std::fill(whole + batch * places, whole + batch * places + kInputSlack, int16_t(0));
     for (size_t b = 0; b < batch; b++) {
-      for (uint32_t t = 0; t < across; t++) {
-        const uint32_t first = view.tile_first(t);
+      view.each_tile([&](uint32_t t, uint32_t first, uint32_t count) {
         int8_t* low = split ? part + places + first : nullptr;
-        k.tile_inputs(rows[b].place + first, view.places_of(t), whole + first, part + first, low, scale + t, sum + t);
-      }
+        k.tile_inputs(rows[b].place + first, count, whole + first, part + first, low, scale + t, sum + t);
+      });
       tiles[b] = {whole, part, split ? part + places : nullptr, scale, sum};
       whole += places;
       part += (1 + split) * places;
@@ -193,17 +202,19 @@ void add_plane(const View& view, const Kernels& k, const Plane& plane, uint32_t 
 // acc[b][16] += step * (codes of a group's tiles)
 void add_tiles(const View& view, const Kernels& k, uint32_t group, const std::vector<TileInputs>& x, float* acc) {
   const Header& head = view.head;
-  const uint32_t across = view.tiles_across(), each = view.tiles_of_group();
-  const uint8_t* kind = view.at<uint8_t>(head.tile_kind_at) + uint64_t(group) * across;
+  const uint8_t* kind = view.at<uint8_t>(head.tile_kind_at) + uint64_t(group) * view.tiles_across();
   const uint8_t* at = view.base + head.tile_at + uint64_t(view.at<uint32_t>(head.tile_start_at)[group]) * 64;
   float step[kRows];
   std::fill(step, step + kRows, 1.0f);
-  for (uint32_t t = 0; t < across; t++) {
-    if (head.step_at && t % each == 0) steps_of(view, group, t / each, step);
-    const uint32_t places = view.places_of(t);
-    k.add_tile({at, kind[t], places, view.tile_first(t), t, step}, x.data(), uint32_t(x.size()), acc, kBlockRows);
+  uint32_t steps = 0, next = 0;  // of how many groups of columns, and where those of the next one begin
+  view.each_tile([&](uint32_t t, uint32_t first, uint32_t places) {
+    if (head.step_at && first == next) {
+      steps_of(view, group, steps++, step);
+      next += 2 * head.group_pairs;
+    }
+    k.add_tile({at, kind[t], places, first, t, step}, x.data(), uint32_t(x.size()), acc, kBlockRows);
     at += uint64_t(tile_words(kind[t], places)) * 64;
-  }
+  });
 }
 
 void add_sparse(const View& view, const Kernels& k, const Sparse& s, float scale, uint32_t group,

@@ -7,6 +7,7 @@
 namespace nearplane {
 
 float load(const void* from, size_t i, uint32_t type);
+void load_row(const void* from, size_t first, size_t count, uint32_t type, float* to);
 void store(void* to, size_t i, float value, uint32_t type);
 void store_row(void* to, size_t first, const float* values, size_t count, uint32_t type);
 

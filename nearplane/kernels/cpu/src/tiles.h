@@ -37,6 +37,7 @@ constexpr bool kDigitsPay = false;  // there is no high product of 16 bits
 constexpr bool kDigitsPay = true;
 #endif
 constexpr uint32_t kForms = sizeof kCodeForms / sizeof *kCodeForms;
+static_assert(kCodeForms[8].digits == 10 && kCodeForms[9].digits == 6 && kCodeForms[10].digits == 5, "vectors_of");
 
 // A tile's byte: the number of its form, and above it whether its lowest integer is one more than usual.
 INLINE const CodeForm& tile_form(uint8_t kind) { return kCodeForms[kind & 15]; }
@@ -45,7 +46,8 @@ INLINE bool valid_kind(uint8_t kind) {
   return (kind & 15) < kForms && (kind >> 4) <= (tile_form(kind).levels % 2 || (kind & 15) == 7 ? 0 : 1);
 }
 INLINE uint32_t vectors_of(const CodeForm& form, uint32_t places) {
-  return (places + 2 * form.digits - 1) / (2 * form.digits);
+  // by constants: this is asked for every tile
+  return form.digits == 10 ? (places + 19) / 20 : form.digits == 6 ? (places + 11) / 12 : (places + 9) / 10;
 }
 // Words of 64 bytes that a tile takes.
 INLINE uint32_t tile_words(uint8_t kind, uint32_t places) {
@@ -149,10 +151,13 @@ struct TileInputs {
   const int32_t* sum = nullptr;                  // [tiles across]: of a tile's integers
 };
 
+// To nearest, ties away from zero; |x| < 2^22. Without a branch, so that compilers take several at once.
+INLINE int32_t nearest(float x) { return int32_t(x + bits_to_float((float_to_bits(x) & 0x80000000) | 0x3F000000)); }
+
 // Make the integers of `count` activations, and their scale and sum; without `low` they have 8 bits. What is not finite
-// makes the scale NaN.
-INLINE void tile_inputs(const float* place, uint32_t count, int16_t* whole, int8_t* high, int8_t* low, float* scale,
-                        int32_t* sum) {
+// makes the scale NaN, and what is too small to be scaled counts as zero.
+INLINE void tile_inputs(const float* __restrict place, uint32_t count, int16_t* __restrict whole,
+                        int8_t* __restrict high, int8_t* __restrict low, float* scale, int32_t* sum) {
   uint32_t bits = 0;  // of the largest size: integers, so that compilers take several at once
   for (uint32_t p = 0; p < count; p++) {
     const uint32_t size = float_to_bits(place[p]) & 0x7FFFFFFF;
@@ -161,23 +166,29 @@ INLINE void tile_inputs(const float* place, uint32_t count, int16_t* whole, int8
   const bool finite = bits < 0x7F800000;
   const float unit = finite ? bits_to_float(bits) / (low ? kLargestInput : kLargestByte) : 0;
   const float inverse = unit > 0 ? 1 / unit : 0;
-  const bool usable = inverse > 0 && inverse <= 3e38f;  // infinite for denormal numbers, which count as zero
+  *sum = 0;
+  *scale = finite ? 0 : bits_to_float(0x7FC00000);
+  if (!(inverse > 0 && inverse <= 3e38f)) {  // infinite for denormal numbers
+    std::memset(whole, 0, count * sizeof *whole);
+    std::memset(high, 0, count);
+    if (low) std::memset(low, 0, count);
+    return;
+  }
   int32_t total = 0;
   for (uint32_t p = 0; p < count; p++) {
-    const float scaled = usable ? place[p] * inverse : 0;
-    const int32_t integer = int32_t(scaled + (scaled < 0 ? -0.5f : 0.5f));
+    const int32_t integer = nearest(place[p] * inverse);
     whole[p] = int16_t(integer);
     total += integer;
   }
   if (low)
     for (uint32_t p = 0; p < count; p++) {
-      const int32_t top = (whole[p] + 64) >> 7;
+      const int16_t top = int16_t((whole[p] + 64) >> 7);
       high[p] = int8_t(top);
       low[p] = int8_t(whole[p] - 128 * top);
     }
   else
     for (uint32_t p = 0; p < count; p++) high[p] = int8_t(whole[p]);
-  *scale = !finite ? bits_to_float(0x7FC00000) : usable ? unit : 0;
+  *scale = unit;
   *sum = total;
 }
 

@@ -52,12 +52,11 @@ void each_part(const View& view, uint32_t group, uint32_t row, const Use& use) {
   const uint8_t* tile =
       view.base + view.head.tile_at + uint64_t(view.at<uint32_t>(view.head.tile_start_at)[group]) * 64;
   uint8_t codes[kTilePlaces + 20];
-  for (uint32_t t = 0; t < view.tiles_across(); t++) {
-    const uint32_t places = view.places_of(t);
+  view.each_tile([&](uint32_t t, uint32_t first, uint32_t places) {
     tile_row(tile, kind[t], places, int(row), codes);
-    use(view.tile_first(t), places, codes, tile_low(kind[t]));
+    use(first, places, codes, tile_low(kind[t]));
     tile += uint64_t(tile_words(kind[t], places)) * 64;
-  }
+  });
 }
 
 // Decode a group: use(tile, first pair, pairs) for every piece of its lanes, then of each plane.
