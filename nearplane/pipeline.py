@@ -4,7 +4,7 @@ import json
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -22,21 +22,20 @@ from nearplane.methods import Method
 from nearplane.methods.allocation import allocation_sentence
 from nearplane.model.block_loading import InMemory
 from nearplane.model.compute_dtype import AUTO, TYPES, check_arithmetic, name_of
-from nearplane.model.open_model import OpenModel, open_model, open_tokenizer, tokenizer_problem
+from nearplane.model.open_model import OpenModel, open_model
 from nearplane.model.output_head import configuration
-from nearplane.model.process_memory import available_bytes, forget_file_pages
+from nearplane.model.process_memory import forget_file_pages
 from nearplane.model.selection import Rules
-from nearplane.plan.calibration_size import CalibrationSize
-from nearplane.plan.offload import Offload, choose_offload
-from nearplane.plan.run_size import RunSize
+from nearplane.plan.calibration_size import CalibrationSize, calibrated
+from nearplane.plan.offload import offload_for
 from nearplane.plan.survey import Survey, survey
 from nearplane.types import LayerReport, NearplaneError, Progress, no_progress
 from nearplane.version import __version__
-from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount, calibrate
-from nearplane.walk.placement import Placement
+from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount
+from nearplane.walk.device import Accelerator, chosen_device, exact_products, with_less_if_full
+from nearplane.walk.placement import ActivationLimits, Placement
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.report import count_bits, run_report
-from nearplane.walk.sources import Sources, as_sources
 from nearplane.walk.walk import Walk
 
 SHOWN = 20  # names of tensors in a sentence
@@ -56,6 +55,7 @@ class Watcher:
     progress: Progress = no_progress
 
 
+@with_less_if_full
 def quantize(
     model: str | Path | Survey,
     out: str | Path,
@@ -72,6 +72,9 @@ def quantize(
     resume: bool = False,
     memory: int | None = None,
     arithmetic: str = AUTO,
+    device: str = "cpu",
+    device_memory: int | None = None,
+    least: bool = False,
     watcher: Watcher | None = None,
 ) -> dict[str, Any]:
     """Quantize every linear layer of a causal language model and store it in `out`.
@@ -83,39 +86,73 @@ def quantize(
     - `model`: a directory, a hub name or a .gguf file; or its survey by `plan.survey`.
     - `calibration`: a file, directory or data set's name, several with weights, strings or tokens.
     - `sequences`, `length`: at most so many, of so many tokens; None: see `walk.calibration`.
-    - `seconds`: instead of `sequences`, about how long the run may take; uses as many as fit.
+    - `seconds`: instead of `sequences`: about how long the run may take.
     - `languages`: mix in a sample of other languages and code, see `walk.language_sample`.
     - `rules`: which layers to skip, and how many may fall back to round-to-nearest.
     - `resume`: use the layers that an interrupted run to `out` has finished; errors keep them.
-    - `memory`: bytes that each process may use, where less takes longer; None is all available.
+    - `memory`, `device_memory`: bytes a process may use, here and of the device; None is all free.
     - `arithmetic`: the type of products, by name; "auto": see `nearplane.model.compute_dtype`.
+    - `device`: where blocks run, see `walk.device`; `least`: of its memory, do not refuse.
     """
-    ranks, started = Ranks.joined(), time.perf_counter()
-    watcher = watcher if watcher and ranks.first else Watcher()
-    check_arithmetic(arithmetic)
+    ranks, started, watcher = begun(watcher)
+    chosen, limit = computing_on(device, device_memory, least, arithmetic)
     wanted = CalibrationSize(calibration, sequences, length, seconds)
     ledger = Ledger(out, ranks.first, ranks.bytes_of_first)
-    writing = CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
-    with writing as writer, keeping(ledger, watcher, resume):
+    with writer_to(out, ranks) as writer, keeping(ledger, watcher, resume), exact_products():
         earlier = earlier_recipe(ledger) if resume else {}
         survey = surveyed(model, method, rules, trust_remote_code)
-        survey = in_one_dtype(survey, earlier, arithmetic, ranks)
+        survey = in_one_dtype(survey, earlier, arithmetic, ranks, chosen)
         size = wanted.size(survey, ranks, memory, earlier.get("calibration"), watcher.says)
-        offload = offload_for(survey, size, ranks, memory)
+        offload = offload_for(survey, size, ranks, memory, limit)
         check_output(out, survey, watcher)
-        tokenizer = open_tokenizer(survey.empty.where)
         request = CalibrationRequest(*size, chat_template, languages=languages)
-        tokens, account = calibrated(survey, tokenizer, calibration, request, watcher)
+        tokenizer, tokens, account = calibrated(survey, calibration, request, watcher.says)
         source = open_model(survey.empty, by_blocks=offload.by_blocks, tokenizer=tokenizer)
-        place = Placement(source.model, source.loader, survey.compute, offload.limits(out))
-        parts = {"store": ledger, "ranks": ranks, "placement": place, "sampled": ranks.first}
-        walk = Walk(source.model, method, tokens, selection=survey.selection, **parts).prepare()
+        walk = walk_of(survey, source, tokens, offload.limits(out), chosen, ledger, ranks).prepare()
         recipe = method.recipe() | recipe_of_run(account, survey)
-        differing = ledger.begin(dependencies(source, recipe, walk), resume)
-        say_first(facts_of(survey, source, walk), differing, watcher)
+        settings = dependencies(source, recipe, walk)
+        say_first(facts_of(survey, source, walk), ledger.begin(settings, resume), watcher)
         recipe |= allocated(walk, ledger, watcher)
         reports, trusted = written(walk, writer, watcher), survey.empty.trusted
         return Finish(source, walk, reports, recipe, trusted).store(writer, started)
+
+
+def begun(watcher: Watcher | None) -> tuple[Ranks, float, Watcher]:
+    """Return the processes, the time, and the watcher in the process that has one."""
+    ranks = Ranks.joined()
+    return ranks, time.perf_counter(), watcher if watcher and ranks.first else Watcher()
+
+
+def computing_on(
+    device: str, allowed: int | None, least: bool, arithmetic: str
+) -> tuple[torch.device, Accelerator | None]:
+    """Return the device of a name, and what a run may use of it; None for the CPU.
+
+    Raises NearplaneError for a device that cannot be used, or a type of products that is none.
+    """
+    check_arithmetic(arithmetic)
+    chosen = chosen_device(device)
+    return chosen, Accelerator.of(chosen, allowed, not least)
+
+
+def writer_to(out: str | Path, ranks: Ranks) -> AbstractContextManager[Any]:
+    """Return what takes the finished records: in the first process, the checkpoint's writer."""
+    return CheckpointWriter(out) if ranks.first else nullcontext(Unwritten())
+
+
+def walk_of(
+    survey: Survey,
+    source: OpenModel,
+    tokens: torch.Tensor,
+    limits: ActivationLimits,
+    device: torch.device,
+    ledger: Ledger,
+    ranks: Ranks,
+) -> Walk:
+    """Return the walk over a model, whose blocks run on a device."""
+    placement = Placement(source.model, source.loader, survey.compute, limits, device)
+    parts = {"store": ledger, "ranks": ranks, "placement": placement, "sampled": ranks.first}
+    return Walk(source.model, survey.method, tokens, selection=survey.selection, **parts)
 
 
 @contextmanager
@@ -194,7 +231,13 @@ def surveyed(
     return model
 
 
-def in_one_dtype(survey: Survey, earlier: dict[str, Any], arithmetic: str, ranks: Ranks) -> Survey:
+def in_one_dtype(
+    survey: Survey,
+    earlier: dict[str, Any],
+    arithmetic: str,
+    ranks: Ranks,
+    device: torch.device,
+) -> Survey:
     """Return the survey with one type of products for all processes.
 
     - `earlier`: the recipe of the run that is resumed, or {}.
@@ -202,7 +245,8 @@ def in_one_dtype(survey: Survey, earlier: dict[str, Any], arithmetic: str, ranks
       fast in the first process.
     """
     name = earlier.get("arithmetic", AUTO) if arithmetic == AUTO else arithmetic
-    dtype = survey.compute if name == AUTO else TYPES[name]
+    own = survey.compute if device.type == "cpu" else survey.dtype
+    dtype = own if name == AUTO else TYPES[name]
     first = ranks.bytes_of_first(name_of(dtype).encode()) or b""
     return replace(survey, compute=TYPES.get(first.decode(), dtype))
 
@@ -319,21 +363,6 @@ class Finish:
         return config
 
 
-def offload_for(
-    survey: Survey, sizes: tuple[int, int], ranks: Ranks, memory: int | None
-) -> Offload:
-    """Return what a process keeps on disk or computes again to stay within its memory.
-
-    - `sizes`: how many sequences, and their length.
-    - `memory`: bytes a process, NearplaneError if they are too few; None is all available.
-    """
-    sequences, length = sizes
-    run = RunSize(max(sequences, ranks.size), length, ranks.size)
-    if memory is None:
-        return choose_offload(survey, run, available_bytes() / ranks.size)
-    return choose_offload(survey, run, memory, promised=True)
-
-
 def check_output(out: str | Path, survey: Survey, watcher: Watcher) -> None:
     """Refuse a full disk, and files that cannot be copied; say which files are left behind."""
     check_space(out, survey.model_bytes)
@@ -344,38 +373,6 @@ def check_output(out: str | Path, survey: Survey, watcher: Watcher) -> None:
         watcher.says(
             f"{name} is left behind: it is neither read nor a tokenizer's, processor's or licence's"
         )
-
-
-def calibrated(
-    survey: Survey, tokenizer: Any, text: Text, wanted: CalibrationRequest, watcher: Watcher
-) -> tuple[torch.Tensor, TokenAccount]:
-    """Return a text's tokens and their account; says the account, and warns of a short text."""
-    problem = tokenizer_problem(survey.empty.where) if tokenizer is None else ""
-    text = as_sources(text)
-    if problem and isinstance(text, str | Path | Sources):
-        raise NearplaneError(
-            f"the tokenizer beside {survey.name} cannot be read: {problem}; a tokenizer.json there "
-            "would be"
-        )
-    tokens, account = calibrate(text, tokenizer, wanted)
-    watcher.says(f"calibration: {account.sentence()}")
-    for remark in account.remarks:
-        watcher.says(f"warning: {remark}")
-    if account.begins:
-        watcher.says(f"the first document begins: {json.dumps(account.begins, ensure_ascii=False)}")
-    if account.sequences < wanted.sequences:
-        watcher.says(
-            f"warning: the text fills {account.sequences} of the {wanted.sequences} sequences "
-            "to be used"
-        )
-    config: Any = survey.model.config
-    bos = getattr(config, "bos_token_id", None)
-    if bos is not None and account.opened_by is None and account.source != "token tensors":
-        watcher.says(
-            f"note: the model's configuration names a beginning-of-sequence token ({bos}), but its "
-            "tokenizer opens no text with it; neither does the calibration"
-        )
-    return tokens, account
 
 
 def stored_companions(source: OpenModel, scratch: Path) -> dict[str, Path]:

@@ -34,7 +34,8 @@ def naming_errors(part: str) -> Iterator[None]:
     """Turn any error of a library's or a model's code into a NearplaneError that names `part`."""
     try:
         yield
-    except NearplaneError:
+    # what runs out of an accelerator's memory may go on with less
+    except (NearplaneError, torch.OutOfMemoryError):
         raise
     # code that is not ours may raise any error
     except Exception as error:

@@ -13,6 +13,7 @@ from nearplane.cli.run_settings import (
     Settings,
     calibration_of,
     check_one_size,
+    device_memory_limit,
     memory_limit,
     prepare,
     time_limit,
@@ -24,12 +25,6 @@ def plan(
     model: Model,
     more: More = None,
     ranks: Annotated[int, typer.Option(help="Processes that share the run")] = 1,
-    device: Annotated[
-        str,
-        typer.Option(
-            help="What each process runs on: cpu, this machine; projected: a100, b200, h100, h200"
-        ),
-    ] = "cpu",
     **options: Any,
 ) -> None:
     """Say what quantizing MODEL would take, before a weight is loaded."""
@@ -46,11 +41,12 @@ def plan(
     from nearplane.plan.run_size import RunSize
 
     check_one_given(settings.sequences, seconds)
-    known(device)
+    known(settings.device)
     RunSize(ranks if settings.sequences is None else settings.sequences, 2, ranks)
     found = survey_for(model, method, settings, asked, bare=True)
     size = (settings.sequences, settings.length)
-    expected = estimate(found, *size, ranks, device, memory_limit(settings))
+    limits = memory_limit(settings), device_memory_limit(settings)
+    expected = estimate(found, *size, ranks, settings.device, *limits)
     if seconds is not None:
         expected = expected.within(seconds)
         typer.echo(expected.time_sentence(seconds))

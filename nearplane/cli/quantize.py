@@ -20,9 +20,8 @@ from nearplane.cli.run_settings import (
     Settings,
     calibration_of,
     check_one_size,
-    memory_limit,
     prepare,
-    time_limit,
+    run_arguments,
 )
 from nearplane.types import NearplaneError
 
@@ -50,7 +49,7 @@ def quantize(
     check_one_size(settings.size, options)
     if dry_run:
         return plan(model, more, **options)
-    seconds, calibration = time_limit(settings), calibration_of(settings, more)
+    arguments, calibration = run_arguments(settings), calibration_of(settings, more)
     if calibration is None:
         raise NearplaneError("say what to calibrate on: --calibration FILE_OR_DATASET")
     prepare(settings)
@@ -61,7 +60,7 @@ def quantize(
     from nearplane.plan.calibration_size import check_one_given
     from nearplane.walk.ranks import Ranks
 
-    check_one_given(settings.sequences, seconds)
+    check_one_given(settings.sequences, arguments["seconds"])
     made = str(resolved_output(out)) if asked is None else unfinished_path(out)
     if asked is not None and finished_before(made, resume):
         return write_for(asked, made, out, settings)
@@ -75,15 +74,9 @@ def quantize(
             made,
             found.method,
             calibration,
-            sequences=settings.sequences,
-            length=settings.length,
-            seconds=seconds,
-            chat_template=settings.chat_template,
-            languages=settings.languages,
             resume=resume,
-            memory=memory_limit(settings),
-            arithmetic=settings.arithmetic,
             watcher=watcher,
+            **arguments,
         )
     if prints:
         print_totals(out, report, asked is None)

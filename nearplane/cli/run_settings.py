@@ -67,6 +67,17 @@ class Settings:
             help="Keep within so much memory, as 6GiB, or refuse; by default what is available"
         ),
     ] = None
+    device: Annotated[
+        str,
+        typer.Option(
+            help="Where blocks run: cpu, cuda, cuda:1, xpu, or auto; plan projects a100, b200, "
+            "h100 and h200, too, and measures what is here"
+        ),
+    ] = "cpu"
+    device_memory: Annotated[
+        str | None,
+        typer.Option(help="Use so much of the device's memory, as 20GiB; by default what is free"),
+    ] = None
     time: Annotated[
         str | None,
         typer.Option(
@@ -140,6 +151,27 @@ def survey_of(model: str, method: Any, settings: Settings, bare: bool = False) -
 def memory_limit(settings: Settings) -> int | None:
     """Return --memory in bytes, or None."""
     return None if settings.memory is None else bytes_of("--memory", settings.memory)
+
+
+def device_memory_limit(settings: Settings) -> int | None:
+    """Return --device-memory in bytes, or None."""
+    if settings.device_memory is None:
+        return None
+    if settings.device == "cpu":
+        raise NearplaneError(
+            "--device-memory is of another device than the CPU: name it with --device"
+        )
+    return bytes_of("--device-memory", settings.device_memory)
+
+
+def run_arguments(settings: Settings) -> dict[str, Any]:
+    """Return what `pipeline.quantize` is given of the options that plan has, too."""
+    same = ("sequences", "length", "chat_template", "languages", "arithmetic", "device")
+    return {name: getattr(settings, name) for name in same} | {
+        "seconds": time_limit(settings),
+        "memory": memory_limit(settings),
+        "device_memory": device_memory_limit(settings),
+    }
 
 
 def bytes_of(option: str, size: str) -> int:

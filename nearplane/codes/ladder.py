@@ -32,14 +32,14 @@ def ladder_steps(wanted: Float[Tensor, " n"], width: int = WIDEST) -> Float32[Te
 
     Numbers 2^width rungs or more below the highest are raised, so that `width` bits hold all rungs.
     """
-    octaves = torch.log2(wanted.double()).numpy()
+    octaves = torch.log2(wanted.double()).cpu().numpy()
     inside = np.log2(RUNGS / 8)
     # above the last m of an octave comes the first of the next octave
     edges = (inside + np.append(inside[1:], 1.0)) / 2
     whole = np.floor(octaves).astype(np.int64)
     rung = 4 * whole + np.searchsorted(edges, octaves - whole)
     rung = np.maximum(rung, rung.max(initial=-(2**15)) - 2**width + 1)
-    return torch.from_numpy(rung_value(rung))
+    return torch.from_numpy(rung_value(rung)).to(wanted.device)
 
 
 def round_base(base: float) -> float:

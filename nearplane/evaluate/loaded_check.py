@@ -51,7 +51,7 @@ def run_and_compare(
     directory: Path, sample: SamplePass, dtype: torch.dtype, trusted: bool, by_blocks: bool
 ) -> None:
     """Do what `check_loaded` says; raises NearplaneError."""
-    name, seen = sample.trace.name, sample.seen
+    name, seen = sample.trace.name, sample.seen.on_cpu()
     assert seen.tokens is not None
     names = [f"{name}.{index}" for index in range(len(sample.trace.blocks))]
     # the walk's own products are exact

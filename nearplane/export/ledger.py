@@ -113,7 +113,7 @@ class Ledger:
         - `originals`: their weights before; only the hashes are stored.
         """
         tensors = {
-            f"{number}.{name}": getattr(weight, name).contiguous()
+            f"{number}.{name}": getattr(weight, name).cpu().contiguous()
             for number, (weight, _) in enumerate(done)
             for name in TENSORS
             if getattr(weight, name) is not None
@@ -228,7 +228,7 @@ def differences(
 
 def digest(tensor: Tensor) -> str:
     """Return the SHA-256 of the bytes of a tensor, in hexadecimal."""
-    flat = tensor.detach().contiguous().flatten().view(torch.uint8)
+    flat = tensor.detach().cpu().contiguous().flatten().view(torch.uint8)
     return hashlib.sha256(flat.numpy().data).hexdigest()
 
 

@@ -89,14 +89,15 @@ class RateSettings:
 
     def fit(self, code: Int32[Tensor, "rows n"]) -> codes.Tables:
         """Return the coder's tables fitted to these integers."""
-        return codes.fit(code.numpy(), contexts=self.coder.contexts)
+        return codes.fit(code.cpu().numpy(), contexts=self.coder.contexts)
 
-    def prices(self, tables: codes.Tables, columns: Int64[Tensor, " n"] | None = None) -> Prices:
-        """Return the code lengths under fitted tables, of all columns or of those given."""
+    def prices(self, tables: codes.Tables, columns: Int64[Tensor, " n"]) -> Prices:
+        """Return the code lengths of some columns under fitted tables, on their device."""
         classes = (tables.contexts.row, tables.contexts.column)
         row, column = (torch.from_numpy(part.astype("int64")) for part in classes)
-        column = column if columns is None else column[columns]
-        return Prices(torch.from_numpy(tables.lengths), row, column, self.slope)
+        parts = torch.from_numpy(tables.lengths), row, column
+        length, row, column = (part.to(columns.device) for part in parts)
+        return Prices(length, row, column[columns], self.slope)
 
     def estimated_excess(
         self, tables: codes.Tables, step: Float32[Tensor, "1 n"], problem: RoundingProblem
@@ -144,7 +145,9 @@ def meet_rate(problem: RoundingProblem, settings: RateSettings, rounding: Roundi
     Raises RateError when no scale was found whose rate is low enough.
     """
     scale, tables = predict_scale(problem, settings)
-    prices, columns = settings.prices(tables), problem.invperm.argsort()
+    columns = problem.invperm.argsort()
+    # predicted in the basis's order
+    prices = settings.prices(tables, torch.arange(len(columns), device=columns.device))
     history: list[tuple[float, float]] = []
     best: RateSolution | None = None
     best_excess = -torch.inf

@@ -148,7 +148,10 @@ def errors_from_residuals(
 
 def histogram(code: Int32[Tensor, "..."]) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct integers in ascending order, and how often each occurs."""
-    return codes.histogram(code.numpy().reshape(-1))
+    if code.device.type == "cpu":
+        return codes.histogram(code.numpy().reshape(-1))
+    found, counts = torch.unique(code, return_counts=True)
+    return found.cpu().numpy(), counts.cpu().numpy()
 
 
 def sample_rows(rows: int, columns: int) -> slice:

@@ -41,7 +41,8 @@ class Layer:
     def assign(self, value: Float[Tensor, "rows columns"]) -> None:
         """Put `value` in the weight's place, in the weight's own type and in memory of its own."""
         weight, stored = self.stored, value.T if self.transposed else value
-        weight.data = stored.to(weight.dtype, memory_format=torch.contiguous_format)
+        like = {"device": weight.device, "dtype": weight.dtype}
+        weight.data = stored.to(**like, memory_format=torch.contiguous_format)
 
     def release(self) -> None:
         """Free the weight's memory; the layer cannot run any more."""

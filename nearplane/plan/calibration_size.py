@@ -1,17 +1,29 @@
-"""Choose how many calibration sequences a run uses: given, default, or as many as fit a time."""
+"""Choose how many calibration sequences a run uses, and read them."""
 
+import json
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from nearplane.model.open_model import open_tokenizer, tokenizer_problem
 from nearplane.model.positions import check_positions
 from nearplane.plan.estimate import estimate
 from nearplane.plan.survey import Survey
 from nearplane.types import NearplaneError
-from nearplane.walk.calibration import Text, check_size, default_length, default_sequences
+from nearplane.walk.calibration import (
+    CalibrationRequest,
+    Text,
+    TokenAccount,
+    calibrate,
+    check_size,
+    default_length,
+    default_sequences,
+)
 from nearplane.walk.ranks import Ranks
+from nearplane.walk.sources import Sources, as_sources
 
 
 @dataclass(frozen=True)
@@ -92,3 +104,40 @@ def check_one_given(sequences: int | None, seconds: float | None) -> None:
     """Raise NearplaneError if both a number of sequences and a time are given."""
     if seconds is not None and sequences is not None:
         raise NearplaneError("give --time or --sequences, not both: each sets the calibration")
+
+
+def calibrated(
+    survey: Survey, text: Text, wanted: CalibrationRequest, says: Callable[[str], None]
+) -> tuple[Any, torch.Tensor, TokenAccount]:
+    """Return the model's tokenizer, a text's tokens and their account.
+
+    Says the account, and warns of a short text. Raises NearplaneError if there is no tokenizer for
+    a text.
+    """
+    tokenizer = open_tokenizer(survey.empty.where)
+    problem = tokenizer_problem(survey.empty.where) if tokenizer is None else ""
+    text = as_sources(text)
+    if problem and isinstance(text, str | Path | Sources):
+        raise NearplaneError(
+            f"the tokenizer beside {survey.name} cannot be read: {problem}; a tokenizer.json there "
+            "would be"
+        )
+    tokens, account = calibrate(text, tokenizer, wanted)
+    says(f"calibration: {account.sentence()}")
+    for remark in account.remarks:
+        says(f"warning: {remark}")
+    if account.begins:
+        says(f"the first document begins: {json.dumps(account.begins, ensure_ascii=False)}")
+    if account.sequences < wanted.sequences:
+        says(
+            f"warning: the text fills {account.sequences} of the {wanted.sequences} sequences "
+            "to be used"
+        )
+    config: Any = survey.model.config
+    bos = getattr(config, "bos_token_id", None)
+    if bos is not None and account.opened_by is None and account.source != "token tensors":
+        says(
+            f"note: the model's configuration names a beginning-of-sequence token ({bos}), but its "
+            "tokenizer opens no text with it; neither does the calibration"
+        )
+    return tokenizer, tokens, account

@@ -1,6 +1,7 @@
 """Devices to plan for: this machine, which is measured, and accelerators, by their data sheets."""
 
 from dataclasses import dataclass
+from math import inf
 
 import torch
 
@@ -8,6 +9,7 @@ from nearplane.model.compute_dtype import name_of
 from nearplane.plan.survey import Survey
 from nearplane.plan.throughput import MachineBenchmark, MethodTrial, Throughput
 from nearplane.types import NearplaneError
+from nearplane.walk.device import AUTO, chosen_device
 
 # bytes a second of this machine, assumed: a measurement would only see the disk's cache
 READ_BYTES, WRITE_BYTES, LINK_BYTES = 1e9, 0.5e9, 1e9
@@ -61,16 +63,22 @@ DEVICES = {
     "h100": Device("H100 SXM 80 GB", peaks(989e12, 67e12, 34e12), 80e9, 3.35e12, 450e9, 64e9),
     "h200": Device("H200 SXM 141 GB", peaks(989e12, 67e12, 34e12), 141e9, 4.8e12, 450e9, 64e9),
 }
-CPU = "cpu"
+CPU, HERE = "cpu", "here"
 
 
-def known(name: str) -> str:
-    """Return the name of a device; NearplaneError naming all if there is none of that name."""
-    if name != CPU and name not in DEVICES:
-        raise NearplaneError(
-            f"no device is called {name!r}; there are {', '.join([CPU, *sorted(DEVICES)])}"
-        )
-    return name
+def known(name: str) -> torch.device | None:
+    """Return the device of a name here, None for one that is projected.
+
+    - `name`: of `DEVICES`; "here" is an accelerator of this machine, or its CPU; else torch's name.
+
+    Raises NearplaneError if there is none of that name.
+    """
+    if name in DEVICES:
+        return None
+    try:
+        return chosen_device(AUTO if name == HERE else name)
+    except NearplaneError as error:
+        raise NearplaneError(f"{error}; projected are {', '.join(sorted(DEVICES))}") from error
 
 
 def stated_throughput(name: str, ranks: int, trial: MethodTrial) -> Throughput:
@@ -93,9 +101,11 @@ def stated_throughput(name: str, ranks: int, trial: MethodTrial) -> Throughput:
     )
 
 
-def measured_throughput(survey: Survey, length: int, trial: MethodTrial) -> Throughput:
-    """Measure the rates of one process on this machine; takes about a second."""
-    bench = MachineBenchmark.of(survey, length)
+def measured_throughput(
+    survey: Survey, length: int, trial: MethodTrial, device: torch.device
+) -> Throughput:
+    """Measure the rates of one process on a device of this machine; takes about a second."""
+    bench = MachineBenchmark.of(survey, length, device)
     return Throughput(
         forward_flops=bench.forward_flops(),
         attention_flops=bench.attention_flops(),
@@ -111,22 +121,26 @@ def measured_throughput(survey: Survey, length: int, trial: MethodTrial) -> Thro
         write_bytes=WRITE_BYTES,
         link_bytes=LINK_BYTES,
         link_messages=MESSAGES,
+        host_bytes=inf if device.type == CPU else bench.host_bytes(),
     )
 
 
 def measured_lines(
-    rates: Throughput, trial: MethodTrial, dtype: torch.dtype, ranks: int
+    rates: Throughput, trial: MethodTrial, dtype: torch.dtype, ranks: int, device: torch.device
 ) -> list[str]:
     """Return what was measured and what was not, for people."""
     kind = name_of(dtype)
+    where = threads() if device.type == CPU else str(device)
+    host = "" if device.type == CPU else f", {rates.host_bytes / 1e9:.1f} to {device}"
     link = f"; between processes {rates.link_bytes / 1e9:g} and {MESSAGE}" if ranks > 1 else ""
     return [
-        f"measured just now, on {threads()}, in GFLOP/s: calibration "
+        f"measured just now, on {where}, in GFLOP/s: calibration "
         f"{rates.forward_flops / 1e9:.0f} ({kind}), attention {rates.attention_flops / 1e9:.0f}, "
         f"Hessians {rates.gram_flops / 1e9:.0f}, targets {rates.float32_flops / 1e9:.0f} "
         f"(float32), rounding {rates.solve_flops / 1e9:.1f}, certificates "
         f"{rates.float64_flops / 1e9:.0f} and factors {rates.factor_flops / 1e9:.0f} (float64)",
-        f"measured just now: {rates.moved_bytes / 1e9:.1f} GB/s between products; {coded(trial)}",
+        f"measured just now: {rates.moved_bytes / 1e9:.1f} GB/s between products{host}; "
+        f"{coded(trial)}",
         f"assumed, in GB/s: {rates.read_bytes / 1e9:g} from disk, {rates.write_bytes / 1e9:g} to it"
         f"{link}",
     ]
@@ -147,8 +161,8 @@ def stated_lines(name: str, rates: Throughput, trial: MethodTrial, ranks: int) -
     """Return the assumptions on an accelerator, each with the parts of a run that rest on it."""
     device = DEVICES[name]
     lines = [
-        f"a projection: nearplane quantizes on CPUs today, and nothing here was measured on an "
-        f"{device.title}"
+        f"a projection: nothing here was measured on an {device.title}, on which nearplane was not "
+        "run yet"
     ]
     for kind, peak in device.peaks.items():
         shares = [

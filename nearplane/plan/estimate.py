@@ -18,7 +18,7 @@ from nearplane.plan.devices import (
     threads,
 )
 from nearplane.plan.footprint import Memory, unfinished_bytes
-from nearplane.plan.offload import Offload, choose_offload
+from nearplane.plan.offload import Offload, choose_offload, choose_with_device
 from nearplane.plan.part import OffloadCost, Part
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey, bits_of
@@ -26,6 +26,7 @@ from nearplane.plan.throughput import SMALLEST, MethodTrial, Throughput, tried
 from nearplane.plan.work import Sizes, network_bytes, parts_of
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import MOST_TOKENS, default_length, default_sequences
+from nearplane.walk.device import Accelerator
 
 START_S = 6  # Python's and its libraries' start, opening the model, reading the text
 TRIED_COLUMNS = 1024
@@ -43,6 +44,7 @@ class Estimate:
     trial: MethodTrial
     device: str = CPU
     allowed: int | None = None
+    accelerator: Accelerator | None = None
 
     @cached_property
     def parts(self) -> list[Part]:
@@ -80,8 +82,11 @@ class Estimate:
     @cached_property
     def offload(self) -> Offload:
         """The offload; NearplaneError if the run cannot stay within `allowed`."""
+        promised = self.allowed is not None
         allowed = self.capacity if self.allowed is None else self.allowed
-        return choose_offload(self.survey, self.run, allowed, self.allowed is not None)
+        if self.accelerator is None:
+            return choose_offload(self.survey, self.run, allowed, promised)
+        return choose_with_device(self.survey, self.run, allowed, self.accelerator, promised)
 
     @property
     def memory(self) -> Memory:
@@ -116,7 +121,7 @@ class Estimate:
     @property
     def capacity(self) -> int | float:
         """The bytes of memory that a process can have; processes share this machine's."""
-        if self.device != CPU:
+        if self.device in DEVICES:
             return DEVICES[self.device].memory_bytes
         return available_bytes() / self.run.ranks
 
@@ -160,7 +165,8 @@ class Estimate:
                 f"too little for layers wider than {tried_columns(self.survey)} columns"
             )
         if self.peak_bytes > self.capacity:
-            whose = "this machine has available" if self.device == CPU else f"one {self.device} has"
+            projected = self.device in DEVICES
+            whose = f"one {self.device} has" if projected else "this machine has available"
             lines.append(f"warning: that is more memory than {whose}")
         return lines + self.survey.selection.left_out()
 
@@ -176,6 +182,12 @@ class Estimate:
             f"  {self.offload.sentence()}",
             f"  {self.offload.precision()}",
         ]
+        there, limit = self.offload.device, self.accelerator
+        if there is not None and limit is not None:
+            lines.append(
+                f"memory of {limit.device}: about {there.total / 1e9:.2f} GB ({there.sentence()}) "
+                f"of {limit.allowed / 1e9:.1f} GB"
+            )
         if self.run.ranks > 1:
             lines.append(f"network: {self.network_bytes / 1e9:,.1f} GB sent to each process")
         return lines
@@ -215,8 +227,9 @@ class Estimate:
             f"assumed: {run.sequences} sequences of {run.length} tokens, "
             f"{len(self.survey.stages)} Hessians; parts follow each other, none overlaps another"
         ]
-        if self.device == CPU:
-            lines += measured_lines(self.rates, self.trial, self.survey.compute, run.ranks)
+        if self.device not in DEVICES:
+            where = torch.device(CPU) if self.accelerator is None else self.accelerator.device
+            lines += measured_lines(self.rates, self.trial, self.survey.compute, run.ranks, where)
             return [*lines, expected(run.ranks)]
         lines += stated_lines(self.device, self.rates, self.trial, run.ranks)
         return [*lines, "expect the right order of magnitude, not more"]
@@ -243,31 +256,35 @@ def estimate(
     ranks: int = 1,
     device: str = CPU,
     allowed: int | None = None,
+    device_memory: int | None = None,
 ) -> Estimate:
     """Return what a run would take; measures this machine for two seconds.
 
     - `sequences`, `length`: the defaults of `walk.calibration` if None.
-    - `device`: "cpu" is this machine; the rates of others are from data sheets.
+    - `device`: see `devices.known`; the rates of those that are projected are from data sheets.
     - `allowed`: bytes of memory that a process may use; None is all available.
+    - `device_memory`: bytes of the device that it may use; None is all that are free.
 
     Raises NearplaneError for an unknown device, no process, or more processes than sequences.
     """
-    known(device)
+    here = known(device)
     length = default_length(survey.model) if length is None else length
     check_positions(survey.model, length, "--length")
     if sequences is None:
         sequences = default_sequences(survey.widest, max(length, 1), ranks)
     run = RunSize(sequences, length, ranks)
-    if device != CPU:
+    if here is None:
         # whether this machine is slow in the stored type does not matter for another one
         survey = replace(survey, compute=survey.dtype)
         trial = tried_on_one_core(survey)
         rates = stated_throughput(device, ranks, trial)
         return Estimate(survey, run, rates, trial, device, allowed)
-    trial = tried(survey.method, tried_columns(survey))
-    return Estimate(
-        survey, run, measured_throughput(survey, run.length, trial), trial, device, allowed
-    )
+    limit = Accelerator.of(here, device_memory)
+    survey = survey if limit is None else replace(survey, compute=survey.dtype)
+    trial = tried(survey.method, tried_columns(survey), here)
+    rates = measured_throughput(survey, run.length, trial, here)
+    name = CPU if limit is None else str(here)
+    return Estimate(survey, run, rates, trial, name, allowed, limit)
 
 
 def tried_on_one_core(survey: Survey) -> MethodTrial:

@@ -96,6 +96,42 @@ class MemoryNeeds:
         held, working = max(phases, key=sum)
         return Memory(held, states, working)
 
+    def on_device(self, spilled: bool, paused: int) -> Memory:
+        """Return the memory of a device on which the blocks run, one at a time.
+
+        - `spilled`: whether hidden states between blocks are kept elsewhere.
+        - `paused`: as in `Offload`.
+        """
+        states = paused * self.paused_bytes
+        if not spilled:
+            copies = 2 * self.streams + bool(self.survey.shares)
+            states += copies * self.tokens * self.hidden * self.itemsize
+        outside, sizes = self.parts
+        block = max(sizes) * self.widening
+        wide = precise(self.survey.compute).itemsize / self.survey.dtype.itemsize
+        phases = [(outside * wide, self.running_bytes)]
+        if self.survey.method.allocates:
+            phases.append((max(outside, *sizes) * wide, self.probing))
+        if self.backward.needed:
+            # what blocks return stays there until gradients went through
+            working = self.backward.working_bytes(self.hidden, self.width)
+            kept = self.backward.state_bytes(self.hidden, len(self.survey.blocks))
+            phases.append((max(block, outside * self.widening), working + kept))
+        for shapes, expert in self.kinds:
+            phases.append((block, self.summing(shapes, expert)))
+            phases.append((block, self.rounding(shapes, expert)))
+        held, working = max(phases, key=sum)
+        return Memory(held, states, working, base=0)
+
+    def beside_device(self, by_blocks: bool, on_host: bool) -> Memory:
+        """Return the memory of a process whose blocks run on another device.
+
+        - `by_blocks`, `on_host`: as in `Offload`.
+        """
+        states = 2 * self.streams * self.tokens * self.hidden * self.itemsize if on_host else 0
+        largest = max(rows * columns for shapes, _ in self.kinds for rows, columns in shapes)
+        return Memory(self.weights(by_blocks), states, ROUNDED_WEIGHT * largest)
+
     @cached_property
     def backward(self) -> BackwardSize:
         """What output Hessians take."""

@@ -6,11 +6,14 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from nearplane.lattice.nearest_plane import TILE
+from nearplane.model.process_memory import available_bytes
 from nearplane.plan.footprint import Memory, MemoryNeeds
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
 from nearplane.types import NearplaneError
+from nearplane.walk.device import Accelerator
 from nearplane.walk.placement import ActivationLimits
+from nearplane.walk.ranks import Ranks
 
 GIB = 2**30
 
@@ -22,6 +25,8 @@ class Offload:
     - `by_blocks`: whether one block's weights are in memory at a time, or all.
     - `spilled`: whether hidden states between blocks go to a file.
     - `columns`: of the widest layer.
+    - `device`: the memory that an accelerator needs, on which blocks then run; else None.
+    - `on_host`: whether hidden states between blocks leave it for the machine's memory.
     - `paused`: for how many of `batches` a block's forward pass stays in memory from stage to
       stage; for the others it is computed again for every stage.
     """
@@ -32,24 +37,29 @@ class Offload:
     batches: int
     memory: Memory
     columns: int
+    device: Memory | None = None
+    on_host: bool = False
 
     def limits(self, out: str | Path) -> ActivationLimits:
         """The limits of the walk; hidden states go to a file beside OUT, or to a temporary one."""
         beside = Path(out).expanduser().resolve().parent
         directory = beside if beside.is_dir() else Path(tempfile.gettempdir())
-        return ActivationLimits(self.paused, directory if self.spilled else None)
+        return ActivationLimits(self.paused, directory if self.spilled else None, self.on_host)
 
     def sentence(self) -> str:
         """Return the choices in one line."""
         weights = "one block's at a time" if self.by_blocks else "all"
         states = "in a file beside OUT" if self.spilled else "in memory"
+        if self.device is not None and not (self.spilled or self.on_host):
+            states = "on the device"
         waiting = (
             "all batches wait in memory from stage to stage"
             if self.paused >= self.batches
             else f"{self.paused} of {self.batches} batches wait in memory from stage to stage, "
             "the others are computed again for each"
         )
-        return f"weights in memory: {weights}; hidden states: {states}; {waiting}"
+        there = "" if self.device is None else "on the device: one block's weights at a time; "
+        return f"{there}weights in memory: {weights}; hidden states: {states}; {waiting}"
 
     def precision(self) -> str:
         """Return in one line in which types, and how many rows at a time, a layer is rounded."""
@@ -99,3 +109,71 @@ def offload_by(needs: MemoryNeeds, by_blocks: bool, spilled: bool, paused: int) 
     """Return the offload of these choices, with the memory that it takes."""
     memory = needs.memory(by_blocks, spilled, paused)
     return Offload(by_blocks, spilled, paused, needs.batches, memory, needs.widest)
+
+
+def offload_for(
+    survey: Survey,
+    sizes: tuple[int, int],
+    ranks: Ranks,
+    memory: int | None,
+    accelerator: Accelerator | None = None,
+) -> Offload:
+    """Return what a process keeps elsewhere or computes again to stay within its memory.
+
+    - `sizes`: how many sequences, and their length.
+    - `memory`: bytes a process, NearplaneError if they are too few; None is all available.
+    - `accelerator`: on which blocks run; None is the CPU.
+    """
+    sequences, length = sizes
+    run = RunSize(max(sequences, ranks.size), length, ranks.size)
+    allowed = available_bytes() / ranks.size if memory is None else memory
+    if accelerator is None:
+        return choose_offload(survey, run, allowed, promised=memory is not None)
+    return choose_with_device(survey, run, allowed, accelerator, promised=memory is not None)
+
+
+def choose_with_device(
+    survey: Survey, run: RunSize, allowed: int | float, accelerator: Accelerator, promised: bool
+) -> Offload:
+    """Return the fastest offload with which neither the machine nor the device is overfilled.
+
+    - `allowed`: bytes of the machine's memory; more is only refused if `promised`.
+
+    Raises NearplaneError if there is none.
+    """
+    needs = MemoryNeeds(survey, run)
+    last = None
+    for last in ways_with_device(survey, needs):
+        fits = last.device is not None and last.device.total <= accelerator.allowed
+        if fits and last.memory.total <= allowed:
+            return last
+    assert last is not None and last.device is not None
+    if accelerator.promised and last.device.total > accelerator.allowed:
+        raise NearplaneError(
+            f"{accelerator.allowed / GIB:.2f} GiB of {accelerator.device} are too little for "
+            f"{survey.name}: this run needs at least {last.device.total / GIB:.2f} GiB there "
+            f"({last.device.sentence()}); free some, raise --device-memory, or take --device cpu"
+        )
+    if promised:
+        raise NearplaneError(
+            f"{allowed / GIB:.2f} GiB of memory are too little for {survey.name}: this run needs "
+            f"at least {last.memory.total / GIB:.2f} GiB ({last.memory.sentence()})"
+        )
+    return last
+
+
+def ways_with_device(survey: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
+    """Yield all offloads beside a device, from the fastest to the one of least memory."""
+    by_blocks = [False, True] if survey.empty.readable_by_blocks else [False]
+    paused = needs.batches
+    while True:
+        # hidden states: on the device, in the machine's memory, in a file
+        for spilled, on_host in ((False, False), (False, True), (True, False)):
+            device = needs.on_device(spilled or on_host, paused)
+            for one_block in by_blocks:
+                memory = needs.beside_device(one_block, on_host)
+                where = one_block, spilled, paused, needs.batches, memory, needs.widest
+                yield Offload(*where, device, on_host)
+        if not paused:
+            return
+        paused = paused * 3 // 4

@@ -16,12 +16,14 @@ from nearplane.op import Op
 from nearplane.plan.survey import Survey
 from nearplane.rows import TILE, Work, in_parts
 from nearplane.walk.hessian import HessianSum
+from nearplane.walk.hidden_states import CPU
 from nearplane.walk.messages import narrowest
 
 MEASURE_S = 0.15
 TOKENS = 1024
 SMALLEST, LARGEST = 128, 1024  # columns that are measured on, however wide the model is
 TRIALS = 3
+COPIED = 1 << 22  # numbers in float32
 RANK = 16  # columns for every common factor of the inputs
 COLUMN_SPREAD, ROW_SPREAD = 0.5, 0.3  # of logarithms
 MOVED = 40  # numbers that norms, activations and sums read or write, per token, block and channel
@@ -119,14 +121,30 @@ class Clock:
     """Seconds since it was made, of wall time or of this process's CPU time, whichever is less.
 
     For work on one thread, the time that other programs take does not count.
+
+    - `device`: whose work is waited for; of another one than the CPU, wall time counts.
     """
 
-    wall: float = field(default_factory=time.perf_counter)
-    own: float = field(default_factory=time.process_time)
+    device: torch.device = CPU
+    wall: float = 0.0
+    own: float = 0.0
+
+    @classmethod
+    def started(cls, device: torch.device = CPU) -> "Clock":
+        wait_for(device)
+        return cls(device, time.perf_counter(), time.process_time())
 
     @property
     def seconds(self) -> float:
-        return min(time.perf_counter() - self.wall, time.process_time() - self.own)
+        wait_for(self.device)
+        wall, own = time.perf_counter() - self.wall, time.process_time() - self.own
+        return min(wall, own) if self.device == CPU else wall
+
+
+def wait_for(device: torch.device) -> None:
+    """Wait until a device has done what it was given."""
+    if device != CPU:
+        torch.accelerator.synchronize(device)
 
 
 @dataclass
@@ -148,7 +166,7 @@ class Timer:
 
     def timed(self, rows: Tensor, *others: Any, **named: Any) -> Tensor:
         """Call the function, add its time and rows, return its result."""
-        started = Clock()
+        started = Clock.started(rows.device)
         result = self.op(rows, *others, **named)
         self.seconds += started.seconds
         self.rows += len(rows)
@@ -162,6 +180,7 @@ class PartsTimer:
     - `calls`: how often there was such work. `sent`: bytes of its results, sent to all processes.
     """
 
+    device: torch.device = CPU
     rows_s: float = 0.0
     pieces_s: float = 0.0
     calls: int = 0
@@ -175,7 +194,7 @@ class PartsTimer:
 
     def timed(self, work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
         """Call `in_parts`, add its time and the bytes of its results, return these."""
-        started = Clock()
+        started = Clock.started(self.device)
         results = in_parts(work, count, grain)
         seconds = started.seconds
         self.rows_s += seconds if grain == TILE else 0.0
@@ -191,10 +210,10 @@ def bytes_of(result: Tensor) -> int:
     return result.numel() * narrowest(some).dtype.itemsize
 
 
-def tried(method: Method, columns: int) -> MethodTrial:
+def tried(method: Method, columns: int, device: torch.device = CPU) -> MethodTrial:
     """Return how `method` spends its time on a few tiles of rows."""
-    small = least_of_two(method, 0, SMALLEST)
-    best = [least_of_two(method, seed, columns) for seed in range(TRIALS)]
+    small = least_of_two(method, 0, SMALLEST, device)
+    best = [least_of_two(method, seed, columns, device) for seed in range(TRIALS)]
     sums: dict[str, Any] = {
         field.name: sum(getattr(each, field.name) for each in best) for field in fields(MethodTrial)
     }
@@ -203,9 +222,9 @@ def tried(method: Method, columns: int) -> MethodTrial:
     return MethodTrial(**sums | means | {"each_s": each_s, "matrix_s": small.each_s})
 
 
-def least_of_two(method: Method, seed: int, columns: int) -> MethodTrial:
+def least_of_two(method: Method, seed: int, columns: int, device: torch.device) -> MethodTrial:
     """Return the faster of two trials: other programs can only add time."""
-    weight_and_hessian = problem(seed, columns)
+    weight_and_hessian = [part.to(device) for part in problem(seed, columns)]
     return min(
         (once(method, *weight_and_hessian) for _ in range(2)), key=lambda trial: trial.seconds
     )
@@ -215,11 +234,11 @@ def once(method: Method, weight: Tensor, hessian: Tensor) -> MethodTrial:
     """Return how `method` spends its time on one matrix; `matrix_s` is not known from one."""
     basis = method.basis(hessian)
     sweeps = [Timer(each) for each in (nearest_plane, nearest_plane_among, rate_aware_plane)]
-    check, parts = Timer(certificate.times_triangle), PartsTimer()
+    check, parts = Timer(certificate.times_triangle), PartsTimer(weight.device)
     with ExitStack() as stack:
         for timer in (*sweeps, check, parts):
             stack.enter_context(timer.running())
-        started = Clock()
+        started = Clock.started(weight.device)
         method(weight, basis)
         seconds = started.seconds
     swept_s = sum(timer.seconds for timer in sweeps)
@@ -265,27 +284,34 @@ class MachineBenchmark:
     columns: int
     length: int
     head: int = 64
+    device: torch.device = CPU
     draws: torch.Generator = field(default_factory=lambda: torch.Generator().manual_seed(0))
 
     @classmethod
-    def of(cls, survey: Survey, length: int) -> "MachineBenchmark":
+    def of(cls, survey: Survey, length: int, device: torch.device = CPU) -> "MachineBenchmark":
         hidden = survey.number("hidden_size", LARGEST)
-        return cls(survey.compute, min(max(hidden, SMALLEST), LARGEST), min(length, TOKENS))
+        columns = min(max(hidden, SMALLEST), LARGEST)
+        return cls(survey.compute, columns, min(length, TOKENS), device=device)
 
     def random(self, *shape: int) -> Tensor:
-        return torch.randn(*shape, generator=self.draws)
+        return torch.randn(*shape, generator=self.draws).to(self.device)
+
+    def seconds_of(self, work: Callable[[], Any]) -> float:
+        return seconds_of(work, self.device)
 
     def forward_flops(self) -> float:
         x, weight = self.random(TOKENS, self.columns), self.random(2 * self.columns, self.columns)
         x, weight = x.to(self.dtype), weight.to(self.dtype)
-        return 2 * TOKENS * weight.numel() / seconds_of(lambda: nn.functional.linear(x, weight))
+        return (
+            2 * TOKENS * weight.numel() / self.seconds_of(lambda: nn.functional.linear(x, weight))
+        )
 
     def attention_flops(self) -> float:
         heads = max(self.columns // self.head, 1)
         q = self.random(1, heads, self.length, self.head).to(self.dtype)
         attend = nn.functional.scaled_dot_product_attention
         flops = attended(self.length, heads * self.head) * self.length
-        return flops / seconds_of(lambda: attend(q, q, q, is_causal=True))
+        return flops / self.seconds_of(lambda: attend(q, q, q, is_causal=True))
 
     def moved_bytes(self) -> float:
         """Time an RMS norm as models write it, a gate and a sum: operations between products."""
@@ -297,20 +323,26 @@ class MachineBenchmark:
             return x + nn.functional.silu(normed) * x
 
         # a quarter of those of a block: two norms, rotations, a wider gate, two sums
-        return MOVED / 4 * x.nbytes / seconds_of(around)
+        return MOVED / 4 * x.nbytes / self.seconds_of(around)
 
     def gram_flops(self) -> float:
-        x, total = self.random(TOKENS, self.columns).to(self.dtype), HessianSum(self.columns)
-        return 2 * TOKENS * self.columns**2 / seconds_of(lambda: total.add(x))
+        x = self.random(TOKENS, self.columns).to(self.dtype)
+        total = HessianSum(self.columns, self.device)
+        return 2 * TOKENS * self.columns**2 / self.seconds_of(lambda: total.add(x))
 
     def float32_flops(self) -> float:
         square = self.random(self.columns, self.columns)
-        return 2 * self.columns**3 / seconds_of(lambda: square @ square)
+        return 2 * self.columns**3 / self.seconds_of(lambda: square @ square)
 
     def factor_flops(self, method: Method) -> float:
         x = self.random(2 * self.columns, self.columns)
         hessian = x.T @ x / len(x)
-        return self.columns**3 / 3 / seconds_of(lambda: method.basis(hessian))
+        return self.columns**3 / 3 / self.seconds_of(lambda: method.basis(hessian))
+
+    def host_bytes(self) -> float:
+        """Time a copy from the host."""
+        numbers = torch.zeros(COPIED)
+        return numbers.nbytes / self.seconds_of(lambda: numbers.to(self.device))
 
 
 def attended(length: int, width: int) -> float:
@@ -318,12 +350,12 @@ def attended(length: int, width: int) -> float:
     return 4 * length / 2 * width
 
 
-def seconds_of(work: Callable[[], Any]) -> float:
+def seconds_of(work: Callable[[], Any], device: torch.device = CPU) -> float:
     """Return the shortest time that `work` takes, of those that fit in MEASURE_S."""
     work()
     best, began = inf, time.perf_counter()
     while time.perf_counter() - began < MEASURE_S:
-        start = Clock()
+        start = Clock.started(device)
         work()
         best = min(best, start.seconds)
     return best

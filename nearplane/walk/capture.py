@@ -39,6 +39,16 @@ class Call:
         tensors = (v for v in given if isinstance(v, Tensor) and v.is_floating_point())
         return next(tensors, None)
 
+    def on(self, device: torch.device) -> "Call":
+        """Return the same call with the tensors that are arguments on a device."""
+        given = [*self.args, *self.kwargs.values()]
+        if all(part.device == device for part in given if isinstance(part, Tensor)):
+            return self
+        args = tuple(part.to(device) if isinstance(part, Tensor) else part for part in self.args)
+        items = self.kwargs.items()
+        kwargs = {n: p.to(device) if isinstance(p, Tensor) else p for n, p in items}
+        return Call(args, kwargs, self.name)
+
     def copied(self) -> "Call":
         """Return the same call with copies of the tensors that are arguments."""
         args = tuple(part.clone() if isinstance(part, Tensor) else part for part in self.args)

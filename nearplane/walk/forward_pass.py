@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from nearplane.model.forward_arguments import first_input, forward_arguments
 from nearplane.types import NearplaneError, naming_errors
 from nearplane.walk.capture import Call, hidden_of, replaced_blocks
-from nearplane.walk.hidden_states import HiddenStates
+from nearplane.walk.hidden_states import Spilled
 from nearplane.walk.placement import Placement
 from nearplane.walk.trace import ModelTrace
 
@@ -62,6 +62,9 @@ class ForwardPass:
             return None
         self.index, self.call, self.inputs = None, Call((), {}), first_input(args, kwargs)
         given = self.greenlet.parent.switch()
+        moved = self.head_inputs()  # they may have been kept elsewhere meanwhile
+        if given is None and moved is not self.inputs:
+            given = (moved,)
         return None if given is None else (given, {})
 
     def go_on(self, given: Any = None) -> None:
@@ -103,14 +106,15 @@ class ForwardPass:
                 f"{type(self.model).__name__} goes on with {where} where it ran "
                 f"{self.trace.name_of(index)} before: the order of its blocks depends on the text"
             )
-        return self.call.copied() if self.trace.changes_in_place else self.call
+        call = self.call.on(self.tokens.device)
+        return call.copied() if self.trace.changes_in_place else call
 
     def head_inputs(self) -> Tensor:
         """Return the inputs of the head; NearplaneError if the model does not reach it."""
         if self.inputs is None:
             name = type(self.model).__name__
             raise NearplaneError(f"{name} does not call its output head behind its blocks")
-        return self.inputs
+        return self.inputs.to(self.tokens.device)
 
     def finish(self, words: int, most: int) -> None:
         """Run a pass that is paused at the head to its end, for at most `most` logits.
@@ -132,17 +136,19 @@ class ForwardPass:
         """Keep arguments only once that hold the same numbers in both passes, such as masks."""
         share_memory_((self.call.args, self.call.kwargs), (other.call.args, other.call.kwargs))
 
-    def keep_in(self, states: HiddenStates | None, output: Any = None) -> None:
+    def keep_in(self, states: Spilled | None, output: Any = None) -> None:
         """Keep hidden states, of a block's output and of the next call, where `states` keeps them.
 
-        - `states`: appends tensors, and returns them; None leaves them in memory.
+        The tensors themselves are kept there: the model's code holds them, too, while it waits.
+
+        - `states`: None leaves them where they are.
         """
         if states is None:
             return
         own = hidden_of(output), self.call.hidden, self.inputs
         for tensor in {id(t): t for t in own if isinstance(t, Tensor) and t.numel()}.values():
             states.append(tensor)
-            tensor.data = states[len(states) - 1]
+            tensor.data = states.kept(len(states) - 1)
 
     def close(self) -> None:
         """End the pass, and free what it holds."""
@@ -168,7 +174,7 @@ class Passes:
 
         - `outputs`: of the passes, quantized ones first. `last`: the passes are not run further.
         """
-        kept = [placement.states_in_file() for _ in range(2)]
+        kept = [placement.spilled_states() for _ in range(2)]
         streams = ((self.quantized, kept[0]), (self.original, kept[1]))
         with self.quantized[0].going_on(placement):
             for each, states in ((each, states) for passes, states in streams for each in passes):
@@ -207,6 +213,7 @@ def share_memory_(value: Any, other: Any) -> None:
     """Let tensors in `value` use the memory of those in `other` that hold the same numbers."""
     if isinstance(value, Tensor) and isinstance(other, Tensor):
         alike = value.dtype == other.dtype and value.shape == other.shape
+        alike = alike and value.device == other.device
         if alike and value.data_ptr() != other.data_ptr() and value.equal(other):
             value.data = other.data
     elif type(value) is type(other) and isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""The hidden states of all batches between two blocks: in memory, or in a mapped file."""
+"""The hidden states of all batches between two blocks: in memory, elsewhere or in a file."""
 
 import tempfile
 from collections.abc import Iterator
@@ -22,6 +22,7 @@ class HiddenStates(Protocol):
 
     def append(self, tensor: Tensor, /) -> None: ...
 
+    # where blocks run
     def __getitem__(self, index: int, /) -> Tensor: ...
 
     def __len__(self) -> int: ...
@@ -66,16 +67,47 @@ class StatesInFile:
         self.places.append(Place(self.end, tensor.shape, tensor.dtype))
         self.end += -(-len(numbers) // PAGE) * PAGE
 
-    def __getitem__(self, index: int) -> Tensor:
+    def kept(self, index: int) -> Tensor:
+        """Return a tensor as it is kept."""
         place = self.places[index]
         bytes_ = place.shape.numel() * place.dtype.itemsize
         if not bytes_:
-            return torch.empty(place.shape, dtype=place.dtype, device=self.device)
+            return torch.empty(place.shape, dtype=place.dtype, device=CPU)
         mapped: Any = np.memmap(self.file, np.uint8, "c", place.offset, bytes_)  # pyright: ignore
-        return torch.from_numpy(mapped).view(place.dtype).view(place.shape).to(self.device)
+        return torch.from_numpy(mapped).view(place.dtype).view(place.shape)
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.kept(index).to(self.device)
 
     def __len__(self) -> int:
         return len(self.places)
+
+
+class StatesOnHost:
+    """Hidden states of another device in the machine's memory, pinned for fast copies."""
+
+    def __init__(self, device: torch.device):
+        self.device = device
+        self.copies: list[Tensor] = []
+
+    def append(self, tensor: Tensor) -> None:
+        """Keep a copy of a tensor."""
+        pinned = self.device.type == "cuda"
+        copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=CPU, pin_memory=pinned)
+        self.copies.append(copy.copy_(tensor.detach()))
+
+    def kept(self, index: int) -> Tensor:
+        """Return a tensor as it is kept."""
+        return self.copies[index]
+
+    def __getitem__(self, index: int) -> Tensor:
+        return self.kept(index).to(self.device)
+
+    def __len__(self) -> int:
+        return len(self.copies)
+
+
+Spilled = StatesInFile | StatesOnHost  # elsewhere than where blocks run and make them
 
 
 def each(states: HiddenStates) -> Iterator[Tensor]:

@@ -29,7 +29,7 @@ def to_message(tensors: tuple[Tensor, ...]) -> UInt8[Tensor, " bytes"]:
     """Return the bytes from which `from_message` restores the tensors, bit by bit."""
     sent = [narrowest(tensor).contiguous() for tensor in tensors]
     forms = [
-        (name(tensor), name(small), list(tensor.shape))
+        (name(tensor), name(small), list(tensor.shape), tensor.device.type)
         for tensor, small in zip(tensors, sent, strict=True)
     ]
     head = json.dumps(forms).encode()
@@ -50,11 +50,11 @@ def from_message(message: UInt8[Tensor, " bytes"]) -> tuple[Tensor, ...]:
     length = int(message[:WORD].view(torch.int64))
     forms = json.loads(message[WORD : WORD + length].numpy().tobytes())
     at, tensors = WORD + padded(length), []
-    for meant, sent, shape in forms:
+    for meant, sent, shape, device in forms:
         dtype = getattr(torch, sent)
         size = prod(shape) * dtype.itemsize
         part = message[at : at + size].view(dtype).view(shape)
-        tensors.append(part.to(getattr(torch, meant)))
+        tensors.append(part.to(device, getattr(torch, meant)))
         at += padded(size)
     return tuple(tensors)
 

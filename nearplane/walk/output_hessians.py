@@ -21,7 +21,7 @@ from nearplane.types import NearplaneError, Progress, first_line, no_progress
 from nearplane.walk.capture import Call, tensors_in
 from nearplane.walk.forward_pass import ForwardPass, Passes
 from nearplane.walk.hessian import HessianSum
-from nearplane.walk.hidden_states import HiddenStates
+from nearplane.walk.hidden_states import CPU, HiddenStates, Spilled
 from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.trace import ModelTrace
@@ -122,7 +122,9 @@ class BackwardPasses:
             for each in passes:
                 each.begin()
             for call, index in enumerate(order):
-                states = self.placement.states_in_file()
+                # the graph behind a tensor keeps its device
+                elsewhere = self.placement.device != CPU
+                states = None if elsewhere else self.placement.spilled_states()
                 with self.placement.block(index):
                     for each in passes:
                         each.run_block(self.trace.blocks[index], index, states)
@@ -170,7 +172,7 @@ class TapedPass:
     def begin(self) -> None:
         self.forward.go_on()
 
-    def run_block(self, block: Any, index: int, states: HiddenStates | None) -> None:
+    def run_block(self, block: Any, index: int, states: Spilled | None) -> None:
         """Run a block without gradients; what it returned begins a new piece of the graph."""
         call = self.forward.expect(index)
         with torch.no_grad():

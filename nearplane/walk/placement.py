@@ -19,7 +19,7 @@ from nearplane.model.block_loading import BlockLoader, InMemory
 from nearplane.model.blocks import find_blocks
 from nearplane.model.buffers import buffers_in
 from nearplane.model.compute_dtype import precise
-from nearplane.walk.hidden_states import CPU, HiddenStates, StatesInFile
+from nearplane.walk.hidden_states import CPU, Spilled, StatesInFile, StatesOnHost
 
 NamedModules = Iterable[tuple[str, nn.Module]]
 Tensors = dict[str, Any]  # of a module, by name: its parameters, or its buffers
@@ -31,6 +31,7 @@ class Converted:
 
     - `tensors`, `name`: the dictionary that holds it, and its key there.
     - `before`: the tensor. `now`: its replacement. `address`: of the first memory of `now`.
+    - `version`: how often `now` had been written to.
     """
 
     tensors: Tensors
@@ -38,11 +39,15 @@ class Converted:
     before: Tensor
     now: Tensor
     address: int
+    version: int
 
     def undo(self) -> None:
         """Put the tensor back; with new data if some was assigned to the replacement."""
         if self.now.data_ptr() != self.address:
-            self.before.data = self.now.data
+            self.before.data = self.now.data.to(self.before.device)
+        elif self.now._version != self.version and self.now.device != self.before.device:
+            with torch.no_grad():
+                self.before.copy_(self.now)
         self.tensors[self.name] = self.before
 
 
@@ -53,10 +58,12 @@ class ActivationLimits:
     - `paused`: for how many batches the forward pass of a block stays in memory from stage to
       stage; for the others it starts anew for every stage. None is all.
     - `directory`: of the file of hidden states between blocks; None keeps them in memory.
+    - `on_host`: keep them in the machine's memory, where blocks run on another device.
     """
 
     paused: int | None = None
     directory: Path | None = None
+    on_host: bool = False
 
 
 @dataclass
@@ -70,7 +77,8 @@ class Placement:
     - `dtype`: the type of products; None is as stored. Tensors that it holds exactly are converted
       to it, and parameters of the model's own type, except those that its class keeps in float32.
     - `limits`: of the activations in memory.
-    - `device`: on which blocks run, and sums over their inputs are computed.
+    - `device`: on which blocks run, and sums over their inputs are computed. Weights that are
+      elsewhere are copied to it: a block's while it runs, what is outside of the blocks likewise.
     """
 
     model: nn.Module
@@ -93,14 +101,17 @@ class Placement:
         """The name of the list of blocks."""
         return find_blocks(self.model)[0]
 
-    def hidden_states(self) -> HiddenStates:
-        """Return an empty list for the hidden states of all batches, in memory or in a file."""
-        directory = self.limits.directory
-        return [] if directory is None else StatesInFile(directory, self.device)
+    def hidden_states(self) -> Spilled | list[Tensor]:
+        """Return an empty list for the hidden states of all batches, wherever they are kept."""
+        if self.limits.directory is not None:
+            return StatesInFile(self.limits.directory, self.device)
+        on_host = self.limits.on_host and self.device != CPU
+        return StatesOnHost(self.device) if on_host else []
 
-    def states_in_file(self) -> HiddenStates | None:
-        """Return an empty file for hidden states; None where they stay in memory as they are."""
-        return None if self.limits.directory is None else self.hidden_states()
+    def spilled_states(self) -> Spilled | None:
+        """Return an empty list for hidden states; None where they stay where they are made."""
+        states = self.hidden_states()
+        return None if isinstance(states, list) else states
 
     def on_device(self, tokens: Tensor) -> Tensor:
         """Return tokens where the model runs."""
@@ -129,7 +140,7 @@ class Placement:
         """
         inside = set(self.blocks.modules())
         parts = [(n, m) for n, m in self.model.named_modules() if m not in inside]
-        if self.dtype is None:
+        if self.as_they_are:
             parts = []
         with ExitStack() as stack:
             for name, module in parts:
@@ -146,6 +157,11 @@ class Placement:
     def convert_until_end(self, stack: ExitStack, name: str, module: nn.Module, _: tuple) -> None:
         stack.enter_context(self.converted([(name, module)]))
 
+    @property
+    def as_they_are(self) -> bool:
+        """Whether weights are used where they are stored, and in their types."""
+        return self.dtype is None and self.device == CPU
+
     def original(self, module: nn.Module) -> Tensor:
         """Return the weight of a linear layer as it is stored, also while it is converted."""
         return self.owner(module).detach()
@@ -161,14 +177,15 @@ class Placement:
         replacements: dict[int, Tensor] = {}
         swaps: list[Converted] = []
         try:
-            for tensors, name, before, own in self.to_convert(parts):
+            for tensors, name, before, own, prefixed in self.to_convert(parts):
                 # tied parameters stay tied
                 now = replacements.setdefault(id(before), before)
                 if now is before:
-                    now = in_type(before, self.dtype) if own is None else own
+                    now = self.as_used(prefixed, before) if own is None else own
                     replacements[id(before)] = now
                     self.stored[id(now)] = before
-                swaps.append(Converted(tensors, name, before, now, now.data_ptr()))
+                made = now.data_ptr(), now._version
+                swaps.append(Converted(tensors, name, before, now, *made))
                 tensors[name] = now
             yield
         finally:
@@ -178,19 +195,26 @@ class Placement:
 
     def to_convert(
         self, parts: NamedModules
-    ) -> Iterator[tuple[Tensors, str, Tensor, Tensor | None]]:
-        """Yield the tensors of some modules that are of another type than the products.
+    ) -> Iterator[tuple[Tensors, str, Tensor, Tensor | None, str]]:
+        """Yield the tensors of some modules that are elsewhere, or of another type than products.
 
-        The last: what the class has there if it is loaded in the type of products; else None.
+        The fourth: what the class has there if it is loaded in the type of products; else None. The
+        last: the tensor's full name.
         """
-        for prefix, module in parts if self.dtype is not None else ():
+        for prefix, module in parts if not self.as_they_are else ():
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in list(tensors.items()):
                     if tensor is None or tensor.is_meta:
                         continue
-                    own = self.own_buffer(module, name, tensor)
-                    if own is not None or self.converts(f"{prefix}.{name}", tensor):
-                        yield tensors, name, tensor, own
+                    own, prefixed = self.own_buffer(module, name, tensor), f"{prefix}.{name}"
+                    moves = tensor.device != self.device
+                    if own is not None or moves or self.converts(prefixed, tensor):
+                        yield tensors, name, tensor, own, prefixed
+
+    def as_used(self, name: str, tensor: Tensor) -> Tensor:
+        """Return a tensor of the model where it is used, and in the type of products if it is."""
+        dtype = self.dtype if self.converts(name, tensor) else tensor.dtype
+        return like(tensor, tensor.detach().to(self.device, dtype))
 
     def own_buffer(self, module: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
         """Return what the model's class has for a buffer in the type of products; None if equal."""
@@ -198,7 +222,7 @@ class Placement:
         # a table of positions may have grown while the model ran
         if own is None or own.dtype == tensor.dtype or own.shape != tensor.shape:
             return None
-        return own.to(tensor.device)
+        return own.to(self.device)
 
     @cached_property
     def buffers(self) -> dict[tuple[nn.Module, str], Tensor]:
@@ -243,11 +267,8 @@ class Placement:
         return [re.compile(rf"(^|\.){re.escape(name)}(\.|$)") for name in names]
 
 
-def in_type(tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
-    """Return the same numbers in another type, a parameter as a parameter."""
-    converted = tensor.detach().to(dtype)
+def like(tensor: Tensor, numbers: Tensor) -> Tensor:
+    """Return numbers as a parameter if they are those of one."""
     return (
-        nn.Parameter(converted, requires_grad=False)
-        if isinstance(tensor, nn.Parameter)
-        else converted
+        nn.Parameter(numbers, requires_grad=False) if isinstance(tensor, nn.Parameter) else numbers
     )

@@ -159,9 +159,10 @@ class Rounder:
         return self.method.with_bpw(self.bits[layer.name])
 
     def original(self, layer: Layer) -> Float[Tensor, "rows columns"]:
-        """Return the weight as the model has it, in float32."""
-        stored = self.placement.original(layer.module)
-        return (stored.T if layer.transposed else stored).to(torch.float32, copy=True)
+        """Return the weight as the model has it, in float32, where layers are rounded."""
+        stored, device = self.placement.original(layer.module), self.placement.device
+        weight = stored.to(device).T if layer.transposed else stored.to(device)
+        return weight.to(torch.float32, copy=True)
 
     def basis_of(self, inputs: InputStatistics, layers: list[Layer]) -> tuple[Basis, str]:
         """Return the basis of a stage and ""; or the identity's basis, and why the stage has none.

@@ -20,7 +20,7 @@ from nearplane.model.selection import is_embedding
 from nearplane.types import NearplaneError, Progress, no_progress
 from nearplane.walk.expert_hessians import BlockExperts
 from nearplane.walk.forward_pass import ForwardPass, run_through
-from nearplane.walk.hidden_states import HiddenStates
+from nearplane.walk.hidden_states import Spilled
 from nearplane.walk.input_statistics import sum_inputs
 from nearplane.walk.output_hessians import OutputHessians
 from nearplane.walk.placement import Placement
@@ -92,7 +92,7 @@ class Probe:
         undisturbed, others = self.begun(self.compared_tokens), Disturbed(self)
         for call, index in enumerate(self.trace.order):
             block, first = self.trace.blocks[index], index not in self.trace.order[:call]
-            others.states = self.placement.states_in_file()
+            others.states = self.placement.spilled_states()
             with self.placement.block(index):
                 others.run(index)
                 if first:
@@ -217,7 +217,7 @@ class Probe:
         length = self.compared_tokens.shape[1]
         at = compared_of(length)
         if each.inputs is not None and each.inputs.ndim == 3 and each.inputs.shape[1] == length:
-            each.go_on((each.inputs[:, at].contiguous(),))
+            each.go_on((each.head_inputs()[:, at].contiguous(),))
         elif each.inputs is not None:
             each.go_on()
         logits = logits_of(each.result)
@@ -246,7 +246,7 @@ class Disturbed:
     passes: list[tuple[list[Layer], ForwardPass]] = field(default_factory=list)
     waiting: list[ForwardPass] = field(default_factory=list)
     history: list[Any] = field(default_factory=list)
-    states: HiddenStates | None = None
+    states: Spilled | None = None
 
     def __post_init__(self) -> None:
         if self.probe.trace.changes_arguments:

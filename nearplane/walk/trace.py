@@ -93,6 +93,12 @@ class Seen:
         """Keep a copy of what a block returned."""
         self.outputs.append([tensor.detach().clone() for tensor in tensors_in(output)])
 
+    def on_cpu(self) -> "Seen":
+        """Return the same with all tensors on the CPU."""
+        tokens = None if self.tokens is None else self.tokens.cpu()
+        outputs = [[tensor.cpu() for tensor in output] for output in self.outputs]
+        return Seen(tokens, outputs, [tensor.cpu() for tensor in self.end])
+
 
 @dataclass
 class BlockRecorder:

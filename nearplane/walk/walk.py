@@ -215,7 +215,7 @@ class Walk:
         head = self.head if self.goes_to_head else None
         batches = self.batches(self.tokens)
         passes = [ForwardPass(self.model, self.trace, place.on_device(b), head) for b in batches]
-        states = place.states_in_file()
+        states = place.spilled_states()
         with place.outside():
             for number, each in enumerate(passes):
                 each.go_on()
@@ -271,7 +271,7 @@ class Walk:
         row_step = steps_by_use(layer, self.tokens, passes, self.ranks)
         # machines may compute different last digits
         self.ranks.from_first_(row_step)
-        return row_step
+        return row_step.to(self.prepared.placement.device)
 
     def statistics_at_head(self, layer: Layer, passes: Sequence[ForwardPass]) -> InputStatistics:
         """Return the Hessian of what the output head is given; all passes are paused there."""

@@ -9,6 +9,7 @@ import torch
 from nearplane.evaluate.loaded_check import typical_difference
 from nearplane.export.linear import CompressedLinear
 from nearplane.methods import HPTQ
+from nearplane.plan import offload
 from nearplane.types import NearplaneError
 from tests.export import tiny
 from tests.walk.tiny import TOKENS
@@ -33,9 +34,9 @@ FAULTS = {
 @pytest.fixture(params=[False, True], ids=["whole", "by blocks"])
 def by_blocks(request, monkeypatch) -> bool:
     """Whether a run has one block in memory at a time."""
-    chosen = PIPELINE.choose_offload
+    chosen = offload.choose_offload
     monkeypatch.setattr(
-        PIPELINE,
+        offload,
         "choose_offload",
         lambda *a, **k: replace(chosen(*a, **k), by_blocks=request.param),
     )

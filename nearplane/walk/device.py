@@ -1,0 +1,187 @@
+"""The device that a run computes on: asked for by name, and checked before it is used."""
+
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import wraps
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributed.distributed_c10d import get_node_local_rank
+
+from nearplane.lattice import factor, nearest_plane, order
+from nearplane.types import NearplaneError, first_line
+from nearplane.walk.hidden_states import CPU
+
+AUTO = "auto"
+
+
+@dataclass(frozen=True)
+class Accelerator:
+    """A device beside the CPU, and how many bytes of its memory a run may hold.
+
+    - `promised`: whether a run that needs more is refused; else it takes as little as it can.
+    """
+
+    device: torch.device
+    allowed: int | float
+    promised: bool = True
+
+    @classmethod
+    def of(
+        cls, device: torch.device, allowed: int | None = None, promised: bool = True
+    ) -> "Accelerator | None":
+        """Return a device with what is free of its memory, or what is allowed; None for the CPU."""
+        if device == CPU:
+            return None
+        free = free_bytes(device)
+        bytes_ = [each for each in (free, allowed) if each is not None]
+        return cls(device, min(bytes_, default=float("inf")), promised)
+
+
+ROWS, COLUMNS = 48, 96  # of the matrix that is rounded for a check
+STEP = 0.25
+MOST_APART = 1e-3  # share of integers that may differ: those of values half-way between two
+FURTHEST = 1e-5  # relative difference of products that are computed in float32
+
+
+def chosen_device(name: str) -> torch.device:
+    """Return the device of a name: "cpu", "cuda", "cuda:1", "xpu" ..., or "auto".
+
+    "auto" is an accelerator that rounds as the CPU does, else the CPU.
+
+    Raises NearplaneError for a device that is not there, or that computes something else.
+    """
+    if name == AUTO:
+        found = torch.accelerator.current_accelerator() if accelerated() else None
+        return CPU if found is None or problem_of(numbered(found)) else numbered(found)
+    try:
+        device = numbered(torch.device(name))
+    except (RuntimeError, AttributeError) as error:
+        raise NearplaneError(
+            f"--device {name}: torch knows no such device here ({first_line(error)}); auto and cpu "
+            "are there"
+        ) from error
+    problem = "" if device == CPU else problem_of(device)
+    if problem:
+        raise NearplaneError(f"--device {name} cannot be used: {problem}; --device cpu can")
+    return device
+
+
+def accelerated() -> bool:
+    """Whether torch has an accelerator here."""
+    return torch.accelerator.is_available()
+
+
+def numbered(device: torch.device) -> torch.device:
+    """Return a device with its number, as tensors on it name it; the CPU has none.
+
+    Raises RuntimeError or AttributeError if torch has no such device here.
+    """
+    if device.type in ("cpu", "meta"):
+        if device.type == "meta":
+            raise RuntimeError("meta tensors hold no numbers")
+        return CPU
+    module = torch.get_device_module(device)
+    count = module.device_count()
+    # of the processes that torchrun starts on one machine each takes the next device
+    own = get_node_local_rank(fallback_rank=0) % max(count, 1)
+    index = own if device.index is None else device.index
+    if index >= count:
+        raise RuntimeError(f"{count} {device.type} devices are there")
+    getattr(module, "set_device", lambda index: None)(index)
+    return torch.device(device.type, index)
+
+
+def problem_of(device: torch.device) -> str:
+    """Return why a device cannot be used; "" if it multiplies, factors and rounds as the CPU does.
+
+    Takes a second.
+    """
+    try:
+        torch.empty(1, dtype=torch.float64, device=device)
+    except (RuntimeError, TypeError) as error:
+        return f"it has no float64, which factors and certificates need ({first_line(error)})"
+    draws = torch.Generator().manual_seed(0)
+    weight = torch.randn(ROWS, COLUMNS, generator=draws)
+    inputs = torch.randn(4 * COLUMNS, COLUMNS, generator=draws)
+    try:
+        with exact_products():
+            own, there = (rounded(weight.to(d), inputs.to(d)) for d in (CPU, device))
+    except (RuntimeError, NotImplementedError) as error:
+        return f"a small matrix could not be rounded on it ({first_line(error)})"
+    hessians = [pair[0].cpu() for pair in (own, there)]
+    off = float((hessians[0] - hessians[1]).norm() / hessians[0].norm())
+    if not off <= FURTHEST:
+        return f"its products in float32 are off by {off:.1e}: is TF32 switched on?"
+    apart = float((own[1] != there[1].cpu()).double().mean())
+    if apart > MOST_APART:
+        return f"{apart:.1%} of the integers of a small matrix are others than on the CPU"
+    return ""
+
+
+def rounded(weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+    """Return a Hessian, and the integers of a weight that is rounded on its lattice."""
+    hessian = inputs.T @ inputs / len(inputs)
+    columns = order(hessian, "activation").flip(0)
+    triangle = factor(hessian, columns.flip(0), 0.01)
+    step = torch.full((1, 1), STEP, device=weight.device)
+    target = weight[:, columns].contiguous()
+    return hessian, nearest_plane(target, triangle.to(weight.dtype), step)
+
+
+@contextmanager
+def exact_products() -> Iterator[None]:
+    """Let float32 products be float32's inside a `with` block, whatever was switched on before."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return how many bytes of a device's memory are free; None where torch does not say."""
+    try:
+        return int(torch.get_device_module(device).mem_get_info(device)[0])
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return None
+
+
+def empty_cache(device: torch.device) -> None:
+    """Give back what torch keeps of a device's memory for later."""
+    gc.collect()
+    getattr(torch.get_device_module(device), "empty_cache", lambda: None)()
+
+
+def with_less_if_full(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Let a run whose device ran out of memory go on once, with as little of it as it can.
+
+    Finished layers are those of the first try, so that the result is what it would have been.
+    """
+
+    @wraps(run)
+    def quantize(*args: Any, **options: Any) -> dict[str, Any]:
+        try:
+            return run(*args, **options)
+        except torch.OutOfMemoryError as error:
+            if options.get("least"):
+                raise NearplaneError(f"memory ran out: {first_line(error)}") from None
+            reason = first_line(error)
+        # the frames of the first try held its tensors
+        gc.collect()
+        limit = Accelerator.of(chosen_device(options.get("device", "cpu")))
+        if limit is None:
+            raise NearplaneError(f"memory ran out: {reason}")
+        if options.get("watcher") is not None:
+            options["watcher"].says(
+                f"warning: the memory of {limit.device} ran out ({reason}): the run goes on with "
+                "as little of it as it can"
+            )
+        empty_cache(limit.device)
+        return quantize(*args, **options | {"resume": True, "device_memory": 1, "least": True})
+
+    return quantize

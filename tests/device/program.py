@@ -1,0 +1,260 @@
+"""What a run on another device gives, in a process that has one (tests/device/fake_device.py).
+
+    python -m tests.device.program CHECK [FAMILY ...]
+
+Says what differs, and nothing else.
+"""
+
+import json
+import runpy
+import sys
+import tempfile
+from collections.abc import Callable
+from contextlib import AbstractContextManager, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from unittest.mock import patch
+
+import torch
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+import nearplane as npl
+from nearplane.methods import METHODS, Method
+from nearplane.model.selection import Rules
+from nearplane.pipeline import Watcher
+from nearplane.plan.estimate import estimate
+from nearplane.plan.footprint import MemoryNeeds
+from nearplane.plan.offload import choose_with_device, ways_with_device
+from nearplane.plan.run_size import RunSize
+from nearplane.plan.survey import survey
+from nearplane.types import NearplaneError
+from nearplane.walk import device as device_file
+from nearplane.walk import walk as walk_file
+from nearplane.walk.device import Accelerator, chosen_device
+from nearplane.walk.hessian import HessianSum
+from nearplane.walk.placement import Placement
+from tests.device.fake_device import install
+from tests.families import zoo
+
+TOKENS = torch.randint(3, 60, (6, 24), generator=torch.Generator().manual_seed(0))
+METHODS_OF_ALL = [
+    npl.HPTQ(bpw=9.5),
+    npl.ECLQ(bpw=9.5),
+    npl.GPTQ(bits=4, group_size=16),
+    npl.SSQR(bits=3, group_size=16, outliers=0.02),
+    npl.RTN(bits=4, group_size=16),
+    npl.HRTN(bpw=9.5),
+    npl.ECLQ(bpw=9.5, paths=3),
+]
+OTHERS = {"watersic", "gguf"}  # methods that are tried below, on shapes of their own
+MOST_COPIES = 20  # of a model's weights: checks, passes and rounding each bring blocks anew
+
+
+def saved(family: str) -> str:
+    """Return the directory of a tiny random model."""
+    path = Path(tempfile.mkdtemp()) / family
+    zoo.tiny_model(family).save_pretrained(path)
+    return str(path)
+
+
+def run(
+    model: str, method: Method, device: str, tokens: Tensor = TOKENS, **options
+) -> tuple[bytes, list[str]]:
+    """Return the weight file that a run writes, and what it says."""
+    out, said = Path(tempfile.mkdtemp()) / "out", []
+    same = {"arithmetic": "float32", "languages": False, "rules": Rules(fallback_share=1.0)}
+    # the CPU has a kernel for attention that torch does not give to other devices
+    with sdpa_kernel(SDPBackend.MATH), patch.object(walk_file, "BATCH_TOKENS", 48):
+        watcher = Watcher(said.append)
+        npl.quantize(model, out, method, tokens, device=device, watcher=watcher, **same | options)
+    return (out / "model.safetensors").read_bytes(), said
+
+
+def compare(model: str, method: Method, **options) -> str:
+    """Return what is wrong when a model is quantized on the device; "" if nothing is."""
+    expected, _ = run(model, method, "cpu")
+    found, _ = run(model, method, "fake", **options)
+    return "" if found == expected else f"{model} {method}: other bytes than on the CPU"
+
+
+def families(*names: str) -> list[str]:
+    """Quantize tiny models, on the device as on the CPU."""
+    return [compare(saved(name), METHODS_OF_ALL[n % 2]) for n, name in enumerate(names)]
+
+
+def methods() -> list[str]:
+    """Quantize one model by every method."""
+    tried = {method.name for method in METHODS_OF_ALL} | OTHERS
+    wrong = [f"{name} is not tried" for name in METHODS if name not in tried]
+    model = saved("llama")
+    return wrong + [compare(model, method) for method in METHODS_OF_ALL]
+
+
+def places() -> list[str]:
+    """Let hidden states be on the device, in the machine's memory, and in a file."""
+    model, method = saved("llama"), npl.ECLQ(bpw=9.5)
+    expected, _ = run(model, method, "cpu")
+    found = survey(model, method, arithmetic="float32")
+    size = RunSize(len(TOKENS), TOKENS.shape[1], 1)
+    seen, wrong = set(), []
+    with patch.object(walk_file, "BATCH_TOKENS", 48):
+        ways = list(ways_with_device(found, MemoryNeeds(found, size)))
+    for way in ways:
+        key = way.spilled, way.on_host, way.paused == way.batches
+        if key in seen or way.by_blocks:
+            continue
+        seen.add(key)
+        with patch("nearplane.pipeline.offload_for", lambda *_, way=way: way):
+            memory.reset()
+            bytes_, _ = run(model, method, "fake")
+        wrong += [] if bytes_ == expected else [f"{key}: other bytes than on the CPU"]
+    return wrong + ([] if len(seen) == 6 else [f"only {seen} were tried"])
+
+
+def planned() -> list[str]:
+    """Hold no more memory than is planned, and not much less."""
+    wrong = []
+    for family, method in (("llama", npl.ECLQ(bpw=9.5)), ("llama", npl.HPTQ(bpw=9.5))):
+        model = saved(family)
+        found = survey(model, method, arithmetic="float32")
+        with patch.object(walk_file, "BATCH_TOKENS", 48):
+            size = RunSize(len(TOKENS), TOKENS.shape[1], 1)
+            limit = Accelerator(chosen_device("fake"), 1e12)
+            expected = choose_with_device(found, size, 1e12, limit, False).device
+        memory.reset()
+        run(model, method, "fake")
+        if not memory.peak / 1.2 <= expected.total <= 3 * memory.peak:
+            wrong.append(f"{method}: planned {expected}, held {memory.peak}")
+    return wrong
+
+
+def refused() -> list[str]:
+    """Refuse what cannot be done, in one sentence, before the work."""
+    model, wrong = saved("llama"), []
+    cases = [
+        ({"device": "nowhere"}, "nowhere"),
+        ({"device": "cuda"}, "cuda"),
+        ({"device": "fake:3"}, "fake:3"),
+        ({"device": "meta"}, "meta"),
+        ({"device": "fake", "device_memory": 10_000}, "--device-memory"),
+    ]
+    for options, named in cases:
+        try:
+            run(model, npl.HPTQ(bpw=9.5), **options)
+            wrong.append(f"{options} are not refused")
+        except NearplaneError as error:
+            if named not in str(error) or "\n" in str(error):
+                wrong.append(f"{options}: {error}")
+    return wrong
+
+
+def out_of_memory() -> list[str]:
+    """Go on with less when the device is full, once, to the same result."""
+    model, method, wrong, peaks = saved("llama"), npl.GPTQ(bits=4, group_size=16), [], []
+    many = TOKENS.repeat(20, 1)
+    expected, _ = run(model, method, "cpu", many)
+    for options in ({}, {"device_memory": 1, "least": True}):
+        memory.reset()
+        run(model, method, "fake", many, **options)
+        peaks.append(memory.peak)
+    whole, least = peaks
+    memory.limit((whole + least) // 2)
+    try:
+        found, said = run(model, method, "fake", many)
+        wrong += [] if found == expected else ["other bytes than on the CPU"]
+        wrong += [] if any("ran out" in line for line in said) else [f"not said: {said}"]
+    finally:
+        memory.limit(None)
+    memory.limit(whole // 50)
+    try:
+        run(model, method, "fake")
+        wrong.append("a device that is far too small is not noticed")
+    except (NearplaneError, torch.OutOfMemoryError):
+        pass
+    finally:
+        memory.limit(None)
+    return wrong
+
+
+def noticed(plant: Callable[[], AbstractContextManager]) -> bool:
+    """Whether a planted error ends a run, or changes its bytes."""
+    model, method = saved("llama"), npl.HPTQ(bpw=9.5)
+    expected, _ = run(model, method, "cpu")
+    try:
+        with plant():
+            return run(model, method, "fake")[0] != expected
+    except (NearplaneError, RuntimeError):
+        return True
+
+
+def planted() -> list[str]:
+    """Notice a tensor left on the CPU, a copy that is missing, products that are not float32's."""
+    own = Placement.on_device, Placement.as_used, HessianSum.mean
+
+    def left(self: HessianSum) -> Tensor:
+        return own[2](self).cpu()
+
+    def missing(self: Placement, name: str, tensor: Tensor) -> Tensor:
+        return tensor if name.endswith("down_proj.weight") else own[1](self, name, tensor)
+
+    wrong = [] if noticed(lambda: patch.object(HessianSum, "mean", left)) else ["left on the CPU"]
+    if not noticed(lambda: patch.object(Placement, "as_used", missing)):
+        wrong.append("a missing copy")
+    narrow = device_file.rounded
+
+    def tf32(weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
+        if weight.device.type != "cpu":
+            # 10 bits of mantissa, as TF32 has
+            inputs = (inputs * 4097 - (inputs * 4097 - inputs)).half().float()
+        return narrow(weight, inputs)
+
+    with patch.object(device_file, "rounded", tf32):
+        try:
+            chosen_device("fake")
+            wrong.append("TF32")
+        except NearplaneError as error:
+            wrong += [] if "TF32" in str(error) else [str(error)]
+        if chosen_device("auto") != torch.device("cpu"):
+            wrong.append("auto takes a device that computes something else")
+    if chosen_device("auto") != torch.device("fake", 0):
+        wrong.append("auto does not take the device")
+    return wrong
+
+
+def transfers() -> list[str]:
+    """Copy weights to the device a bounded number of times, and nothing in inner loops."""
+    wrong, found, model = [], [], saved("llama")
+    for tokens in (TOKENS[:2], TOKENS):
+        memory.reset()
+        run(model, npl.GPTQ(bits=4, group_size=16), "fake", tokens)
+        found.append((memory.to_device, memory.to_host))
+    # three times as many tokens are their own copies more, for a few passes
+    more, tokens = 8 * (TOKENS.nbytes - TOKENS[:2].nbytes), ("to the device", "to the host")
+    for before, after, where in zip(*found, tokens, strict=True):
+        wrong += [f"{after - before} bytes more {where}"] if after - before > more else []
+    bytes_ = sum(path.stat().st_size for path in Path(model).glob("*.safetensors"))
+    for count, most, where in zip(found[1], (MOST_COPIES, MOST_COPIES), tokens, strict=True):
+        wrong += [f"{count} bytes {where}, of {bytes_}"] if count > most * bytes_ else []
+    return wrong
+
+
+def bench() -> list[str]:
+    """Run bench/gpu_quantize.py and plan on the device."""
+    root = Path(__file__).parents[2]
+    sys.path.insert(0, str(root / "bench"))
+    with patch.object(sys, "argv", ["gpu_quantize.py", "--tiny", "--device", "fake"]):
+        with sdpa_kernel(SDPBackend.MATH), redirect_stdout(StringIO()) as said:
+            runpy.run_path(str(root / "bench" / "gpu_quantize.py"), run_name="__main__")
+    expected = ["within", "forward", "eclq 128 x 64", "a run of 128 x 2048 tokens"]
+    wrong = [f"{each} is not said" for each in expected if each not in said.getvalue()]
+    found = survey(saved("llama"), npl.HPTQ(bpw=9.5), arithmetic="float32")
+    lines = "\n".join(estimate(found, 6, 24, device="here").lines())
+    there = ("memory of fake:0", "measured just now, on fake:0", "to fake:0", "on the device")
+    return wrong + [f"plan does not say {each!r}" for each in there if each not in lines]
+
+
+if __name__ == "__main__":
+    memory = install()
+    check, *words = sys.argv[1:]
+    print(json.dumps([line for line in globals()[check](*words) if line]))
