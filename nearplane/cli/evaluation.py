@@ -93,7 +93,7 @@ def perplexity_of(found: Any) -> Any:
 
 def text_entry(found: Any) -> dict[str, Any]:
     """Return the conditions and figures of a text."""
-    from nearplane.evaluate.intervals import BLOCKS, why_no_intervals
+    from nearplane.evaluate.intervals import CLUSTERS, why_no_intervals
 
     own = perplexity_of(found)
     names = ("context", "stride", "bos", "windows", "tokens", "seconds")
@@ -104,7 +104,7 @@ def text_entry(found: Any) -> dict[str, Any]:
     return {
         **{name: getattr(own, name) for name in names},
         "tokens_sha256": own.fingerprint,
-        "blocks": min(own.windows, BLOCKS),
+        "clusters": min(own.windows, CLUSTERS),
         "no_intervals": why_no_intervals(own.windows),
         "figures": figures,
     }
@@ -142,7 +142,7 @@ def text_table(texts: dict[str, Any]) -> list[str]:
     return [
         *table(titles[: len(rows[0])], rows),
         f"context {own.context}, stride {own.stride}, {opened}; in brackets 95 % confidence "
-        "intervals from blocks of windows, where there are windows enough",
+        "intervals from clusters of windows, where there are windows enough",
     ]
 
 

@@ -1,8 +1,8 @@
 """95 % confidence intervals of figures that are averages over the windows of a text.
 
 The tokens of a window depend on each other, and neighbouring windows often come from one document.
-So consecutive windows are gathered in at most 30 blocks, whose means are taken for independent:
-batch means [Schmeiser82], which are standard errors clustered by blocks [Miller24, Sec. 2.2].
+So consecutive windows are gathered in at most 30 clusters, whose means are taken for independent:
+batch means [Schmeiser82], or clustered standard errors [Miller24, Sec. 2.2].
 """
 
 import math
@@ -16,7 +16,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 CONFIDENCE = 0.95
-BLOCKS = 30  # more means of fewer windows would depend on each other [Schmeiser82]
+CLUSTERS = 30  # more means of fewer windows would depend on each other [Schmeiser82]
 FEWEST_WINDOWS = 10  # of which intervals are computed
 FEWEST_BEYOND = 20  # tokens that a quantile with an interval leaves above it
 
@@ -64,16 +64,16 @@ def interval_sentence(windows: int, figures: dict[str, tuple[Estimate, str]]) ->
             parts.append(
                 f"{name} {figure.value:{form}} ({figure.low:{form}} to {figure.high:{form}})"
             )
-    blocks = min(windows, BLOCKS)
-    return f"95 % confidence intervals from {blocks} blocks of windows: {', '.join(parts)}"
+    clusters = min(windows, CLUSTERS)
+    return f"95 % confidence intervals from {clusters} clusters of windows: {', '.join(parts)}"
 
 
 def mean_estimate(values: Float64[Tensor, " windows"]) -> Estimate:
-    """Return the mean with the t interval of at most `BLOCKS` blocks of consecutive windows."""
+    """Return the mean with the t interval of at most `CLUSTERS` clusters of consecutive windows."""
     value, windows = float(values.mean()), len(values)
     if windows < FEWEST_WINDOWS or not math.isfinite(value):
         return Estimate(value)
-    half = t_quantile(min(windows, BLOCKS) - 1) * standard_error(values)
+    half = t_quantile(min(windows, CLUSTERS) - 1) * standard_error(values)
     return Estimate(value, value - half, value + half)
 
 
@@ -81,14 +81,14 @@ def share_estimate(hits: Float64[Tensor, " windows"], tokens: int) -> Estimate:
     """Return the mean of shares, each of the same number of tokens, with a score interval.
 
     - `tokens`: of all windows. The interval is that of the number of independent tokens that would
-      have the standard error of the blocks, at most `tokens` [Franco19].
+      have the standard error of the clusters, at most `tokens` [Franco19].
     """
     value, windows = float(hits.mean()), len(hits)
     if windows < FEWEST_WINDOWS:
         return Estimate(value)
     error = standard_error(hits)
     effective = min(tokens, value * (1 - value) / error**2) if error else tokens
-    ends = wilson(value, float(effective), t_quantile(min(windows, BLOCKS) - 1))
+    ends = wilson(value, float(effective), t_quantile(min(windows, CLUSTERS) - 1))
     return Estimate(value, *ends)
 
 
@@ -116,11 +116,11 @@ def quantile_estimate(values: Float64[Tensor, "windows scored"], share: float) -
 
 
 def standard_error(values: Float64[Tensor, " windows"]) -> float:
-    """Return the standard error of the mean, from the means of consecutive blocks."""
-    blocks = values.tensor_split(min(len(values), BLOCKS))
-    # blocks of n and n + 1 windows count by their windows
-    residuals = torch.stack([(b - values.mean()).sum() / len(values) for b in blocks])
-    return float((residuals.square().sum() * len(blocks) / (len(blocks) - 1)).sqrt())
+    """Return the standard error of the mean, from the means of consecutive clusters."""
+    clusters = values.tensor_split(min(len(values), CLUSTERS))
+    # clusters of n and n + 1 windows count by their windows
+    residuals = torch.stack([(b - values.mean()).sum() / len(values) for b in clusters])
+    return float((residuals.square().sum() * len(clusters) / (len(clusters) - 1)).sqrt())
 
 
 def wilson(share: float, size: float, t: float) -> tuple[float, float]:

@@ -58,7 +58,7 @@ def test_means_and_shares_of_clustered_tokens_are_covered(windows):
     hits = (made < 1.0).double().mean(-1)
     shares = [share_estimate(text, windows * 50) for text in hits]
     assert least <= covered(shares, 1 - beyond(1.0)) <= MOST
-    # as if tokens were independent: what the blocks are for
+    # as if tokens were independent: what the clusters are for
     naive = [Estimate(0, *wilson(float(text.mean()), windows * 50, 1.96)) for text in hits]
     assert covered(naive, 1 - beyond(1.0)) < 0.85
 
@@ -93,10 +93,10 @@ def test_quantiles_of_student_s_t_are_those_of_the_tables():
         assert t_quantile(freedom) == pytest.approx(expected, abs=6e-5)
 
 
-def test_uneven_blocks_count_by_their_windows():
+def test_uneven_clusters_count_by_their_windows():
     values = torch.arange(43, dtype=torch.float64) % 7
-    blocks = torch.tensor_split(values, 30)
-    plain = sum(float((b - values.mean()).sum()) ** 2 for b in blocks) * 30 / 29 / 43**2
+    clusters = torch.tensor_split(values, 30)
+    plain = sum(float((b - values.mean()).sum()) ** 2 for b in clusters) * 30 / 29 / 43**2
     assert intervals.standard_error(values) == pytest.approx(math.sqrt(plain))
     few = values[:12]
     assert intervals.standard_error(few) == pytest.approx(float(few.std()) / math.sqrt(12))
