@@ -2,7 +2,10 @@
 
 import json
 import logging
+import re
+import shutil
 import socket
+from pathlib import Path
 
 import pytest
 import torch
@@ -19,6 +22,7 @@ from nearplane.evaluate.tasks import (
 )
 from nearplane.types import NearplaneError
 from tests.cli import tiny
+from tests.cli.test_cited import ROOT, cited
 from tests.cli.test_quantize import refused
 
 QUESTIONS = 24
@@ -139,6 +143,26 @@ def test_tasks_that_cannot_be_read_are_refused_in_a_sentence(
         (twice, "names the task quiz twice"),
     ]:
         refused(nearplane("eval", "model", "--tasks", names), said)
+
+
+def test_what_is_documented_runs(nearplane, checkpoint, model_dir, tmp_path, monkeypatch):
+    pytest.importorskip("lm_eval", reason="the extra tasks is not installed")
+    text = (ROOT / "docs" / "EVALUATION.md").read_text()
+    for language, name in (("yaml", "quiz.yaml"), ("json", "questions.jsonl")):
+        (tmp_path / name).write_text(re.search(rf"```{language}\n(.*?)```", text, re.S)[1])
+    monkeypatch.chdir(tmp_path)
+    shutil.copytree(checkpoint, "out")
+    lines = [line for line in cited() if "--tasks" in line]
+    assert lines
+    for line in lines:
+        words = [{"MODEL": model_dir}.get(word, word) for word in line.split()[1:]]
+        done = nearplane(*words)
+        assert done.exit_code == 0 and "quiz  acc" in done.stdout, done.output
+    entry = json.loads(Path("out", "report.json").read_text())["evaluations"][-1]
+    assert (entry["kind"], entry["questions"]) == ("task", 2)
+    # every key is documented
+    for key in (*entry, *entry["figures"]["acc"]):
+        assert f"`{key}`" in text or f'"{key}"' in text, key
 
 
 class FakeTask:
