@@ -104,6 +104,11 @@ class EvalSettings:
         self.window_options(1024)
         self.task_options()
 
+    def check_template(self, tokenizer: Any) -> None:
+        """Raise NearplaneError if questions should go in a chat template that is not there."""
+        if self.chat and not getattr(tokenizer, "chat_template", None):
+            raise NearplaneError("this model's tokenizer has no chat template: leave --chat out")
+
     def window_options(self, most: int) -> Any:
         """Return how texts are split; without --context, windows of `most` tokens."""
         from nearplane.evaluate.perplexity import WindowOptions

@@ -1,6 +1,7 @@
 """The commands eval and run."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -73,23 +74,24 @@ def evaluate(
     opened = open_any(model, dequantize, arithmetic, trust_remote_code, form)
     if opened[1] is None:
         raise NearplaneError(f"{model} has no tokenizer that can be read")
+    settings.check_template(opened[1])
+    how = {"arithmetic": name_of(opened[0].dtype), "weights": "decoded" if dequantize else resident}
     with watching() as watcher:
-        windows = windows_of(*opened, settings)
-        reference = None
+        windows, reference = windows_of(*opened, settings), None
         if settings.against is not None:
             reference = open_any(settings.against, True, arithmetic, trust_remote_code)
         texts = measured(opened[0], windows, reference and reference[0], watcher.progress)
-        answered, warnings = answers(tasks, settings, opened, reference, watcher.progress)
-    how = {"arithmetic": name_of(opened[0].dtype), "weights": "decoded" if dequantize else resident}
-    found = Evaluation(model, settings, texts, answered, how)
-    for warning in warnings:
-        typer.echo(f"lm-evaluation-harness: {warning}", err=True)
+    found = Evaluation(model, settings, how, texts=texts)
+    found.give_out()  # before tasks, which have errors of their own
+    if tasks:
+        with watching() as watcher:
+            answered = answers(tasks, settings, opened, reference, watcher)
+        Evaluation(model, settings, how, tasks=answered).give_out()
+        found = replace(found, tasks=answered)
     if settings.as_json:
-        typer.echo(found.as_json())
-    else:
-        for line in (*found.lines(), *closing_lines(model, opened[0], how, trust_remote_code)):
-            typer.echo(line)
-    found.record()
+        return typer.echo(found.as_json())
+    for line in closing_lines(model, opened[0], how, trust_remote_code):
+        typer.echo(line)
 
 
 def closing_lines(
@@ -142,16 +144,18 @@ def answers(
     settings: EvalSettings,
     model: tuple[Any, Any],
     reference: tuple[Any, Any] | None,
-    progress: Progress,
-) -> tuple[list[Any], list[str]]:
-    """Return the figures of all tasks, and warnings."""
-    if not tasks:
-        return [], []
+    watcher: Any,
+) -> list[Any]:
+    """Return the figures of all tasks, after their warnings were told."""
     from nearplane.evaluate.tasks import results_of
 
     if reference is not None and reference[1] is None:
         reference = reference[0], model[1]
-    return results_of(tasks, settings.task_options(), model, reference, progress)
+    options = settings.task_options()
+    found, warnings = results_of(tasks, options, model, reference, watcher.progress)
+    for warning in warnings:
+        watcher.says(f"lm-evaluation-harness: {warning}")
+    return found
 
 
 def results(

@@ -1,7 +1,7 @@
 """What eval found: lines for people, JSON, and entries of report.json (docs/EVALUATION.md)."""
 
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,15 @@ class Evaluation:
 
     model: str
     settings: EvalSettings
-    texts: dict[str, Any]
-    tasks: list[Any]
     how: dict[str, Any]
+    texts: dict[str, Any] = field(default_factory=dict)
+    tasks: list[Any] = field(default_factory=list)
+
+    def give_out(self) -> None:
+        """Print the results, unless they are printed as JSON later, and record them."""
+        for line in self.lines() if not self.settings.as_json else ():
+            typer.echo(line)
+        self.record()
 
     def lines(self) -> list[str]:
         """Return the results for people: one text in sentences, several and tasks in tables."""
@@ -72,10 +78,11 @@ class Evaluation:
         from nearplane.evaluate.bits import is_checkpoint
         from nearplane.export.evaluations import append_evaluations
 
-        if not self.settings.record or not is_checkpoint(self.model):
+        entries = self.entries()
+        if not entries or not self.settings.record or not is_checkpoint(self.model):
             return
         try:
-            append_evaluations(self.model, self.entries())
+            append_evaluations(self.model, entries)
         except NearplaneError as error:
             typer.echo(f"not recorded: {error}", err=True)
 

@@ -4,12 +4,14 @@ import json
 import math
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
 from nearplane.cli.evaluation import table
 from nearplane.cli.progress import PlainLines
 from nearplane.export import evaluations
+from nearplane.export.checksums import verify_sums
 from tests.cli.test_quantize import refused
 
 CUT = ("--context", "32", "--windows", "12")
@@ -114,6 +116,20 @@ def test_a_failed_write_leaves_nothing(own, monkeypatch):
     with pytest.raises(evaluations.NearplaneError, match="No space left"):
         evaluations.append_evaluations(own, [{"kind": "text"}])
     assert {path.name: path.read_bytes() for path in own.iterdir()} == before
+
+
+def test_runs_that_end_together_lose_nothing(own):
+    def append(number):
+        for turn in range(5):
+            evaluations.append_evaluations(own, [{"number": number, "turn": turn}])
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(append, range(3)))
+    entries = json.loads((own / "report.json").read_text())["evaluations"]
+    assert sorted((e["number"], e["turn"]) for e in entries) == [
+        (number, turn) for number in range(3) for turn in range(5)
+    ]
+    assert not verify_sums(own)
 
 
 def test_what_cannot_be_measured_is_refused_before_a_model_is_opened(

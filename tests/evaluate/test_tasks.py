@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nearplane.cli.eval_settings import EvalSettings
 from nearplane.cli.evaluate import open_any
 from nearplane.evaluate import tasks as module
 from nearplane.evaluate.tasks import (
@@ -112,7 +113,7 @@ def test_a_compressed_model_answers_offline(
     bits = second["figures"]["bits_per_byte"]
     assert not bits["higher_is_better"] and "bootstrap" in bits["test"]
     assert bits["difference"]["low"] < bits["difference"]["value"] < bits["difference"]["high"]
-    shown = nearplane(*words, "--questions", "12", "--fewshot", "0")
+    shown = nearplane(*words, "--questions", "12", "--fewshot", "0", "--chat")
     row = shown.stdout.splitlines()[1].split()
     assert row[:3] == ["quiz", "acc", "12"] and "right alone" in shown.stdout
 
@@ -215,6 +216,12 @@ def test_options_out_of_range_are_refused():
     for wrong in ({"questions": 0}, {"fewshot": -1}):
         with pytest.raises(NearplaneError):
             TaskOptions(**wrong)
+
+
+def test_a_chat_template_that_is_not_there_is_refused():
+    EvalSettings(chat=True).check_template(tiny.tokenizer(bos=True))
+    with pytest.raises(NearplaneError, match="leave --chat out"):
+        EvalSettings(chat=True).check_template(None)
 
 
 def test_warnings_are_kept_once_and_what_is_expected_is_not():
