@@ -18,7 +18,7 @@ MOST_LOOPS ?= 32000
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane/kernels/cpu/src/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		torch==2.13.0 -e ".[test,data,gguf,reduce,bench,serve]"
+		torch==2.13.0 -e ".[test,data,gguf,reduce,bench,serve,tasks]"
 	touch $@
 
 demo: $(INSTALLED)

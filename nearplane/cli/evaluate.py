@@ -1,10 +1,20 @@
 """The commands eval and run."""
 
+from collections.abc import Iterator
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
 
-from nearplane.cli.options import Arithmetic, TrustRemoteCode
+from nearplane.cli.eval_settings import EvalSettings
+from nearplane.cli.evaluation import Evaluation, text_sentences
+from nearplane.cli.options import (
+    Arithmetic,
+    TrustRemoteCode,
+    parameters_of,
+    settings_from,
+    with_options,
+)
 from nearplane.types import NearplaneError, Progress, naming_errors
 
 Dequantize = Annotated[
@@ -34,60 +44,118 @@ Activations = Annotated[
 CONTEXT = 1024  # tokens of a window
 
 
+@with_options(parameters_of(EvalSettings))
 def evaluate(
     model: Annotated[str, typer.Argument(metavar="DIR_OR_MODEL", help="A checkpoint or a model")],
-    text: Annotated[str, typer.Option(help="A text file the model was not calibrated on")],
-    context: Annotated[
-        int | None,
-        typer.Option(help="Tokens of a window; 1024, or as many as the model has positions for"),
-    ] = None,
-    stride: Annotated[
-        int | None, typer.Option(help="Tokens between windows; only the last so many are scored")
-    ] = None,
-    windows: Annotated[int | None, typer.Option(help="At most so many windows")] = None,
-    against: Annotated[
-        str | None,
-        typer.Option(metavar="MODEL", help="A model to compare with, as the one DIR was made of"),
-    ] = None,
     dequantize: Dequantize = True,
     arithmetic: Arithmetic = "auto",
     resident: Resident = "auto",
     activations: Activations = "auto",
     trust_remote_code: TrustRemoteCode = False,
+    **options: Any,
 ) -> None:
-    """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
+    """Print the perplexity of a checkpoint or a model on texts, and its answers to tasks.
+
+    With --against, the divergence from another model, and whether their answers differ by chance.
+    What is measured of a checkpoint is added to its report.json.
+    """
     from nearplane.cli.progress import watching
     from nearplane.cli.quiet import quiet
-    from nearplane.evaluate.perplexity import WindowOptions, text_windows
-    from nearplane.export.linear import is_compressed, resident_bpw
     from nearplane.export.load import check_resident
     from nearplane.model.compute_dtype import check_arithmetic, name_of
-    from nearplane.model.positions import check_positions, position_limit
 
+    settings: EvalSettings = settings_from(EvalSettings, options)
     check_arithmetic(arithmetic)
     check_resident(resident, activations)
-    options = WindowOptions(CONTEXT if context is None else context, stride, windows)
+    settings.check()
     quiet()
+    tasks = settings.opened_tasks()
     form = resident, activations
-    opened, tokenizer = open_any(model, dequantize, arithmetic, trust_remote_code, form)
-    if tokenizer is None:
+    opened = open_any(model, dequantize, arithmetic, trust_remote_code, form)
+    if opened[1] is None:
         raise NearplaneError(f"{model} has no tokenizer that can be read")
-    if context is None:
-        most = min(CONTEXT, position_limit(opened) or CONTEXT)
-        options = WindowOptions(most, stride if stride is None else min(stride, most), windows)
-    check_positions(opened, options.context, "--context")
+    settings.check_template(opened[1])
+    how = {"arithmetic": name_of(opened[0].dtype), "weights": "decoded" if dequantize else resident}
     with watching() as watcher:
-        split = text_windows(text, tokenizer, options)
-        reference = None
-        if against is not None:
-            reference, _ = open_any(against, True, arithmetic, trust_remote_code)
-        sentences = results(opened, split, options, reference, watcher.progress)
-    for sentence in sentences:
-        typer.echo(sentence)
-    typer.echo(f"computed in {name_of(opened.dtype)}")
-    typer.echo(bits_sentence(model, trust_remote_code))
-    if not dequantize and is_compressed(opened):
-        typer.echo(f"{resident_bpw(opened):.3f} bits per weight of the compressed layers in memory")
+        windows, reference = windows_of(*opened, settings), None
+        if settings.against is not None:
+            reference = open_any(settings.against, True, arithmetic, trust_remote_code)
+        texts = measured(opened[0], windows, reference and reference[0], watcher.progress)
+    found = Evaluation(model, settings, how, texts=texts)
+    found.give_out()  # before tasks, which have errors of their own
+    if tasks:
+        with watching() as watcher:
+            answered = answers(tasks, settings, opened, reference, watcher)
+        Evaluation(model, settings, how, tasks=answered).give_out()
+        found = replace(found, tasks=answered)
+    if settings.as_json:
+        return typer.echo(found.as_json())
+    for line in closing_lines(model, opened[0], how, trust_remote_code):
+        typer.echo(line)
+
+
+def closing_lines(
+    name: str, opened: Any, how: dict[str, Any], trust_remote_code: bool
+) -> Iterator[str]:
+    """Yield the type that products ran in, and bits per weight in files and in memory."""
+    from nearplane.export.linear import is_compressed, resident_bpw
+
+    yield f"computed in {how['arithmetic']}"
+    yield bits_sentence(name, trust_remote_code)
+    if how["weights"] != "decoded" and is_compressed(opened):
+        yield f"{resident_bpw(opened):.3f} bits per weight of the compressed layers in memory"
+
+
+def windows_of(model: Any, tokenizer: Any, settings: EvalSettings) -> dict[str, Any]:
+    """Return text -> (its windows, how they were made), all of them before any is evaluated."""
+    from nearplane.evaluate.perplexity import text_windows
+    from nearplane.model.positions import check_positions, position_limit
+
+    options = settings.window_options(min(CONTEXT, position_limit(model) or CONTEXT))
+    if settings.texts:
+        check_positions(model, options.context, "--context")
+    return {text: (text_windows(text, tokenizer, options), options) for text in settings.texts}
+
+
+def measured(
+    model: Any, windows: dict[str, Any], reference: Any, progress: Progress
+) -> dict[str, Any]:
+    """Return text -> its perplexity or, with a reference, divergence; all are one step."""
+    from nearplane.evaluate.divergence import divergence
+    from nearplane.evaluate.perplexity import perplexity
+
+    total, done, found = sum(split.tokens.numel() for split, _ in windows.values()), 0, {}
+    for text, (split, options) in windows.items():
+        part = split.tokens.numel()
+
+        def overall(name: str, share: float, done: int = done, part: int = part) -> None:
+            progress(name, (done + share * part) / total)
+
+        if reference is None:
+            found[text] = perplexity(model, split, options, overall)
+        else:
+            found[text] = divergence(model, reference, split, options, overall)
+        done += part
+    return found
+
+
+def answers(
+    tasks: dict[str, Any],
+    settings: EvalSettings,
+    model: tuple[Any, Any],
+    reference: tuple[Any, Any] | None,
+    watcher: Any,
+) -> list[Any]:
+    """Return the figures of all tasks, after their warnings were told."""
+    from nearplane.evaluate.tasks import results_of
+
+    if reference is not None and reference[1] is None:
+        reference = reference[0], model[1]
+    options = settings.task_options()
+    found, warnings = results_of(tasks, options, model, reference, watcher.progress)
+    for warning in warnings:
+        watcher.says(f"lm-evaluation-harness: {warning}")
+    return found
 
 
 def results(
@@ -97,14 +165,9 @@ def results(
     reference: Any,
     progress: Progress,
 ) -> list[str]:
-    """Return a sentence with the perplexity and, with a reference, one with the divergence."""
-    from nearplane.evaluate.divergence import divergence
-    from nearplane.evaluate.perplexity import perplexity
-
-    if reference is None:
-        return [perplexity(model, windows, options, progress).sentence()]
-    found = divergence(model, reference, windows, options, progress)
-    return [found.model.sentence(), found.sentence()]
+    """Return sentences with the perplexity and, with a reference, the divergence."""
+    found = measured(model, {"": (windows, options)}, reference, progress)
+    return text_sentences(found[""])
 
 
 def run(

@@ -11,9 +11,10 @@ from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
+from nearplane.evaluate.intervals import Estimate, exp, interval_sentence, mean_estimate
 from nearplane.model.forward_arguments import forward_arguments, logits_of
 from nearplane.model.output_head import vocabulary
 from nearplane.types import NearplaneError, Progress, no_progress
@@ -70,6 +71,8 @@ class Perplexity:
 
     - `nll`: mean negative log-likelihood of the scored tokens, in nats.
     - `fingerprint`: SHA-256 of the tokens of all windows.
+    - `low`, `high`: the 95 % confidence interval of the perplexity on texts like this one; None for
+      too few windows.
     """
 
     perplexity: float
@@ -81,6 +84,12 @@ class Perplexity:
     bos: int | None
     seconds: float
     fingerprint: str
+    low: float | None = None
+    high: float | None = None
+
+    @property
+    def estimate(self) -> Estimate:
+        return Estimate(self.perplexity, self.low, self.high)
 
     def sentence(self) -> str:
         """Return the result in one line, with the conditions of the measurement."""
@@ -89,6 +98,10 @@ class Perplexity:
             f"perplexity {self.perplexity:.4f} (context {self.context}, stride {self.stride}, "
             f"{self.windows} windows, {opened}, {self.tokens} tokens scored, {self.seconds:.1f} s)"
         )
+
+    def interval_sentence(self) -> str:
+        """Return one line with the confidence interval."""
+        return interval_sentence(self.windows, {"perplexity": (self.estimate, ".4f")})
 
     def for_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -144,10 +157,11 @@ def perplexity(
     Raises NearplaneError if the model's loss is not finite.
     """
     started = time.perf_counter()
-    total = 0.0
-    for batch in with_progress(batches(windows), progress):
-        total += float(losses(model, batch, windows.scored).sum())
-    return perplexity_of(total, windows, options, time.perf_counter() - started)
+    found = [
+        losses(model, batch, windows.scored).mean(dim=1).cpu()
+        for batch in with_progress(batches(windows), progress)
+    ]
+    return perplexity_of(torch.cat(found), windows, options, time.perf_counter() - started)
 
 
 def with_progress(parts: Sequence[Tensor], progress: Progress) -> Iterator[Tensor]:
@@ -164,27 +178,34 @@ def batches(windows: Windows) -> tuple[Tensor, ...]:
 
 
 def perplexity_of(
-    total: float, windows: Windows, options: WindowOptions, seconds: float
+    window_nll: Float64[Tensor, " windows"],
+    windows: Windows,
+    options: WindowOptions,
+    seconds: float,
 ) -> Perplexity:
-    """Return the result for negative log-likelihoods that sum to `total` nats.
+    """Return the result for the mean negative log-likelihood of each window's scored tokens.
 
-    NearplaneError if that is not finite.
+    NearplaneError if one is not finite.
     """
     count, context = windows.tokens.shape
-    tokens = count * windows.scored
-    nll = total / tokens
-    if not math.isfinite(nll):
-        raise NearplaneError(f"the model's loss on this text is {nll}: its weights are damaged")
+    nll = mean_estimate(window_nll)
+    if not math.isfinite(nll.value):
+        raise NearplaneError(
+            f"the model's loss on this text is {nll.value}: its weights are damaged"
+        )
+    estimate = nll.mapped(exp)
     return Perplexity(
-        perplexity=math.exp(nll) if nll < 700 else math.inf,
-        nll=nll,
-        tokens=tokens,
+        perplexity=estimate.value,
+        nll=nll.value,
+        tokens=count * windows.scored,
         context=context,
         stride=options.stride or context,
         windows=count,
         bos=windows.bos,
         seconds=seconds,
         fingerprint=hashlib.sha256(windows.tokens.contiguous().numpy().tobytes()).hexdigest(),
+        low=estimate.low,
+        high=estimate.high,
     )
 
 

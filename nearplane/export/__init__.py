@@ -31,6 +31,7 @@ Read `checkpoint_writer.py` first, then `checkpoint_reader.py`.
 | registration | registers that quantizer once transformers is imported, adapters once peft is |
 | adapters | LoRA adapters of peft on compressed layers |
 | saved_again | keeps SHA256SUMS true where `save_pretrained` writes over a checkpoint |
+| evaluations | appends what was measured of a checkpoint to its report.json |
 | vllm/ | the plugin through which vLLM serves checkpoints |
 
 To write another system's format, add a file here that begins with a table "theirs | ours" of its

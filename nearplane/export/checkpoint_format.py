@@ -95,7 +95,7 @@ def json_bytes(value: dict[str, Any]) -> bytes:
     try:
         text = json.dumps(value, indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False)
         return f"{text}\n".encode()
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RecursionError) as error:
         raise NearplaneError(f"this cannot be written as JSON: {error}") from error
 
 

@@ -10,6 +10,7 @@ import torch
 
 from nearplane.cli.app import COMMANDS
 from tests.bench.test_benches import BENCH, BENCHES
+from tests.cli import tiny
 
 ROOT = Path(__file__).parents[2]
 DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -18,6 +19,7 @@ WORDS = {
     "notes.txt": "text",
     "heldout.txt": "text",
     "test.txt": "text",
+    "chats.txt": "OTHER",
     "out": "OUT",
     "out4": "OUT4",
     "model-gptq-4bit": "FOREIGN",
@@ -26,7 +28,7 @@ WORDS |= {"MODEL": "model", "HuggingFaceTB/SmolLM2-135M": "model", "3.125": "5",
 BENCH_CALL = re.compile(r"bench/((?:peers/)?\w+\.py)((?: --[\w-]+(?: [\w.]+)*)*)")
 
 
-def commands() -> list[str]:
+def cited() -> list[str]:
     """Return every command line of nearplane in a block of code, without what starts it."""
     found = []
     for document in DOCUMENTS:
@@ -39,8 +41,12 @@ def commands() -> list[str]:
     called = [line for line in found if re.match(rf"nearplane ({names}) ", line)]
     # tests/cli/test_demo.py and test_serve.py have the others
     called += [example for name, _, example in COMMANDS if name != "demo"]
-    lines = (" ".join(line.split()) for line in called)
-    return list(dict.fromkeys(line for line in lines if not line.startswith("nearplane serve")))
+    return list(dict.fromkeys(" ".join(line.split()) for line in called))
+
+
+def commands() -> list[str]:
+    """Return the lines that this file runs; tests/evaluate/test_tasks.py has those with --tasks."""
+    return [line for line in cited() if "serve" not in line.split()[:2] and "--tasks" not in line]
 
 
 @pytest.fixture
@@ -49,6 +55,7 @@ def place(tmp_path, monkeypatch, checkpoint, grouped):
     monkeypatch.chdir(tmp_path)
     shutil.copytree(checkpoint, tmp_path / "OUT")
     shutil.copytree(grouped, tmp_path / "OUT4")
+    tiny.write_text(tmp_path / "OTHER", tiny.TEXT[1000:])
     threads = torch.get_num_threads()
     yield tmp_path
     torch.set_num_threads(threads)

@@ -8,7 +8,7 @@ from transformers import GPT2Config, GPT2LMHeadModel, LlamaForCausalLM
 from tests.cli import tiny
 from tests.cli.test_quantize import refused
 
-CUT = ("--context", "32", "--windows", "4")
+CUT = ("--context", "32", "--windows", "4", "--no-record")
 
 
 def perplexity_of(result):
@@ -64,7 +64,8 @@ def test_run_refuses_what_it_cannot_do(nearplane, checkpoint, tmp_path):
 def divergence_of(result):
     assert result.exit_code == 0, result.output
     found = re.search(
-        r"KL divergence ([\d.e-]+) nats a token, 99.9 % of them below [\d.e-]+, "
+        r"KL divergence ([\d.e-]+) nats a token, 99 % of them below [\d.e-]+, "
+        r"99.9 % below [\d.e-]+, "
         r"top-1 agreement ([\d.]+) %",
         result.stdout,
     )

@@ -75,7 +75,7 @@ def test_inspect_and_eval_and_run(made, text, nearplane):
     rows = json.loads(nearplane("inspect", out, "--json").output)["layers"]
     assert all(row["relative_loss"] is not None for row in rows)
     for choice in ("--dequantize", "--no-dequantize"):
-        result = nearplane("eval", out, "--text", text, "--context", "64", choice)
+        result = nearplane("eval", out, "--text", text, "--context", "64", "--no-record", choice)
         assert result.exit_code == 0, result.output
     assert nearplane("run", out, "the nearest", "--tokens", "4").exit_code == 0
 

@@ -119,6 +119,9 @@ def test_it_scores_what_the_perplexity_scores(cut):
         )
     assert found.kl == pytest.approx(float(plain(model, reference, windows)[0].mean()), rel=1e-4)
     assert found.tokens == windows.tokens.shape[0] * windows.scored
+    ratio = found.model.perplexity / found.reference.perplexity
+    assert found.estimates["perplexity_ratio"].value == pytest.approx(ratio, rel=1e-9)
+    assert found.kl_99 <= found.kl_999
 
 
 def test_an_impossible_token_adds_nothing():
