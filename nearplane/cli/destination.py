@@ -156,17 +156,24 @@ def fitted_to_gguf(found: Any, size: str | None, bare: bool) -> Any:
     """Return the survey at the size of a file; NearplaneError for what llama.cpp cannot run."""
     from nearplane.cli.run_settings import bytes_of
     from nearplane.export.formats.gguf import overhead
-    from nearplane.model.open_model import open_tokenizer
+    from nearplane.model.open_model import open_tokenizer, tokenizer_problem
     from nearplane.plan.survey import at_size
 
     tokenizer = open_tokenizer(found.empty.where)
     if tokenizer is None and not bare:
-        raise NearplaneError(f"{found.name} has no tokenizer that can be read, and GGUF needs one")
+        problem = tokenizer_problem(found.empty.where)
+        raise NearplaneError(
+            f"{found.name} has no tokenizer that can be read, and GGUF needs one"
+            f"{problem and f': {problem}'}"
+        )
     # tied parameters are there once
     parameters = dict(found.model.named_parameters())
     own = {id(layer.module.get_parameter("weight")) for layer in found.layers}
     kept = {name: p.ndim for name, p in parameters.items() if id(p) not in own}
-    metadata, wide = overhead(found.model.config, tokenizer, list(parameters), kept)
+    config = found.model.config
+    metadata, wide, differences = overhead(config, tokenizer, list(parameters), kept)
+    for sentence in differences:
+        typer.echo(f"tokens: {sentence}", err=True)
     metadata += sum(parameters[name].numel() for name in wide) * max(4 - found.dtype.itemsize, 0)
     if size is not None:
         most = WIDEST * found.quantized / 8 + found.unquantized * 4 + metadata
