@@ -24,6 +24,7 @@ WIDEST = 9.0  # bits that no type has
 SUPER_BLOCK = 256  # columns of most types' blocks
 GROUP_SIZES = (128, 64, 32)  # of packed formats: the largest that divides the columns of all layers
 PACKED = {"gptq": "gptq", "compressed-tensors": "compressed-tensors", "vllm": "compressed-tensors"}
+FLOAT16_STEPS = ("gptq", "gguf")  # formats that hold no other steps
 WIDTHS = {"gptq": (4, 8), "compressed-tensors": range(2, 9), "vllm": (4, 8)}
 
 
@@ -231,6 +232,35 @@ def check_packed(found: Any, method: Any, where: str) -> None:
             raise NearplaneError(
                 f"{layer.name}: 8 does not divide its shape, {rows} x {columns}; give --skip "
                 f"{layer.name.rpartition('.')[2]}"
+            )
+
+
+def check_magnitudes(found: Any, where: str) -> None:
+    """Raise NearplaneError for a layer whose weights need steps that float16 does not have.
+
+    Reads the files of a local model once; of others, the export would refuse the layer.
+
+    - `found`: the survey. `where`: the format.
+    """
+    from nearplane.methods.block_steps import LARGEST_WEIGHT, SMALLEST_WEIGHT
+    from nearplane.methods.steps import LARGEST_FLOAT16, LEAST_SHRINK, SMALLEST_FLOAT16
+    from nearplane.model.weight_files import largest_weights
+
+    directory = Path(found.empty.where["pretrained_model_name_or_path"])
+    if where not in FLOAT16_STEPS or found.empty.is_gguf or not directory.is_dir():
+        return
+    limits = SMALLEST_WEIGHT, LARGEST_WEIGHT
+    if where == "gptq":
+        levels = 2 ** (found.method.bits - 1) - 0.5
+        limits = levels * SMALLEST_FLOAT16 / LEAST_SHRINK, levels * LARGEST_FLOAT16
+    names = [f"{layer.name}.weight" for layer in found.layers]
+    for name, largest in largest_weights(directory, names):
+        if largest and not limits[0] <= largest <= limits[1]:
+            layer = name.removesuffix(".weight")
+            raise NearplaneError(
+                f"{layer}: the largest weight is {largest:.2g}, and float16, in which {where} "
+                f"stores steps, has none for it: leave the layer as it is (--skip "
+                f"{layer.rpartition('.')[2]})"
             )
 
 
