@@ -94,14 +94,17 @@ def survey_for(
 ) -> Any:
     """Return the model's survey as the options, and the format that it is quantized for, ask.
 
-    - `bare`: also accept a directory that holds nothing but a config.json.
+    - `bare`: also accept a directory that holds nothing but a config.json, and read no weights.
     """
     from nearplane.cli.run_settings import survey_of
 
     if asked is None:
         return survey_of(model, method, settings, bare)
     found = survey_of(model, method, asked.settings(settings), bare)
-    return asked.fitted(found, settings.size, bare)
+    found = asked.fitted(found, settings.size, bare)
+    if not bare:
+        check_magnitudes(found, asked.format)
+    return found
 
 
 def destination_of(word: str, options: dict[str, Any]) -> Destination:

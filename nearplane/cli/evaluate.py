@@ -1,5 +1,6 @@
 """The commands eval and run."""
 
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import typer
@@ -56,38 +57,80 @@ def evaluate(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Print the perplexity of a checkpoint or a model on a text, and its bits per weight."""
-    from nearplane.cli.progress import watching
     from nearplane.cli.quiet import quiet
-    from nearplane.evaluate.perplexity import WindowOptions, text_windows
     from nearplane.export.linear import is_compressed, resident_bpw
     from nearplane.export.load import check_resident
     from nearplane.model.compute_dtype import check_arithmetic, name_of
-    from nearplane.model.positions import check_positions, position_limit
 
     check_arithmetic(arithmetic)
     check_resident(resident, activations)
-    options = WindowOptions(CONTEXT if context is None else context, stride, windows)
+    asked = Comparison(text, against, context, stride, windows, arithmetic)
     quiet()
-    form = resident, activations
-    opened, tokenizer = open_any(model, dequantize, arithmetic, trust_remote_code, form)
-    if tokenizer is None:
-        raise NearplaneError(f"{model} has no tokenizer that can be read")
-    if context is None:
-        most = min(CONTEXT, position_limit(opened) or CONTEXT)
-        options = WindowOptions(most, stride if stride is None else min(stride, most), windows)
-    check_positions(opened, options.context, "--context")
-    with watching() as watcher:
-        split = text_windows(text, tokenizer, options)
-        reference = None
-        if against is not None:
-            reference, _ = open_any(against, True, arithmetic, trust_remote_code)
-        sentences = results(opened, split, options, reference, watcher.progress)
-    for sentence in sentences:
+    found = asked.of(model, trust_remote_code, dequantize, (resident, activations))
+    for sentence in found.sentences:
         typer.echo(sentence)
-    typer.echo(f"computed in {name_of(opened.dtype)}")
+    typer.echo(f"computed in {name_of(found.model.dtype)}")
     typer.echo(bits_sentence(model, trust_remote_code))
-    if not dequantize and is_compressed(opened):
-        typer.echo(f"{resident_bpw(opened):.3f} bits per weight of the compressed layers in memory")
+    if not dequantize and is_compressed(found.model):
+        bpw = resident_bpw(found.model)
+        typer.echo(f"{bpw:.3f} bits per weight of the compressed layers in memory")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model, and sentences on its perplexity and divergence."""
+
+    model: Any
+    sentences: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a model is measured on: windows of a text, and another model if there is one.
+
+    - `context`: tokens of a window; None: CONTEXT, or as many as the model has positions for.
+    - `stride`: tokens between windows. `windows`: at most so many.
+    """
+
+    text: str
+    against: str | None = None
+    context: int | None = None
+    stride: int | None = None
+    windows: int | None = None
+    arithmetic: str = "auto"
+
+    def of(
+        self,
+        name: str,
+        trusted: bool,
+        dequantize: bool = True,
+        form: tuple[str, str] = ("auto", "auto"),
+    ) -> Measured:
+        """Return a model with what was measured of it; NearplaneError if it has no tokenizer.
+
+        - `name`, `dequantize`, `form`: as of `open_any`.
+        """
+        from nearplane.cli.progress import watching
+        from nearplane.evaluate.perplexity import WindowOptions, text_windows
+        from nearplane.model.positions import check_positions, position_limit
+
+        options = WindowOptions(
+            CONTEXT if self.context is None else self.context, self.stride, self.windows
+        )
+        opened, tokenizer = open_any(name, dequantize, self.arithmetic, trusted, form)
+        if tokenizer is None:
+            raise NearplaneError(f"{name} has no tokenizer that can be read")
+        if self.context is None:
+            most = min(CONTEXT, position_limit(opened) or CONTEXT)
+            stride = self.stride if self.stride is None else min(self.stride, most)
+            options = WindowOptions(most, stride, self.windows)
+        check_positions(opened, options.context, "--context")
+        with watching() as watcher:
+            split = text_windows(self.text, tokenizer, options)
+            reference = None
+            if self.against is not None:
+                reference, _ = open_any(self.against, True, self.arithmetic, trusted)
+            return Measured(opened, results(opened, split, options, reference, watcher.progress))
 
 
 def results(

@@ -5,7 +5,6 @@ from typing import Annotated, Any
 import typer
 
 from nearplane.cli.destination import (
-    check_magnitudes,
     destination_in,
     finished_before,
     survey_for,
@@ -68,8 +67,6 @@ def quantize(
         return write_for(asked, made, out, settings)
     Ledger(made).refuse_without_resume(resume)
     found, prints = survey_for(model, method, settings, asked), Ranks.joined().first
-    if asked is not None:
-        check_magnitudes(found, asked.format)
     if prints:
         typer.echo(found.sentence(), err=True)
     with watching() as watcher:
