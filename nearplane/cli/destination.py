@@ -181,7 +181,13 @@ def fitted_to_gguf(found: Any, size: str | None, bare: bool) -> Any:
     metadata += sum(parameters[name].numel() for name in wide) * max(4 - found.dtype.itemsize, 0)
     if size is not None:
         most = WIDEST * found.quantized / 8 + found.unquantized * 4 + metadata
-        found = at_size(found, int(min(bytes_of("--size", size), most)) - metadata)
+        rest = int(min(bytes_of("--size", size), most)) - metadata
+        if rest <= 0:
+            raise NearplaneError(
+                f"--size {size} cannot be met: vocabulary and metadata of the file take "
+                f"{metadata / 1e6:.2f} MB"
+            )
+        found = at_size(found, rest)
     odd = [layer for layer in found.layers if layer.shape[1] % SUPER_BLOCK]
     if odd:
         typer.echo(

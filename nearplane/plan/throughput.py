@@ -19,6 +19,7 @@ from nearplane.walk.hessian import HessianSum
 from nearplane.walk.messages import narrowest
 
 MEASURE_S = 0.15
+SHORTEST_S = 1e-9  # a clock may not have moved
 TOKENS = 1024
 SMALLEST, LARGEST = 128, 1024  # columns that are measured on, however wide the model is
 TRIALS = 3
@@ -90,7 +91,7 @@ class MethodTrial:
 
     @property
     def rest_s(self) -> float:
-        return max(self.rows_s + self.pieces_s + self.each_s, 1e-9)
+        return max(self.rows_s + self.pieces_s + self.each_s, SHORTEST_S)
 
     @property
     def seconds(self) -> float:
@@ -99,11 +100,11 @@ class MethodTrial:
     @property
     def solve_flops(self) -> float:
         """Infinite for a method that does not sweep."""
-        return self.sweeps * self.size / max(self.sweep_s, 1e-9) or inf
+        return self.sweeps * self.size / max(self.sweep_s, SHORTEST_S) or inf
 
     @property
     def float64_flops(self) -> float:
-        return self.checks * 2 * TRIANGLE_SHARE * self.size / max(self.check_s, 1e-9) or inf
+        return self.checks * 2 * TRIANGLE_SHARE * self.size / max(self.check_s, SHORTEST_S) or inf
 
     @property
     def coded_weights(self) -> float:
@@ -111,7 +112,7 @@ class MethodTrial:
 
     @property
     def coded_matrices(self) -> float:
-        return 1 / max(self.matrix_s, 1e-9)
+        return 1 / max(self.matrix_s, SHORTEST_S)
 
 
 @dataclass(frozen=True)
@@ -326,4 +327,4 @@ def seconds_of(work: Callable[[], Any]) -> float:
         start = Clock()
         work()
         best = min(best, start.seconds)
-    return best
+    return max(best, SHORTEST_S)

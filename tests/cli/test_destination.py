@@ -86,6 +86,7 @@ def test_packed_formats(word, nearplane, wide, text, tmp_path):
         (["--for", "gguf:Q9"], "'Q9' is no type: there are Q3_K"),
         (["--for", "gguf:Q4_K", "--size", "1MB"], "not both"),
         (["--for", "gguf", "--size", "20kB"], "the smallest types that divide this model's rows"),
+        (["--for", "gguf", "--size", "0"], "vocabulary and metadata of the file take 0.0"),
         (["--for", "gguf:Q4_K", "--method", "rtn"], "leave out --method"),
         (["--for", "gptq:3"], "takes widths of 4, 8 bits, not '3'"),
         (["--for", "vllm", "--size", "3MB"], "has one size: leave out --size"),
