@@ -82,9 +82,10 @@ endif
 
 # exported files in the programs that they are for, in environments of their own
 test-exports: $(INSTALLED)
-	$(BIN)/python bench/peers/environment.py --only llamacpp
+	$(BIN)/python bench/peers/environment.py --only llamacpp gptqmodel
 	LLAMACPP_PYTHON=$(abspath bench-out/peers/llamacpp/bin/python) OMP_NUM_THREADS=1 \
-		$(BIN)/python -m pytest -n 2 tests/llamacpp
+		GPTQMODEL_PYTHON=$(abspath bench-out/peers/gptqmodel/bin/python) \
+		$(BIN)/python -m pytest -n 2 tests/llamacpp tests/gptqmodel
 
 # the kernels for ARM, by a cross compiler and under qemu-user: Debian's g++-aarch64-linux-gnu and qemu-user
 ARM = build/arm

@@ -24,6 +24,7 @@ WIDEST = 9.0  # bits that no type has
 SUPER_BLOCK = 256  # columns of most types' blocks
 GROUP_SIZES = (128, 64, 32)  # of packed formats: the largest that divides the columns of all layers
 PACKED = {"gptq": "gptq", "compressed-tensors": "compressed-tensors", "vllm": "compressed-tensors"}
+FLOAT16_STEPS = ("gptq", "gguf")  # formats that hold no other steps
 WIDTHS = {"gptq": (4, 8), "compressed-tensors": range(2, 9), "vllm": (4, 8)}
 
 
@@ -93,14 +94,17 @@ def survey_for(
 ) -> Any:
     """Return the model's survey as the options, and the format that it is quantized for, ask.
 
-    - `bare`: also accept a directory that holds nothing but a config.json.
+    - `bare`: also accept a directory that holds nothing but a config.json, and read no weights.
     """
     from nearplane.cli.run_settings import survey_of
 
     if asked is None:
         return survey_of(model, method, settings, bare)
     found = survey_of(model, method, asked.settings(settings), bare)
-    return asked.fitted(found, settings.size, bare)
+    found = asked.fitted(found, settings.size, bare)
+    if not bare:
+        check_magnitudes(found, asked.format)
+    return found
 
 
 def destination_of(word: str, options: dict[str, Any]) -> Destination:
@@ -156,21 +160,34 @@ def fitted_to_gguf(found: Any, size: str | None, bare: bool) -> Any:
     """Return the survey at the size of a file; NearplaneError for what llama.cpp cannot run."""
     from nearplane.cli.run_settings import bytes_of
     from nearplane.export.formats.gguf import overhead
-    from nearplane.model.open_model import open_tokenizer
+    from nearplane.model.open_model import open_tokenizer, tokenizer_problem
     from nearplane.plan.survey import at_size
 
     tokenizer = open_tokenizer(found.empty.where)
     if tokenizer is None and not bare:
-        raise NearplaneError(f"{found.name} has no tokenizer that can be read, and GGUF needs one")
+        problem = tokenizer_problem(found.empty.where)
+        raise NearplaneError(
+            f"{found.name} has no tokenizer that can be read, and GGUF needs one"
+            f"{problem and f': {problem}'}"
+        )
     # tied parameters are there once
     parameters = dict(found.model.named_parameters())
     own = {id(layer.module.get_parameter("weight")) for layer in found.layers}
     kept = {name: p.ndim for name, p in parameters.items() if id(p) not in own}
-    metadata, wide = overhead(found.model.config, tokenizer, list(parameters), kept)
+    config = found.model.config
+    metadata, wide, differences = overhead(config, tokenizer, list(parameters), kept)
+    for sentence in differences:
+        typer.echo(f"tokens: {sentence}", err=True)
     metadata += sum(parameters[name].numel() for name in wide) * max(4 - found.dtype.itemsize, 0)
     if size is not None:
         most = WIDEST * found.quantized / 8 + found.unquantized * 4 + metadata
-        found = at_size(found, int(min(bytes_of("--size", size), most)) - metadata)
+        rest = int(min(bytes_of("--size", size), most)) - metadata
+        if rest <= 0:
+            raise NearplaneError(
+                f"--size {size} cannot be met: vocabulary and metadata of the file take "
+                f"{metadata / 1e6:.2f} MB"
+            )
+        found = at_size(found, rest)
     odd = [layer for layer in found.layers if layer.shape[1] % SUPER_BLOCK]
     if odd:
         typer.echo(
@@ -224,6 +241,35 @@ def check_packed(found: Any, method: Any, where: str) -> None:
             raise NearplaneError(
                 f"{layer.name}: 8 does not divide its shape, {rows} x {columns}; give --skip "
                 f"{layer.name.rpartition('.')[2]}"
+            )
+
+
+def check_magnitudes(found: Any, where: str) -> None:
+    """Raise NearplaneError for a layer whose weights need steps that float16 does not have.
+
+    Reads the files of a local model once; of others, the export would refuse the layer.
+
+    - `found`: the survey. `where`: the format.
+    """
+    from nearplane.methods.block_steps import LARGEST_WEIGHT, SMALLEST_WEIGHT
+    from nearplane.methods.steps import LARGEST_FLOAT16, LEAST_SHRINK, SMALLEST_FLOAT16
+    from nearplane.model.weight_files import largest_weights
+
+    directory = Path(found.empty.where["pretrained_model_name_or_path"])
+    if where not in FLOAT16_STEPS or found.empty.is_gguf or not directory.is_dir():
+        return
+    limits = SMALLEST_WEIGHT, LARGEST_WEIGHT
+    if where == "gptq":
+        levels = 2 ** (found.method.bits - 1) - 0.5
+        limits = levels * SMALLEST_FLOAT16 / LEAST_SHRINK, levels * LARGEST_FLOAT16
+    names = [f"{layer.name}.weight" for layer in found.layers]
+    for name, largest in largest_weights(directory, names):
+        if largest and not limits[0] <= largest <= limits[1]:
+            layer = name.removesuffix(".weight")
+            raise NearplaneError(
+                f"{layer}: the largest weight is {largest:.2g}, and float16, in which {where} "
+                f"stores steps, has none for it: leave the layer as it is (--skip "
+                f"{layer.rpartition('.')[2]})"
             )
 
 

@@ -1,7 +1,7 @@
 """The commands eval and run."""
 
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import typer
@@ -156,6 +156,63 @@ def answers(
     for warning in warnings:
         watcher.says(f"lm-evaluation-harness: {warning}")
     return found
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A model, and sentences on its perplexity and divergence."""
+
+    model: Any
+    sentences: list[str]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What a model is measured on: windows of a text, and another model if there is one.
+
+    - `context`: tokens of a window; None: CONTEXT, or as many as the model has positions for.
+    - `stride`: tokens between windows. `windows`: at most so many.
+    """
+
+    text: str
+    against: str | None = None
+    context: int | None = None
+    stride: int | None = None
+    windows: int | None = None
+    arithmetic: str = "auto"
+
+    def of(
+        self,
+        name: str,
+        trusted: bool,
+        dequantize: bool = True,
+        form: tuple[str, str] = ("auto", "auto"),
+    ) -> Measured:
+        """Return a model with what was measured of it; NearplaneError if it has no tokenizer.
+
+        - `name`, `dequantize`, `form`: as of `open_any`.
+        """
+        from nearplane.cli.progress import watching
+        from nearplane.evaluate.perplexity import WindowOptions, text_windows
+        from nearplane.model.positions import check_positions, position_limit
+
+        options = WindowOptions(
+            CONTEXT if self.context is None else self.context, self.stride, self.windows
+        )
+        opened, tokenizer = open_any(name, dequantize, self.arithmetic, trusted, form)
+        if tokenizer is None:
+            raise NearplaneError(f"{name} has no tokenizer that can be read")
+        if self.context is None:
+            most = min(CONTEXT, position_limit(opened) or CONTEXT)
+            stride = self.stride if self.stride is None else min(self.stride, most)
+            options = WindowOptions(most, stride, self.windows)
+        check_positions(opened, options.context, "--context")
+        with watching() as watcher:
+            split = text_windows(self.text, tokenizer, options)
+            reference = None
+            if self.against is not None:
+                reference, _ = open_any(self.against, True, self.arithmetic, trusted)
+            return Measured(opened, results(opened, split, options, reference, watcher.progress))
 
 
 def results(

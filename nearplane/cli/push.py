@@ -27,43 +27,30 @@ def push(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Upload DIR to the hub, with a card that says how it was made and how to run it."""
+    from nearplane.cli.evaluate import Comparison
     from nearplane.cli.quiet import quiet
-    from nearplane.export.hub import push as upload
+    from nearplane.export.hub import prepared
     from nearplane.types import NearplaneError
 
     if against is not None and text is None:
         raise NearplaneError("--against needs --text, on which the two are compared")
     quiet()
-    card, files = upload(directory, repo, licence=licence, dry_run=True)
+    found = prepared(directory, repo, licence)
+    measured = []
     if text is not None:
-        measured = measure(directory, text, against, windows, trust_remote_code)
-        card, files = upload(directory, repo, licence=licence, measured=measured, dry_run=True)
-    else:
-        measured = []
+        asked = Comparison(text, against, windows=windows, arithmetic="float32")
+        measured = asked.of(directory, trust_remote_code).sentences
+    card = found.card(measured)
     if dry_run:
         typer.echo(card)
-        for path in files:
-            typer.echo(f"{path.stat().st_size:>14,}  {path.relative_to(directory)}")
+        for name in found.files:
+            typer.echo(f"{found.size_of(name):>14,}  {name}")
+    for sentence in found.shortened:
+        typer.echo(sentence, err=True)
+    if dry_run:
         return
     if "\nlicense:" not in card:
         typer.echo("no licence of the base model is known: --license states one", err=True)
-    upload(directory, repo, private=private, licence=licence, measured=measured)
-    size = sum(path.stat().st_size for path in files)
-    typer.echo(f"{repo}: {len(files) + 1} files, {size / 1e6:.1f} MB")
-
-
-def measure(
-    directory: str, text: str, against: str | None, windows: int, trusted: bool
-) -> list[str]:
-    """Return sentences on a checkpoint's perplexity, and on its divergence from a model."""
-    from nearplane.cli.evaluate import CONTEXT, open_any, results
-    from nearplane.cli.progress import watching
-    from nearplane.evaluate.perplexity import WindowOptions, text_windows
-    from nearplane.model.positions import position_limit
-
-    model, tokenizer = open_any(directory, True, "float32", trusted)
-    options = WindowOptions(min(CONTEXT, position_limit(model) or CONTEXT), None, windows)
-    reference = None if against is None else open_any(against, True, "float32", trusted)[0]
-    with watching() as watcher:
-        split = text_windows(text, tokenizer, options)
-        return results(model, split, options, reference, watcher.progress)
+    found.upload(card, private)
+    size = sum(map(found.size_of, found.files))
+    typer.echo(f"{repo}: {len(found.files) + 1} files, {size / 1e6:.1f} MB")

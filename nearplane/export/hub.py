@@ -6,14 +6,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearplane.export import checkpoint_format as fmt
-from nearplane.export import checksums
 from nearplane.export.checkpoint_reader import Checkpoint, open_checkpoint, read_json
-from nearplane.export.companion_files import companion_files
+from nearplane.export.published_files import (
+    CARD,
+    REPORT,
+    Contents,
+    local_sources,
+    published_files,
+    without_paths,
+)
 from nearplane.types import NearplaneError, naming_errors
-
-CARD = "README.md"
-OWN = (fmt.CONFIG, fmt.INDEX, "report.json", checksums.SUMS)  # beside weights and companions
 
 
 @dataclass(frozen=True)
@@ -29,7 +31,7 @@ def base_of(checkpoint: Checkpoint) -> Base:
     """Return the base model: of what the card beside a local model says, or the one on the hub."""
     from huggingface_hub import HfApi, ModelCard
 
-    report = checkpoint.directory / "report.json"
+    report = checkpoint.directory / REPORT
     name = read_json(report).get("model") if report.is_file() else None
     name = name if isinstance(name, str) else ""
     path = Path(name).expanduser()
@@ -114,19 +116,23 @@ def card_of(checkpoint: Checkpoint, base: Base, repo: str, measured: Sequence[st
         "",
     ]
     lines += ["## Measured", "", *[f"- {each}" for each in measured], ""] * bool(measured)
-    lines += ["## Recipe", "", "```json", json.dumps(shown(recipe), indent=2), "```", ""]
+    lines += [
+        "## Recipe",
+        "",
+        "```json",
+        json.dumps(shown(recipe, local_sources(checkpoint)), indent=2),
+        "```",
+        "",
+    ]
     lines += [f"- {bpw:.4f} bits per weight of {weights:,} quantized weights"]
     lines += [f"- {certified(checkpoint)}", ""]
     return str(ModelCard(f"---\n{data.to_yaml()}\n---\n\n" + "\n".join(lines)))
 
 
-def shown(recipe: dict[str, Any]) -> dict[str, Any]:
+def shown(recipe: dict[str, Any], known: dict[str, str]) -> dict[str, Any]:
     """Return a recipe without the rate of every layer, and with names in place of paths."""
     found = {name: value for name, value in recipe.items() if name != "allocation"}
-    calibration = found.get("calibration")
-    if isinstance(calibration, dict) and isinstance(calibration.get("source"), str):
-        found["calibration"] = calibration | {"source": Path(calibration["source"]).name}
-    return found
+    return without_paths(found, known, {})
 
 
 def certified(checkpoint: Checkpoint) -> str:
@@ -135,44 +141,54 @@ def certified(checkpoint: Checkpoint) -> str:
     return f"{bounded} of {len(checkpoint.layers)} layers have an error bound that holds"
 
 
-def push(
-    directory: str | Path,
-    repo: str,
-    *,
-    private: bool = False,
-    licence: str = "",
-    measured: Sequence[str] = (),
-    dry_run: bool = False,
-) -> tuple[str, list[Path]]:
-    """Upload a checkpoint with a model card; return the card and the files.
+@dataclass(frozen=True)
+class Publication:
+    """A checkpoint and what the hub gets of it: `files`, and a card.
+
+    - `repo`: as ORG/NAME. `base`: the model that it was made of.
+    - `shortened`: sentences on the paths of this machine that the files have no more.
+    """
+
+    checkpoint: Checkpoint
+    repo: str
+    base: Base
+    files: Contents
+    shortened: list[str]
+
+    def card(self, measured: Sequence[str] = ()) -> str:
+        """Return the model card; `measured` are sentences for it."""
+        return card_of(self.checkpoint, self.base, self.repo, measured)
+
+    def size_of(self, name: str) -> int:
+        """Return the bytes of a file as it is published."""
+        content = self.files[name]
+        return len(content) if isinstance(content, bytes) else content.stat().st_size
+
+    def upload(self, card: str, private: bool = False) -> None:
+        """Put the files and a card on the hub; NearplaneError for what it answers."""
+        from huggingface_hub import CommitOperationAdd, HfApi
+
+        operations = [CommitOperationAdd(name, content) for name, content in self.files.items()]
+        operations.append(CommitOperationAdd(CARD, card.encode()))
+        with naming_errors(f"uploading to {self.repo}"):
+            api = HfApi()
+            api.create_repo(self.repo, private=private, exist_ok=True)
+            message = f"Quantized by nearplane: {self.checkpoint.directory.resolve().name}"
+            api.create_commit(self.repo, operations, commit_message=message)
+
+
+def prepared(directory: str | Path, repo: str, licence: str = "") -> Publication:
+    """Return what the hub would get of a checkpoint; asks it for the base model's card once.
 
     - `repo`: as ORG/NAME. `licence`: in place of the base model's.
-    - `measured`: sentences for the card. `dry_run`: only make the card.
 
-    Raises NearplaneError for what is no checkpoint, and for what the hub answers.
+    Raises NearplaneError for what is no checkpoint, and for what is no name.
     """
-    from huggingface_hub import CommitOperationAdd, HfApi
-
     if not is_repo(repo):
         raise NearplaneError(f"{repo!r} is no name on the hub: write ORG/NAME")
     checkpoint = open_checkpoint(directory)
     checkpoint.check_files()
+    files, shortened = published_files(checkpoint)
     base = base_of(checkpoint)
     base = Base(base.name, licence or base.licence, base.languages)
-    card = card_of(checkpoint, base, repo, measured)
-    names = {*companion_files(checkpoint.directory), *OWN, *checkpoint.file_of.values()}
-    own = [checkpoint.directory / name for name in names]
-    files = sorted({path for path in own if path.is_file() and path.name != CARD})
-    if dry_run:
-        return card, files
-    operations = [
-        CommitOperationAdd(path.relative_to(checkpoint.directory).as_posix(), path)
-        for path in files
-    ]
-    operations.append(CommitOperationAdd(CARD, card.encode()))
-    with naming_errors(f"uploading to {repo}"):
-        api = HfApi()
-        api.create_repo(repo, private=private, exist_ok=True)
-        message = f"Quantized by nearplane: {checkpoint.directory.resolve().name}"
-        api.create_commit(repo, operations, commit_message=message)
-    return card, files
+    return Publication(checkpoint, repo, base, files, shortened)

@@ -28,7 +28,14 @@ from nearplane.export.checkpoint_reader import (
 from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companion_files import companion_files
 from nearplane.export.output_directory import check_space
-from nearplane.export.packed_layers import MARKS, PARTS, READERS, PackedLayer
+from nearplane.export.packed_layers import (
+    BYTES,
+    MARKS,
+    PACKED,
+    PARTS,
+    READERS,
+    PackedLayer,
+)
 from nearplane.model.auto_class import auto_class
 from nearplane.model.experts import split_experts_
 from nearplane.model.untrusted_files import check_blocks, forget_fetched_code
@@ -39,6 +46,7 @@ Says = Callable[[str], None]
 
 CODERS = (codes.Rans(), codes.Huffman())
 VERSIONS = ("gptq", "gptq_v2")
+MIXED = "mixed-precision"  # several formats of compressed-tensors in one model
 UNKNOWN = math.nan  # what only who quantized the layer knows
 VOID = "imported: another package rounded it, and says nothing of its error"
 
@@ -88,7 +96,17 @@ class Foreign:
         best, group = max(found, key=lambda pair: pair[0], default=(0, {}))
         if not best:
             raise NearplaneError(f"{layer}: no entry of config_groups is of this layer")
-        return check_weights(group, layer)
+        return check_weights(group, layer) | {"format": self.format_of(group, layer)}
+
+    def format_of(self, group: dict[str, Any], layer: str) -> str:
+        """Return the format of a `config_groups` entry: its own, or that of all."""
+        found = group.get("format") or self.settings.get("format")
+        if found not in (PACKED, *BYTES):
+            raise NearplaneError(
+                f"{layer}: the format {repr(found)} of compressed-tensors is not read; "
+                f"{', '.join((PACKED, *BYTES))} are"
+            )
+        return found
 
 
 def import_checkpoint(
@@ -148,15 +166,16 @@ class Names:
         model = self.model()
         known = {name for name, _ in model.named_parameters()}
         every = {name: list(tensor.shape) for name, tensor in model.state_dict().items()}
+        others = set(self.foreign.others)
         for layer in self.foreign.parts:
             if f"{layer}.weight" not in every:
                 raise NearplaneError(
                     f"{directory}: {type(model).__name__} has no layer {layer}; a checkpoint with "
                     "the names of today's transformers can be imported"
                 )
-            if f"{layer}.weight" in self.foreign.checkpoint.file_of:
+            if f"{layer}.weight" in others:
                 raise NearplaneError(f"{directory}: {layer} is there twice, packed and not")
-        there = {f"{layer}.weight" for layer in self.foreign.parts} | set(self.foreign.others)
+        there = {f"{layer}.weight" for layer in self.foreign.parts} | others
         missing = sorted(known - there)
         if missing:
             raise NearplaneError(
@@ -164,7 +183,7 @@ class Names:
                 f"{', '.join(missing[:SHOWN])}"
             )
         shapes = {layer: every[f"{layer}.weight"] for layer in self.foreign.parts}
-        return sorted(set(self.foreign.others) - set(every)), shapes
+        return sorted(others - set(every)), shapes
 
     def model(self) -> nn.Module:
         """Return the model without weights, experts one by one."""
@@ -195,14 +214,15 @@ def opened(directory: Path) -> Foreign:
     checkpoint = Checkpoint(directory, config, {}, tensors_of(directory))
     checkpoint.check_files()
     foreign = Foreign(checkpoint, method, settings)
-    marked = [n for n in checkpoint.file_of if n.rpartition(".")[2] == MARKS[method]]
+    parted = [name.rpartition(".") for name in checkpoint.file_of]
+    marked = [layer for layer, _, part in parted if part in MARKS[method]]
     if not marked:
         raise NearplaneError(f"{directory} holds no layer that {method} packed")
-    for name in marked:
-        layer = name.rpartition(".")[0]
+    for layer in dict.fromkeys(marked):
         own = [part for part in PARTS if f"{layer}.{part}" in checkpoint.file_of]
-        foreign.parts[layer] = own
-        foreign.settings_of(layer)
+        in_bytes = foreign.settings_of(layer).get("format") in BYTES
+        whole = in_bytes and f"{layer}.weight" in checkpoint.file_of
+        foreign.parts[layer] = [*own, *(["weight"] if whole else [])]
     strays = [n for n in foreign.others if n.rpartition(".")[2] in PARTS]
     if strays:
         raise NearplaneError(f"{directory}: {strays[0]} belongs to no layer that is packed")
@@ -237,10 +257,10 @@ def check_settings(
     if method == "compressed-tensors":
         groups = settings.get("config_groups")
         whole = isinstance(groups, dict) and all(isinstance(g, dict) for g in groups.values())
-        if settings.get("format") != "pack-quantized" or not whole:
+        if settings.get("format") not in (PACKED, MIXED, *BYTES) or not whole:
             raise NearplaneError(
                 f"{directory}: the format {repr(settings.get('format'))} of compressed-tensors is "
-                "not read; pack-quantized is"
+                f"not read; {', '.join((PACKED, MIXED, *BYTES))} are"
             )
     for name in ("kv_cache_scheme", "transform_config", "sparsity_config", "adapter"):
         if settings.get(name) and not is_dense(settings[name]):

@@ -3,6 +3,7 @@
 | theirs | ours |
 |---|---|
 | `qweight`, `weight_packed`: words of 32 bits, along columns, or along rows for AWQ | code |
+| `weight`: integers of 8 bits, in `int-quantized` and `naive-quantized` | code |
 | `scales` (groups, rows), `weight_scale` (rows, groups) | step |
 | `qzeros`, `weight_zero_point`: an integer a row and group | subtracted from the code |
 | `g_idx`, `weight_g_idx`: the group of every column | must be column // group_size |
@@ -11,6 +12,7 @@ value = scale · (integer − zero point) = step · code. The bytes may come fro
 are compared before anything is unpacked, and whatever does not fit is a NearplaneError.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,6 +27,8 @@ from nearplane.types import NearplaneError
 WORD = 32  # bits
 WIDTHS = range(1, 9)  # bits of an integer
 AWQ_ORDER = (0, 4, 1, 5, 2, 6, 3, 7)  # where integer i of eight is in a word
+# formats of compressed-tensors: integers in words, and one a byte
+PACKED, BYTES = "pack-quantized", ("int-quantized", "naive-quantized")
 FLOATS = (torch.float16, torch.bfloat16, torch.float32)
 
 Parts = Mapping[str, Tensor]  # the tensors of a layer by the last part of their names
@@ -78,30 +82,59 @@ def awq_layer(parts: Parts, settings: Mapping[str, Any]) -> PackedLayer:
 
 
 def compressed_tensors_layer(parts: Parts, settings: Mapping[str, Any]) -> PackedLayer:
-    """Return what a layer of compressed-tensors' format `pack-quantized` holds.
+    """Return what a layer of compressed-tensors holds: packed integers, or such of 8 bits each.
 
-    - `settings`: `num_bits` of the layer's weights.
+    - `settings`: `num_bits` and `format` of its weights, and the `strategy` of their scales.
     """
-    words, scales = integers(parts, "weight_packed"), numbers(parts, "weight_scale")
-    shape = part_of(parts, "weight_shape")
-    require(shape.numel() == 2 and shape.dtype in (torch.int64, torch.int32), "weight_shape")
-    rows, columns = (int(n) for n in shape.flatten().tolist())
     stated = settings.get("num_bits")
     bits = stated if type(stated) is int and stated in WIDTHS else 0
     require(bits > 0, "a width of weights that is not from 1 to 8 bits")
-    require(rows > 0 and columns > 0, "weight_shape")
-    require(words.shape == (rows, -(-columns * bits // WORD)), "the shape of weight_packed")
-    require(scales.shape[0] == rows, "the shape of weight_scale")
+    code = (bytes_of if settings.get("format") in BYTES else unpacked_code)(parts, bits)
+    scales = numbers(parts, "weight_scale")
+    whole = settings.get("strategy") == "tensor"
+    require(scales.shape[0] == (1 if whole else len(code)), "the shape of weight_scale")
+    require(not whole or scales.numel() == 1, "the shape of weight_scale")
     symmetric = settings.get("symmetric") is not False
     require(symmetric or "weight_zero_point" in parts, "asymmetric weights without zero points")
-    half = 1 << (bits - 1)
-    code, zero = unpacked(words, bits, columns), torch.full((1, 1), half, dtype=torch.int32)
-    if "weight_zero_point" in parts:
-        stored = integers(parts, "weight_zero_point")
-        wanted = (-(-rows * bits // WORD), scales.shape[1])
-        require(stored.shape == wanted, "the shape of weight_zero_point")
-        zero = unpacked(stored.T.contiguous(), bits, rows).T
+    zero = zero_points(parts, bits, tuple(scales.shape))
     return layer(code, zero, scales, settings, parts.get("weight_g_idx"))
+
+
+def unpacked_code(parts: Parts, bits: int) -> Int32[Tensor, "rows columns"]:
+    """Return the integers of `pack-quantized`, from 0 up."""
+    words, shape = integers(parts, "weight_packed"), part_of(parts, "weight_shape")
+    require(shape.numel() == 2 and shape.dtype in (torch.int64, torch.int32), "weight_shape")
+    rows, columns = (int(n) for n in shape.flatten().tolist())
+    require(rows > 0 and columns > 0, "weight_shape")
+    require(words.shape == (rows, -(-columns * bits // WORD)), "the shape of weight_packed")
+    return unpacked(words, bits, columns)
+
+
+def bytes_of(parts: Parts, bits: int) -> Int32[Tensor, "rows columns"]:
+    """Return the integers of `int-quantized` and `naive-quantized`, raised to 0 and up."""
+    found = part_of(parts, "weight")
+    require(found.dtype == torch.int8 and found.ndim == 2 and bool(found.numel()), "weight")
+    code = found.int() + (1 << bits - 1)
+    require(int(code.min()) >= 0 and int(code.max()) < 1 << bits, f"more than {bits} bits")
+    return code
+
+
+def zero_points(parts: Parts, bits: int, shape: tuple[int, ...]) -> Int32[Tensor, "rows groups"]:
+    """Return the zero points of integers that were raised to 0 and up.
+
+    - `shape`: of the scales.
+    """
+    name, half = "weight_zero_point", 1 << bits - 1
+    if name not in parts:
+        return torch.full((1, 1), half, dtype=torch.int32)
+    stored = parts[name]
+    if stored.dtype == torch.int8:
+        require(stored.numel() == math.prod(shape), "the shape of weight_zero_point")
+        return stored.reshape(shape).int() + half
+    stored = integers(parts, name)
+    wanted = (-(-shape[0] * bits // WORD), shape[1])
+    require(stored.shape == wanted, "the shape of weight_zero_point")
+    return unpacked(stored.T.contiguous(), bits, shape[0]).T
 
 
 def layer(
@@ -156,9 +189,9 @@ def integers(parts: Parts, name: str) -> Tensor:
 
 
 def numbers(parts: Parts, name: str) -> Tensor:
-    """Return a matrix of scales; one a row may be a vector."""
+    """Return a matrix of scales; one a row may be a vector, and one alone a number."""
     found = part_of(parts, name)
-    require(found.dtype in FLOATS and found.ndim in (1, 2) and bool(found.numel()), name)
+    require(found.dtype in FLOATS and found.ndim in (0, 1, 2) and bool(found.numel()), name)
     return found if found.ndim == 2 else found.reshape(-1, 1)
 
 
@@ -209,9 +242,9 @@ READERS: dict[str, Callable[[Parts, Mapping[str, Any]], PackedLayer]] = {
     "awq": awq_layer,
     "compressed-tensors": compressed_tensors_layer,
 }
-# the tensor that tells a packed layer
-MARKS = {"gptq": "qweight", "auto-round": "qweight", "awq": "qweight"}
-MARKS |= {"compressed-tensors": "weight_packed"}
+# the tensors of which one tells a packed layer
+MARKS = {"gptq": ("qweight",), "auto-round": ("qweight",), "awq": ("qweight",)}
+MARKS |= {"compressed-tensors": ("weight_packed", "weight_scale")}
 PARTS = (
     *("qweight", "qzeros", "scales", "g_idx"),
     *("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx"),

@@ -8,10 +8,13 @@ from nearplane import codes
 from nearplane.rows import by_rows
 from nearplane.types import NearplaneError
 
-SHRINKS = 100  # candidates for a step, from the full range down to a fifth of it
+SHRINKS = 100  # candidates for a step, from the full range down to LEAST_SHRINK of it
+LEAST_SHRINK = 0.2
 NORM = 2.4  # exponent of the error, as in GPTQ's code
 # steps below it would be denormal, and their reciprocals infinite, after any shrinking
 SMALLEST = 5 * torch.finfo(torch.float32).tiny
+# of float16: with the 8 bits that bfloat16 has, and of all
+SMALLEST_FLOAT16, LARGEST_FLOAT16 = 2.0**-17, 65504.0
 CACHED = 300_000  # numbers worked on at a time, so few that they stay in a core's cache
 
 
@@ -42,7 +45,19 @@ def mse_steps(
         parts = groups_of(weight[rows], group_size).split(max(1, CACHED // weight.shape[1]))
         return (torch.cat([_least_error(part, code_range(bits), wide) for part in parts]),)
 
-    return codes.round_step(by_rows(steps, len(weight))[0])
+    return in_float16(by_rows(steps, len(weight))[0])
+
+
+def in_float16(step: Float[Tensor, "rows groups"]) -> Float[Tensor, "rows groups"]:
+    """Return steps in float16, where it holds the largest as exactly as bfloat16 would.
+
+    Other programs' formats have float16 only. Small steps are those of small weights: they are
+    multiples of float16's least number, and may err by half of it. Else see `codes.round_step`.
+    """
+    if not SMALLEST_FLOAT16 <= float(step.abs().max()) <= LARGEST_FLOAT16:
+        return codes.round_step(step)
+    least = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
+    return step.abs().clamp_min(least).copysign(step).half().float()
 
 
 def _least_error(
@@ -58,7 +73,7 @@ def _least_error(
     best, shrink = torch.full_like(full, torch.inf), torch.ones_like(full)
     error = torch.empty_like(unit)
     for index in range(SHRINKS):
-        factor = 1 - 0.8 * index / SHRINKS
+        factor = 1 - (1 - LEAST_SHRINK) * index / SHRINKS
         torch.mul(unit, 1 / factor, out=error)
         error.round_().clamp_(*limits).mul_(factor).sub_(unit).abs_()
         if importance is None:

@@ -4,6 +4,7 @@ Errors name the damaged file, so that it alone can be downloaded again.
 """
 
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from reprlib import repr
 
@@ -79,3 +80,12 @@ def check_fit(files: dict[str, Shapes], empty: torch.nn.Module) -> None:
                 f"{list(parameter.shape)}"
             )
     check_numbers(empty, stored.values())
+
+
+def largest_weights(directory: Path, names: Iterable[str]) -> Iterator[tuple[str, float]]:
+    """Yield the largest magnitude of each of these tensors that the files hold, one at a time."""
+    wanted = set(names)
+    for file, shapes in read_shapes(directory).items():
+        with safe_open(directory / file, framework="pt") as shard:
+            for name in wanted & shapes.keys():
+                yield name, float(shard.get_tensor(name).abs().max())

@@ -20,6 +20,7 @@ from nearplane.walk.hidden_states import CPU
 from nearplane.walk.messages import narrowest
 
 MEASURE_S = 0.15
+SHORTEST_S = 1e-9  # a clock may not have moved
 TOKENS = 1024
 SMALLEST, LARGEST = 128, 1024  # columns that are measured on, however wide the model is
 TRIALS = 3
@@ -92,7 +93,7 @@ class MethodTrial:
 
     @property
     def rest_s(self) -> float:
-        return max(self.rows_s + self.pieces_s + self.each_s, 1e-9)
+        return max(self.rows_s + self.pieces_s + self.each_s, SHORTEST_S)
 
     @property
     def seconds(self) -> float:
@@ -101,11 +102,11 @@ class MethodTrial:
     @property
     def solve_flops(self) -> float:
         """Infinite for a method that does not sweep."""
-        return self.sweeps * self.size / max(self.sweep_s, 1e-9) or inf
+        return self.sweeps * self.size / max(self.sweep_s, SHORTEST_S) or inf
 
     @property
     def float64_flops(self) -> float:
-        return self.checks * 2 * TRIANGLE_SHARE * self.size / max(self.check_s, 1e-9) or inf
+        return self.checks * 2 * TRIANGLE_SHARE * self.size / max(self.check_s, SHORTEST_S) or inf
 
     @property
     def coded_weights(self) -> float:
@@ -113,7 +114,7 @@ class MethodTrial:
 
     @property
     def coded_matrices(self) -> float:
-        return 1 / max(self.matrix_s, 1e-9)
+        return 1 / max(self.matrix_s, SHORTEST_S)
 
 
 @dataclass(frozen=True)
@@ -358,4 +359,4 @@ def seconds_of(work: Callable[[], Any], device: torch.device = CPU) -> float:
         start = Clock.started(device)
         work()
         best = min(best, start.seconds)
-    return best
+    return max(best, SHORTEST_S)

@@ -86,6 +86,7 @@ def test_packed_formats(word, nearplane, wide, text, tmp_path):
         (["--for", "gguf:Q9"], "'Q9' is no type: there are Q3_K"),
         (["--for", "gguf:Q4_K", "--size", "1MB"], "not both"),
         (["--for", "gguf", "--size", "20kB"], "the smallest types that divide this model's rows"),
+        (["--for", "gguf", "--size", "0"], "vocabulary and metadata of the file take 0.0"),
         (["--for", "gguf:Q4_K", "--method", "rtn"], "leave out --method"),
         (["--for", "gptq:3"], "takes widths of 4, 8 bits, not '3'"),
         (["--for", "vllm", "--size", "3MB"], "has one size: leave out --size"),
@@ -151,3 +152,26 @@ def test_a_dry_run_makes_nothing(nearplane, wide, text, tmp_path):
     words = ["--for", "gguf:Q4_0", "--calibration", text, *SHORT, "--dry-run"]
     done = nearplane("quantize", wide, tmp_path / "out", *words)
     assert done.exit_code == 0 and not list(tmp_path.iterdir()), done.output
+
+
+def test_weights_that_need_other_steps_than_float16_s_are_refused_at_once(
+    nearplane, text, tmp_path
+):
+    """A tiny row is none: its steps are float16's least numbers."""
+    model = model_of("llama", tmp_path / "model")
+    down, up = model.model.layers[0].mlp.down_proj.weight, model.model.layers[1].mlp.up_proj.weight
+    with torch.no_grad():
+        down[:8] *= torch.logspace(-3, -10, 8)[:, None]
+    model.save_pretrained(tmp_path / "model")
+    words = ("--calibration", text, *SHORT)
+    out = tmp_path / "out"
+    done = nearplane("quantize", tmp_path / "model", out, "--for", "gptq:8", *words)
+    assert done.exit_code == 0, done.output
+    with torch.no_grad():
+        up *= 1e-8
+    model.save_pretrained(tmp_path / "model")
+    for word in ("gptq", "gguf:Q4_0"):
+        done = nearplane("quantize", tmp_path / "model", tmp_path / "no", "--for", word, *words)
+        assert done.exit_code == 1 and "mlp.up_proj: the largest weight is " in done.output
+        assert "float16, in which g" in done.output and "(--skip up_proj)" in done.output
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model", "out"]

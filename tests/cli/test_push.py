@@ -12,7 +12,10 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 from huggingface_hub import ModelCard
 
-from nearplane.export.hub import push
+import nearplane as npl
+from nearplane.export.checksums import verify_sums
+from nearplane.export.hub import prepared
+from nearplane.export.published_files import is_local, without_paths
 from nearplane.types import NearplaneError
 
 CARD = "---\nlicense: apache-2.0\nlanguage: en\nbase_model: org/base\n---\n# A model\n"
@@ -78,12 +81,20 @@ def pushed(hub, *words):
     return subprocess.run(command, capture_output=True, text=True, env=environment)
 
 
-def test_every_file_and_a_card_are_sent(hub, checkpoint, text):
+def test_every_file_and_a_card_are_sent(hub, checkpoint, text, tmp_path):
+    """As they are, but for paths of this machine, which are said."""
     done = pushed(hub, checkpoint, "me/tiny", "--license", "mit", "--text", text, "--windows", 1)
     assert done.returncode == 0, done.stderr
     own = {path.name: path.read_bytes() for path in checkpoint.iterdir()}
     card = hub.files.pop("README.md").decode()
-    assert hub.files == own and f"{len(own) + 1} files" in done.stdout
+    assert f"{len(own) + 1} files" in done.stdout and hub.files.keys() == own.keys()
+    changed = {name for name in own if own[name] != hub.files[name]}
+    assert changed == {"config.json", "report.json", "SHA256SUMS"}
+    assert not any(str(text.parent).encode() in content for content in hub.files.values())
+    assert f"config.json, report.json: {text.name} in place of {text}" in done.stderr
+    for name, content in hub.files.items():
+        (tmp_path / name).write_bytes(content)
+    assert verify_sums(tmp_path) == [] and npl.load(tmp_path, dequantize=True)
     assert "license: mit" in card and "perplexity" in card and 'npl.load("me/tiny")' in card
     assert "/tmp" not in card
     assert "/api/repos/create" in hub.asked[0]
@@ -104,11 +115,12 @@ def test_the_card_carries_the_base_models_licence(checkpoint, model_dir, tmp_pat
     shutil.copytree(checkpoint, out)
     report = json.loads((out / "report.json").read_text()) | {"model": str(copied)}
     (out / "report.json").write_text(json.dumps(report))
-    card, files = push(out, "me/tiny", dry_run=True)
-    data = ModelCard(card).data
+    found = prepared(out, "me/tiny")
+    data = ModelCard(found.card()).data
     assert (data.license, data.base_model, data.language) == ("apache-2.0", "org/base", ["en"])
     assert data.base_model_relation == "quantized" and "eclq" in data.tags
-    assert {path.name for path in files} == {path.name for path in out.iterdir()}
+    assert found.files.keys() == {path.name for path in out.iterdir()}
+    assert f"report.json: model in place of {copied}" in found.shortened
 
 
 def test_what_is_beside_a_checkpoint_stays_there(checkpoint, tmp_path, monkeypatch):
@@ -123,20 +135,38 @@ def test_what_is_beside_a_checkpoint_stays_there(checkpoint, tmp_path, monkeypat
     for model in ("", "./gone", "/gone", "~/gone", "a/b/c", 7):
         report = json.loads((out / "report.json").read_text()) | {"model": model}
         (out / "report.json").write_text(json.dumps(report))
-        card, files = push(out, "me/tiny", dry_run=True)
-        assert "org/base" not in card and ModelCard(card).data.license is None
-    assert not [path for path in files if "env" in path.name or ".git" in path.parts]
+        found = prepared(out, "me/tiny")
+        assert "org/base" not in found.card() and ModelCard(found.card()).data.license is None
+    assert not [name for name in found.files if "env" in name or ".git" in name]
     (out / "report.json").write_text("{")
     with pytest.raises(NearplaneError, match="cannot be read as JSON"):
-        push(out, "me/tiny", dry_run=True)
+        prepared(out, "me/tiny")
 
 
 @pytest.mark.parametrize("name", ["tiny", "a/b/c", "me/", "me/ti ny", "me/-x"])
 def test_names_that_are_none_are_refused(name, checkpoint):
     with pytest.raises(NearplaneError, match="is no name on the hub"):
-        push(checkpoint, name)
+        prepared(checkpoint, name)
 
 
 def test_what_is_no_checkpoint_is_refused(model_dir):
     with pytest.raises(NearplaneError):
-        push(model_dir, "me/tiny")
+        prepared(model_dir, "me/tiny")
+
+
+def test_paths_of_this_machine_become_names(tmp_path):
+    """Of what a run was given anywhere, of whole strings elsewhere; tokens and names stay."""
+    (tmp_path / "a b.txt").write_text("text")
+    path, replaced = str(tmp_path / "a b.txt"), {}
+    value = {
+        "source": f"{path}:2, Salesforce/wikitext:1",
+        "weights": {path: 2.0, "Salesforce/wikitext": 1.0},
+        "others": ["/home/me/model", "~/texts", "C:\\Users\\me\\x.txt", 3, None],
+        "kept": ["</s>", "/", "/no_think", "org/name", "https://a.b/c/d", r"re:.*\.mlp\..*"],
+    }
+    assert is_local(path) and not is_local("Salesforce/wikitext") and not is_local("notes.txt")
+    found = without_paths(value, {path: "a b.txt"}, replaced)
+    assert found["source"] == "a b.txt:2, Salesforce/wikitext:1"
+    assert found["weights"] == {"a b.txt": 2.0, "Salesforce/wikitext": 1.0}
+    assert found["others"] == ["model", "texts", "x.txt", 3, None]
+    assert found["kept"] == value["kept"] and len(replaced) == 4

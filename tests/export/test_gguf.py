@@ -8,14 +8,22 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from tokenizers import Regex, Tokenizer, models, pre_tokenizers
+from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, processors
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import nearplane as npl
 from nearplane.export.formats import export
+from nearplane.export.gguf import byte_level, sentencepiece
 from nearplane.export.gguf.architecture import ARCHITECTURES, architecture_of, rotation_factors
 from nearplane.export.gguf.blocks import BLOCK_TYPES
-from nearplane.export.gguf.vocabulary import SPLITS, backend_of, split_of
+from nearplane.export.gguf.byte_level import SPLITS, split_of
+from nearplane.export.gguf.sentencepiece import BYTES, ESCAPED
+from nearplane.export.gguf.vocabulary import (
+    backend_of,
+    general_name,
+    put_around,
+    strip_differences,
+)
 from nearplane.methods import ECLQ, HPTQ, RTN, SSQR
 from nearplane.pipeline import quantize
 from nearplane.types import NearplaneError
@@ -189,11 +197,16 @@ def split_with(*steps, ignore_merges=False):
     return json.loads(made.to_str())
 
 
-@pytest.mark.parametrize(("pattern", "merged"), [key for key in SPLITS if "words" not in key[0]])
+PATTERNS = [key for key in SPLITS if "words" not in key[0] and "digits" not in key[0]]
+
+
+@pytest.mark.parametrize(("pattern", "merged"), PATTERNS)
 def test_ways_to_split_have_llama_cpps_names(pattern, merged):
-    split = pre_tokenizers.Split(Regex(pattern), behavior="isolated")
+    splits = [
+        pre_tokenizers.Split(Regex(part), behavior="isolated") for part in pattern.split(", ")
+    ]
     bytewise = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    backend = split_with(split, bytewise, ignore_merges=merged)
+    backend = split_with(*splits, bytewise, ignore_merges=merged)
     assert split_of(backend) == SPLITS[pattern, merged]
 
 
@@ -201,8 +214,8 @@ def test_the_reader_of_transformers_splits_by_the_same_expressions():
     from transformers.integrations.gguf import gguf_tokenizer_mapping as theirs
 
     known = theirs.GGUF_PRE_TOKENIZER_SPLITS
-    same = {name: pattern for (pattern, _), name in SPLITS.items() if "words" not in pattern}
-    assert {name: known[name] for name in same} == same
+    same = {SPLITS[key]: key[0] for key in PATTERNS if SPLITS[key] in known}
+    assert len(same) >= 6 and {name: known[name] for name in same} == same
 
 
 def test_other_tokenizers_are_refused():
@@ -211,6 +224,81 @@ def test_other_tokenizers_are_refused():
     unigram = PreTrainedTokenizerFast(tokenizer_object=Tokenizer(models.Unigram([("a", 0.0)])))
     with pytest.raises(NearplaneError, match="of the kind Unigram cannot be written to GGUF"):
         backend_of(unigram)
+
+
+def sentencepiece_with(merges, normalizer="Replace", cut=None, added=(), without=()):
+    """Return the JSON of a SentencePiece tokenizer whose letters are a, b and c."""
+    pieces = [*BYTES, "▁", "a", "b", "c", *(left + right for left, right in merges)]
+    vocabulary = {piece: i for i, piece in enumerate(dict.fromkeys(pieces)) if piece not in without}
+    model = {"vocab": vocabulary, "merges": merges, "byte_fallback": True}
+    changes = {"Replace": ESCAPED}.get(normalizer, {"type": normalizer})
+    added = [{"content": each, "normalized": False, "special": False} for each in added]
+    return {"model": model, "normalizer": changes, "pre_tokenizer": cut, "added_tokens": added}
+
+
+def test_merges_that_scores_do_not_give_are_refused():
+    sentencepiece.check(sentencepiece_with([["a", "b"], ["ab", "c"], ["a", "a"]]))
+    # "abc" is made of "a" and "bc", too, and "ab" a second time after another token
+    for merges in ([["a", "b"], ["b", "c"], ["ab", "c"]],):
+        with pytest.raises(NearplaneError, match="'a' and 'bc' in another order than the token"):
+            sentencepiece.check(sentencepiece_with(merges))
+    odd = [["a", "a"], ["aa", "a"], ["b", "b"], ["a", "aa"]]
+    with pytest.raises(NearplaneError, match="'a' and 'aa' in another order than the tokenizer"):
+        sentencepiece.check(sentencepiece_with(odd))
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"without": ["<0x41>"]}, "has no token <0x41>, which llama.cpp needs"),
+        ({"normalizer": "NFKC"}, "changes text by NFKC, and llama.cpp by putting ▁ for spaces"),
+        ({"cut": {"type": "Whitespace"}}, "cuts text by Whitespace, which llama.cpp does not"),
+        (
+            {"cut": {"type": "Metaspace", "split": True, "prepend_scheme": "first"}},
+            "cuts text by Metaspace",
+        ),
+    ],
+)
+def test_sentencepiece_that_llama_cpp_does_not_have_is_refused(changes, reason):
+    with pytest.raises(NearplaneError, match=reason):
+        sentencepiece.check(sentencepiece_with([["a", "b"]], **changes))
+
+
+def test_changes_of_text_are_said_or_refused():
+    backend = split_with(pre_tokenizers.ByteLevel(add_prefix_space=False))
+    said = byte_level.check(backend | {"normalizer": {"type": "NFC"}})
+    assert said == ["llama.cpp takes text as it is, where the tokenizer brings it to Unicode's NFC"]
+    with pytest.raises(NearplaneError, match="changes text by Lowercase, which llama.cpp does not"):
+        byte_level.check(backend | {"normalizer": {"type": "Lowercase"}})
+
+
+def test_names_by_which_llama_cpp_reads_tokens_otherwise_are_changed():
+    plain, strips = tokenizer(True), tokenizer(True)
+    names = ["<unk>", "<s>", "<|endoftext|>", "</s>", "<|user|>"]
+    strips.add_tokens(
+        [AddedToken(name, rstrip=i > 2, special=True) for i, name in enumerate(names)]
+    )
+    found = [general_name(name, plain) for name in ("my-Phi-3", "a-phi3-b", "Llama-3")]
+    assert found == ["my-Phi 3", "a-phi 3-b", "Llama-3"]
+    assert [general_name(name, strips) for name in ("x", "Phi-3-mini")] == [
+        "x (phi-3)",
+        "Phi-3-mini",
+    ]
+    strips.add_tokens([AddedToken("<odd>", lstrip=True, special=True)])
+    assert general_name("x", strips) == "x"
+    assert (
+        "llama.cpp keeps white space beside </s>, <|user|>, <odd>" in strip_differences(strips)[0]
+    )
+
+
+def test_other_tokens_around_a_text_are_refused():
+    made = tokenizer(True)
+    assert put_around(made) == (True, False)
+    made.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="</s> $A", special_tokens=[("</s>", 1)]
+    )
+    with pytest.raises(NearplaneError, match="makes '</s> a' of 'a', and llama.cpp puts only BOS"):
+        put_around(made)
 
 
 def test_scaled_rotations_of_llama_3_are_factors():

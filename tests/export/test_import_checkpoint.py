@@ -7,7 +7,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from compressed_tensors.compressors import BaseCompressor
 from compressed_tensors.compressors.pack_quantized import pack_to_int32
+from compressed_tensors.quantization import QuantizationArgs, QuantizationScheme
+from compressed_tensors.quantization.utils import calculate_qparams
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -114,6 +117,75 @@ def test_compressed_tensors_layers(symmetric, bits, shape, columns, seed):
     assert value(found.code, found.step, found.group_size, None).equal(
         expected(code, zero, scale, size)
     )
+
+
+STRATEGIES = ["tensor", "channel", "group"]
+
+
+def compressed(weight, strategy, symmetric, bits, form):
+    """Return the tensors of a layer, and its weight, by compressed-tensors' own compressor."""
+    own = {"group_size": 16} if strategy == "group" else {}
+    arguments = QuantizationArgs(num_bits=bits, strategy=strategy, symmetric=symmetric, **own)
+    scheme = QuantizationScheme(targets=["Linear"], weights=arguments, format=form)
+    grouped = weight if strategy != "group" else weight.unflatten(1, (-1, 16))
+    axes = tuple(range(weight.ndim)) if strategy == "tensor" else (-1,)
+    limits = grouped.amin(axes), grouped.amax(axes)
+    if strategy == "tensor":
+        limits = tuple(limit.reshape(1) for limit in limits)
+    elif strategy == "channel":
+        limits = tuple(limit[:, None] for limit in limits)
+    scale, zero = calculate_qparams(*limits, arguments)
+    state = {"weight": weight, "weight_scale": scale, "weight_zero_point": zero}
+    compressor = BaseCompressor.get_value_from_registry(form)
+    made = compressor.compress(state, scheme)
+    return made, compressor.decompress(made, scheme)["weight"], scheme
+
+
+@pytest.mark.parametrize("form", ["pack-quantized", "naive-quantized"])
+@pytest.mark.parametrize("strategy", STRATEGIES)
+# the package does not read zero points of so few rows that one word holds them
+@given(st.booleans(), st.integers(2, 8), st.integers(33, 40), seeds)
+def test_every_strategy_of_compressed_tensors(form, strategy, symmetric, bits, rows, seed):
+    """One scale for all, for a row or for 16 columns, with zero points or without."""
+    weight = torch.randn(rows, 48, generator=torch.Generator().manual_seed(seed))
+    parts, back, scheme = compressed(weight, strategy, symmetric, bits, form)
+    settings = json.loads(scheme.weights.model_dump_json()) | {"format": form}
+    found = compressed_tensors_layer(parts, settings)
+    assert value(found.code, found.step, found.group_size, None).equal(back)
+    record, _ = shortest(found)
+    assert npl.codes.unpack(record).code.equal(found.code)
+
+
+def test_formats_are_mixed_in_a_checkpoint(tmp_path):
+    """Each layer by the entry of `config_groups` that names it; another format is refused."""
+    model = model_of("llama", tmp_path / "model")
+    held, groups = model.state_dict(), {}
+    for number, (strategy, form, name) in enumerate(
+        [("tensor", "naive-quantized", "mlp"), ("group", "pack-quantized", "self_attn")]
+    ):
+        for layer in [n.removesuffix(".weight") for n in held if f"{name}." in n]:
+            weight = held.pop(f"{layer}.weight")
+            parts, back, scheme = compressed(weight, strategy, False, 4 + number, form)
+            held |= {f"{layer}.{part}": tensor for part, tensor in parts.items()}
+            model.get_submodule(layer).weight.data = back
+        entry = json.loads(scheme.model_dump_json())
+        groups[f"group_{number}"] = entry | {"targets": [f"re:.*{name}.*"]}
+    save_file(
+        {n: t.contiguous() for n, t in held.items() if n != "lm_head.weight" or "embed" not in n},
+        tmp_path / "model" / "model.safetensors",
+    )
+    path = tmp_path / "model" / "config.json"
+    settings = {"quant_method": "compressed-tensors", "format": "mixed-precision"}
+    config = json.loads(path.read_text())
+    config["quantization_config"] = settings | {"config_groups": groups}
+    path.write_text(json.dumps(config))
+    back = npl.load(import_checkpoint(tmp_path / "model", tmp_path / "back"), dequantize=True)
+    for name, tensor in model.state_dict().items():
+        assert back.state_dict()[name].equal(tensor), name
+    groups["group_0"]["format"] = "float-quantized"
+    path.write_text(json.dumps(config))
+    with pytest.raises(NearplaneError, match=r"mlp.*: the format 'float-quantized' of compressed-"):
+        import_checkpoint(tmp_path / "model", tmp_path / "again")
 
 
 @pytest.mark.parametrize(

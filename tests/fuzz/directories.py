@@ -19,6 +19,7 @@ from nearplane.export import checkpoint_format as fmt
 from nearplane.export import checksums, load
 from nearplane.export.checkpoint_reader import check_layers, open_checkpoint
 from nearplane.export.import_checkpoint import import_checkpoint
+from nearplane.export.packed_layers import PACKED
 from nearplane.model.open_model import open_model
 from nearplane.types import NearplaneError
 from tests.cli import tiny as tiny_model
@@ -62,9 +63,12 @@ def written_packed(place: Path, method: str) -> Path:
     def words(*shape: int) -> torch.Tensor:
         return torch.randint(-(2**31), 2**31, shape, generator=draws).int()
 
-    def layer() -> dict[str, torch.Tensor]:
+    def layer(name: str) -> dict[str, torch.Tensor]:
         scales = torch.rand(32, 2, generator=draws).half() + 0.5
         if method == "compressed-tensors":
+            if name == "v_proj":
+                whole = torch.randint(-8, 8, (32, 64), generator=draws).to(torch.int8)
+                return {"weight": whole, "weight_scale": torch.rand(1, generator=draws)}
             shape = torch.tensor([32, 64])
             return {"weight_packed": words(32, 8), "weight_scale": scales, "weight_shape": shape}
         zeros, along = torch.full((2, 4), 0x77777777), (64, 4) if method == "awq" else (8, 32)
@@ -78,13 +82,16 @@ def written_packed(place: Path, method: str) -> Path:
     for name in ("k_proj", "v_proj"):
         whole = f"model.layers.0.self_attn.{name}"
         del tensors[f"{whole}.weight"]
-        tensors |= {f"{whole}.{part}": tensor for part, tensor in layer().items()}
+        tensors |= {f"{whole}.{part}": tensor for part, tensor in layer(name).items()}
     save_file(tensors, place / "model.safetensors")
     settings: dict = {"quant_method": method, "bits": 4, "group_size": 32, "version": "gemm"}
     if method == "compressed-tensors":
         weights = {"num_bits": 4, "type": "int", "group_size": 32}
-        groups = {"group_0": {"targets": ["Linear"], "weights": weights}}
-        settings |= {"format": "pack-quantized", "config_groups": groups}
+        groups = {"group_0": {"targets": ["Linear"], "weights": weights, "format": PACKED}}
+        weights = {"num_bits": 4, "type": "int", "strategy": "tensor", "symmetric": True}
+        one = {"targets": ["re:.*v_proj"], "weights": weights, "format": "int-quantized"}
+        groups["group_1"] = one
+        settings |= {"format": "mixed-precision", "config_groups": groups}
     config = model.config.to_dict() | {"quantization_config": settings}
     (place / fmt.CONFIG).write_text(json.dumps(config))
     return place

@@ -28,15 +28,20 @@ TEXTS = ["the nearest plane 123 of  a lattice", "Ünï — 漢字\n\n\tcode()", 
 FAR = 0.03
 
 
-def answers_of(file, tokens, folder):
-    """Return llama.cpp's logits for tokens, and its tokens of TEXTS."""
-    questions, answers = folder / "questions.json", folder / "answers.npz"
-    questions.write_text(json.dumps({"texts": TEXTS, "tokens": tokens}))
+def ask(file, questions, folder):
+    """Return llama.cpp's answers to what worker.py can be asked."""
+    asked, answers = folder / "questions.json", folder / "answers.npz"
+    asked.write_text(json.dumps(questions))
     worker = Path(__file__).with_name("worker.py")
-    command = [PYTHON, worker, file, questions, answers]
+    command = [PYTHON, worker, file, asked, answers]
     done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
-    found = np.load(answers)
+    return np.load(answers)
+
+
+def answers_of(file, tokens, folder):
+    """Return llama.cpp's logits for tokens, and its tokens of TEXTS."""
+    found = ask(file, {"texts": TEXTS, "tokens": tokens}, folder)
     assert len(found["written"]) == 4
     return torch.from_numpy(found["logits"]), json.loads(str(found["cut"]))
 

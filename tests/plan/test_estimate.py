@@ -425,3 +425,12 @@ def test_a_time_buys_the_most_sequences_that_fit(wide, ranks):
 def test_default_calibration_grows_with_the_widest_layer(widest, length, sequences):
     assert default_sequences(widest, length) == sequences
     assert default_sequences(widest, length, 1000) == 1000
+
+
+def test_work_shorter_than_a_tick_of_the_clock_has_a_rate(monkeypatch):
+    throughput = importlib.import_module("nearplane.plan.throughput")
+    monkeypatch.setattr(throughput, "MEASURE_S", 0.001)
+    monkeypatch.setattr(throughput.Clock, "seconds", 0.0)
+    assert throughput.seconds_of(lambda: None) > 0
+    trial = tried(HPTQ(bpw=4.0), 64)
+    assert trial.coded_weights > 0 and trial.coded_matrices > 0

@@ -51,8 +51,10 @@ class Gguf(Format):
 
 def overhead(
     config: Any, tokenizer: Any, names: list[str], kept: dict[str, int]
-) -> tuple[int, list[str]]:
+) -> tuple[int, list[str], list[str]]:
     """Return the bytes of a file beside its tensors, and which of those are stored in float32.
+
+    Then sentences on texts that llama.cpp cuts into other tokens than the tokenizer.
 
     - `names`: of the model's tensors. `tokenizer`: None is left out.
     - `kept`: axes of each tensor that is not quantized.
@@ -72,7 +74,7 @@ def overhead(
 
     arch = architecture_of(config).arch
     known = gguf.get_tensor_name_map(arch, config.num_hidden_layers)
-    wide, factors = [], rotation_factors(config)
+    wide, differences, factors = [], [], rotation_factors(config)
     for name in names:
         theirs = known.get_name(EXPERT.sub(r"\1", name), try_suffixes=SUFFIXES)
         if name in kept and (kept[name] < 2 or (theirs or "").endswith(ROUTER)):
@@ -85,13 +87,13 @@ def overhead(
         try:
             add_hyperparameters(writer, config)
             if tokenizer is not None:
-                add_vocabulary(writer, tokenizer, config.vocab_size)
+                differences = add_vocabulary(writer, tokenizer, config.vocab_size)
             writer.write_header_to_file()
             writer.write_kv_data_to_file()
         finally:
             writer.close()
         size = path.stat().st_size + TENSOR_BYTES * len(names)
-    return size + (0 if factors is None else factors.nbytes), wide
+    return size + (0 if factors is None else factors.nbytes), wide, differences
 
 
 def require_gguf() -> None:
@@ -105,7 +107,7 @@ def write_file(reader: Any, tokenizer: Any, path: Path, says: Says) -> None:
     import gguf
 
     from nearplane.export.gguf.architecture import add_hyperparameters
-    from nearplane.export.gguf.vocabulary import add_vocabulary
+    from nearplane.export.gguf.vocabulary import add_vocabulary, general_name
 
     tensors = sorted(reader.stored(), key=lambda each: each.name)
     config, weights = reader.config, Counter()
@@ -114,11 +116,11 @@ def write_file(reader: Any, tokenizer: Any, path: Path, says: Says) -> None:
     writer = gguf.GGUFWriter(path, gguf.MODEL_ARCH_NAMES[reader.architecture.arch])
     try:
         writer.add_type("model")
-        writer.add_name(reader.checkpoint.directory.resolve().name)
+        writer.add_name(general_name(reader.checkpoint.directory.resolve().name, tokenizer))
         writer.add_quantization_version(gguf.GGML_QUANT_VERSION)
         writer.add_file_type(file_type(weights))
         add_hyperparameters(writer, config)
-        add_vocabulary(writer, tokenizer, config.vocab_size)
+        differences = add_vocabulary(writer, tokenizer, config.vocab_size)
         for each in tensors:
             add_info(writer, each)
         check_space(path.parent, sum(bytes_of(each) for each in tensors))
@@ -131,6 +133,8 @@ def write_file(reader: Any, tokenizer: Any, path: Path, says: Says) -> None:
         writer.close()
     parts = (f"{count:,} in {kind}" for kind, count in weights.most_common())
     says(f"weights: {', '.join(parts)}")
+    for sentence in differences:
+        says(f"tokens: {sentence}")
 
 
 def bytes_of(tensor: Any) -> int:

@@ -1,54 +1,47 @@
 """A tokenizer of transformers -> the vocabulary of a GGUF file.
 
-llama.cpp has a name for every way of splitting text in front of byte-level merges; a tokenizer
-that splits in another way is refused. SentencePiece vocabularies merge the pair of the highest
-score first: a token's score is minus the position of the merge that makes it.
+Two kinds of tokenizers can be written: byte-level BPE (`byte_level.py`) and SentencePiece BPE
+(`sentencepiece.py`). What llama.cpp does otherwise on some texts is returned as sentences, and a
+tokenizer that it would read otherwise on all is refused.
 """
 
 import json
+import re
 from typing import Any
 
 from gguf import GGUFWriter, TokenType
 
+from nearplane.export.gguf import byte_level, sentencepiece
+from nearplane.export.gguf.sentencepiece import (
+    BYTES,
+    UNMERGED,
+    found_first,
+    is_sentencepiece,
+    merges_of,
+    scores_of,
+    space_prefix,
+)
 from nearplane.types import NearplaneError
 
-CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
-WORD = r"[^\r\n\p{L}\p{N}]?\p{L}+"
-CAPITALS, SMALL = r"[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]", r"[\p{Ll}\p{Lm}\p{Lo}\p{M}]"
-CASED = r"[^\r\n\p{L}\p{N}]?" + CAPITALS + "*" + SMALL + "+"
-CAPITALIZED = r"[^\r\n\p{L}\p{N}]?" + CAPITALS + "+" + SMALL + "*"
-SIGNS = r" ?[^\s\p{L}\p{N}]+[\r\n]*"
-SIGNS_AND_SLASHES = r" ?[^\s\p{L}\p{N}]+[\r\n/]*"
-LLAMA3 = "|".join([CONTRACTIONS, WORD, r"\p{N}{1,3}", SIGNS, SPACES])
-QWEN2 = "|".join([CONTRACTIONS, WORD, r"\p{N}", SIGNS, SPACES])
-TEKKEN = "|".join([CASED, CAPITALIZED, r"\p{N}", SIGNS_AND_SLASHES, SPACES])
-GPT4O = "|".join(
-    [CASED + CONTRACTIONS + "?", CAPITALIZED + CONTRACTIONS + "?"]
-    + [r"\p{N}{1,3}", SIGNS_AND_SLASHES, SPACES]
-)
-# how text is split, and whether whole words of the vocabulary need no merges -> llama.cpp's name
-SPLITS = {
-    (LLAMA3, True): "llama-bpe",
-    (LLAMA3, False): "dbrx",
-    (QWEN2, False): "qwen2",
-    (TEKKEN, True): "tekken",
-    (GPT4O, False): "gpt-4o",
-    ("words", False): "gpt-2",
-    ("digits, words", False): "smollm",
-}
-UNMERGED = -1e6  # the score of a token that no merge makes
-SPACE = "▁"
+UNREAD = ("dropout", "continuing_subword_prefix", "end_of_word_suffix")
+# for a model of such a name llama.cpp drops white space behind all added tokens but these
+PHI3, PHI3_KEPT = re.compile("phi-?3", re.IGNORECASE), ("<unk>", "<s>", "<|endoftext|>")
+READ_OTHERWISE = re.compile("phi-3|phi3|modern-bert", re.IGNORECASE)
+SHOWN = 3  # tokens in a sentence
 
 
-def add_vocabulary(writer: GGUFWriter, tokenizer: Any, rows: int) -> None:
+def add_vocabulary(writer: GGUFWriter, tokenizer: Any, rows: int) -> list[str]:
     """Write tokens, merges or scores, special tokens and the chat template of a fast tokenizer.
+
+    Returns a sentence for each thing that llama.cpp does otherwise on some texts.
 
     - `rows`: of the embedding; tokens are padded to as many.
 
     Raises NearplaneError for a tokenizer that llama.cpp has no name for.
     """
     backend = backend_of(tokenizer)
+    kind = sentencepiece if is_sentencepiece(backend) else byte_level
+    differences = [*kind.check(backend), *strip_differences(tokenizer)]
     tokens = tokens_of(tokenizer, backend, rows)
     writer.add_token_list([text for text, _ in tokens])
     if is_sentencepiece(backend):
@@ -56,13 +49,14 @@ def add_vocabulary(writer: GGUFWriter, tokenizer: Any, rows: int) -> None:
         writer.add_tokenizer_model("llama")
         writer.add_tokenizer_pre("default")
         writer.add_token_scores([scores.get(text, UNMERGED) for text, _ in tokens])
-        writer.add_add_space_prefix(begins_with_space(tokenizer))
+        writer.add_add_space_prefix(space_prefix(backend)[0])
     else:
         writer.add_tokenizer_model("gpt2")
-        writer.add_tokenizer_pre(split_of(backend))
+        writer.add_tokenizer_pre(byte_level.split_of(backend))
         writer.add_token_merges([" ".join(pair).replace("  ", " Ġ") for pair in merges_of(backend)])
     writer.add_token_types([kind for _, kind in tokens])
     add_special_tokens(writer, tokenizer)
+    return differences
 
 
 def backend_of(tokenizer: Any) -> dict[str, Any]:
@@ -76,19 +70,16 @@ def backend_of(tokenizer: Any) -> dict[str, Any]:
             f"a tokenizer of the kind {backend['model']['type']} cannot be written to GGUF, only "
             "byte-level BPE and SentencePiece BPE"
         )
-    if not is_sentencepiece(backend):
-        split_of(backend)
+    for name in UNREAD:
+        if backend["model"].get(name):
+            raise NearplaneError(f"llama.cpp has no {name} of a tokenizer, as this one has")
     return backend
-
-
-def is_sentencepiece(backend: dict[str, Any]) -> bool:
-    """Whether unknown characters become bytes, as in SentencePiece; else text does, at once."""
-    return bool(backend["model"].get("byte_fallback"))
 
 
 def tokens_of(tokenizer: Any, backend: dict[str, Any], rows: int) -> list[tuple[str, TokenType]]:
     """Return the text and kind of every token by its number."""
-    added = tokenizer.added_tokens_decoder
+    added = tokenizer.added_tokens_decoder.values()
+    special = {each.content for each in added if each.special}
     names = {number: text for text, number in tokenizer.get_vocab().items()}
     if names and max(names) >= rows:
         raise NearplaneError(
@@ -96,6 +87,7 @@ def tokens_of(tokenizer: Any, backend: dict[str, Any], rows: int) -> list[tuple[
             "before quantizing"
         )
     unknown, bytewise = backend["model"].get("unk_token"), is_sentencepiece(backend)
+    first = found_first(backend) if bytewise else {each.content: each.content for each in added}
     found = []
     for number in range(rows):
         text = names.get(number)
@@ -103,60 +95,42 @@ def tokens_of(tokenizer: Any, backend: dict[str, Any], rows: int) -> list[tuple[
             found.append((f"[PAD{number}]", TokenType.UNUSED))
         elif bytewise and text == unknown:
             found.append((text, TokenType.UNKNOWN))
-        elif number in added:
-            special = added[number].special
-            kind = TokenType.CONTROL if special else TokenType.USER_DEFINED
-            found.append((text if special else text.replace(SPACE, " "), kind))
-        elif bytewise and len(text) == 6 and text.startswith("<0x") and text.endswith(">"):
+        elif text in first:
+            kind = TokenType.CONTROL if text in special else TokenType.USER_DEFINED
+            found.append((first[text], kind))
+        elif bytewise and text in BYTES:
             found.append((text, TokenType.BYTE))
         else:
             found.append((text, TokenType.NORMAL))
     return found
 
 
-def merges_of(backend: dict[str, Any]) -> list[list[str]]:
-    """Return the pairs of tokens that become one, the first first."""
-    merges = backend["model"]["merges"]
-    return [pair.split(" ") if isinstance(pair, str) else pair for pair in merges]
+def strips_as_phi3(tokenizer: Any) -> bool:
+    """Whether white space behind added tokens is dropped as llama.cpp does it for Phi-3."""
+    added = {each.content: each for each in tokenizer.added_tokens_decoder.values()}
+    named = {"</s>", *PHI3_KEPT} <= added.keys()
+    return named and all(
+        each.rstrip == (text not in PHI3_KEPT) and not each.lstrip for text, each in added.items()
+    )
 
 
-def scores_of(backend: dict[str, Any]) -> dict[str, float]:
-    """Return minus the position of the first merge that makes a token."""
-    scores: dict[str, float] = {}
-    for position, pair in enumerate(merges_of(backend)):
-        scores.setdefault("".join(pair), -float(position))
-    return scores
+def strip_differences(tokenizer: Any) -> list[str]:
+    """Return a sentence on white space and word borders that only the tokenizer minds."""
+    if strips_as_phi3(tokenizer):
+        return []
+    added = tokenizer.added_tokens_decoder.values()
+    minded = [each.content for each in added if each.lstrip or each.rstrip or each.single_word]
+    if not minded:
+        return []
+    shown = ", ".join(minded[:SHOWN]) + (", ..." if len(minded) > SHOWN else "")
+    return [f"llama.cpp keeps white space beside {shown}, where the tokenizer drops it"]
 
 
-def split_of(backend: dict[str, Any]) -> str:
-    """Return llama.cpp's name of how text is split; NearplaneError if it has none."""
-    outer: dict[str, Any] = backend["pre_tokenizer"] or {"type": "none"}
-    steps: list[dict[str, Any]] = outer.get("pretokenizers", [outer])
-    patterns = [pattern_of(step) for step in steps]
-    pattern = ", ".join(part for part in patterns if part)
-    name = SPLITS.get((pattern, bool(backend["model"].get("ignore_merges"))))
-    if name is None:
-        raise NearplaneError(
-            f"the tokenizer splits text in a way that llama.cpp is not known to have: {pattern!r}"
-        )
-    return name
-
-
-def pattern_of(step: dict[str, Any]) -> str:
-    """Return how one step of a tokenizer splits text: a regular expression, or a word."""
-    if step["type"] == "Split" and step["behavior"] == "Isolated" and not step["invert"]:
-        return step["pattern"].get("Regex", "another pattern")
-    if step["type"] == "ByteLevel" and not step["add_prefix_space"]:
-        return "words" if step["use_regex"] else ""
-    if step["type"] == "Digits" and step["individual_digits"]:
-        return "digits"
-    return step["type"]
-
-
-def begins_with_space(tokenizer: Any) -> bool:
-    """Whether a text's first word is read as if a space came before it."""
-    ids = tokenizer("a", add_special_tokens=False).input_ids
-    return bool(ids) and tokenizer.convert_ids_to_tokens(ids[:1])[0].startswith(SPACE)
+def general_name(name: str, tokenizer: Any) -> str:
+    """Return a name of a model by which llama.cpp reads its vocabulary as the tokenizer does."""
+    if strips_as_phi3(tokenizer):
+        return name if PHI3.search(name) else f"{name} (phi-3)"
+    return READ_OTHERWISE.sub(lambda found: found[0].replace("-", " ").replace("i3", "i 3"), name)
 
 
 def add_special_tokens(writer: GGUFWriter, tokenizer: Any) -> None:
@@ -165,8 +139,22 @@ def add_special_tokens(writer: GGUFWriter, tokenizer: Any) -> None:
         number = getattr(tokenizer, f"{kind}_token_id", None)
         if number is not None:
             getattr(writer, f"add_{kind}_token_id")(number)
-    ids = tokenizer("a").input_ids
-    writer.add_add_bos_token(bool(ids) and ids[0] == tokenizer.bos_token_id)
-    writer.add_add_eos_token(bool(ids) and ids[-1] == tokenizer.eos_token_id)
+    first, last = put_around(tokenizer)
+    writer.add_add_bos_token(first)
+    writer.add_add_eos_token(last)
     if tokenizer.chat_template:
         writer.add_chat_template(tokenizer.chat_template)
+
+
+def put_around(tokenizer: Any) -> tuple[bool, bool]:
+    """Return whether BOS is put before a text, and EOS behind; NearplaneError for other tokens."""
+    plain = tokenizer("a", add_special_tokens=False).input_ids
+    whole = tokenizer("a").input_ids
+    for first in ([], [tokenizer.bos_token_id]):
+        for last in ([], [tokenizer.eos_token_id]):
+            if whole == [*first, *plain, *last]:
+                return bool(first), bool(last)
+    shown = " ".join(tokenizer.convert_ids_to_tokens(whole))
+    raise NearplaneError(
+        f"the tokenizer makes {shown!r} of 'a', and llama.cpp puts only BOS and EOS around a text"
+    )
