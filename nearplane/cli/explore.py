@@ -9,6 +9,8 @@ import typer
 from nearplane.cli.options import TrustRemoteCode
 from nearplane.types import NearplaneError
 
+TITLE = b"<title>nearplane explore"  # of every page that was written
+
 
 def explore(
     out: Annotated[Path, typer.Option(metavar="FILE", help="Where the page is written")] = Path(
@@ -41,8 +43,7 @@ def explore(
     """
     from nearplane.pages.explore import page
 
-    if out.is_dir() or not out.resolve().parent.is_dir():
-        raise NearplaneError(f"--out {out} must be a file in a directory that is there")
+    check_out(out)
     if layer is None and (against, text, columns) != (None, None, None):
         raise NearplaneError("--against, --text and --columns need --layer DIR LAYER ROW")
     shown = None
@@ -53,6 +54,16 @@ def explore(
     if show:
         fragment = "" if layer is None else "#layer"
         webbrowser.open(out.resolve().as_uri() + fragment)
+
+
+def check_out(out: Path) -> None:
+    """Raise NearplaneError unless a page may be written there: over an earlier page, if any."""
+    if out.is_dir() or not out.resolve().parent.is_dir():
+        raise NearplaneError(f"--out {out} must be a file in a directory that is there")
+    if out.exists() and TITLE not in out.read_bytes()[:1000]:
+        raise NearplaneError(
+            f"{out} exists and is no page of nearplane explore: give another --out"
+        )
 
 
 def shown_layer(

@@ -159,6 +159,7 @@ def section(
     error = weight - row.value
     within = damped[chosen][:, chosen]
     pull = torch.linalg.solve(within, damped[chosen][:, others] @ error[others])
+    target = (weight[chosen] + pull).tolist()
     box, outside = box_section(pair, row, error, basis)
     return {
         "title": title,
@@ -167,9 +168,9 @@ def section(
         "step": row.step[chosen].tolist(),
         "code": row.code[chosen].tolist(),
         "weight": weight[chosen].tolist(),
-        "target": (weight[chosen] + pull).tolist(),
+        "target": target,
         # the corners are targets, too
-        "box": [(weight[chosen] + pull + torch.tensor(corner)).tolist() for corner in box],
+        "box": [[t + move for t, move in zip(target, corner, strict=True)] for corner in box],
         "outside": outside,
     }
 

@@ -63,7 +63,7 @@ def test_every_step_is_a_link_and_readable(browser_page, serious_problems, path)
                 assert page.evaluate("document.documentElement.scrollWidth") <= 390
             if scheme == "light" or name in ("clipping", "rate", "three"):
                 assert serious_problems(page) == [], name
-    titles = page.evaluate("[...document.querySelectorAll('#steps a')].map((a) => a.hash)")
+    titles = page.evaluate("[...document.querySelectorAll('#story-steps a')].map((a) => a.hash)")
     assert titles == [f"#{name}" for name in STEPS]
 
 
@@ -209,7 +209,9 @@ def test_space_shows_the_same_numbers(browser_page, path):
 def test_print_shows_picture_and_numbers_alone(browser_page, path):
     page = browser_page(path, "clipping", color_scheme="dark")
     page.emulate_media(media="print")
-    assert not page.locator("#controls").is_visible() and not page.locator("#steps").is_visible()
+    assert (
+        not page.locator("#controls").is_visible() and not page.locator("#story-steps").is_visible()
+    )
     assert page.locator("#picture svg").is_visible() and page.locator("#numbers").is_visible()
     white = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert white == "rgb(255, 255, 255)"

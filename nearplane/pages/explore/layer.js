@@ -116,7 +116,7 @@ class LayerView {
         ["bound ¼ Σ R² step²", data.bound.toExponential(3)],
       ]),
     );
-    if (!section.box.length) this.numbers.prepend(make("p", { class: "warning" }, "No box: whatever these two weights were, other columns’ residuals, which depend on them, are out of their sides."));
+    if (!section.box.length) this.numbers.prepend(make("p", { class: "warning" }, "No box: in other columns that depend on these two, the row is outside of its sides, whatever these two weights were."));
   }
 
   codeAt() {

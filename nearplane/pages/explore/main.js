@@ -91,7 +91,7 @@ function enter(next) {
   );
   picture.shown = new Set([...step.shows, "target"]);
   element("legend").replaceChildren(...legend());
-  for (const link of element("steps").querySelectorAll("a")) {
+  for (const link of element("story-steps").querySelectorAll("a")) {
     if (link.hash === `#${step.id}`) link.setAttribute("aria-current", "step");
     else link.removeAttribute("aria-current");
   }
@@ -112,6 +112,7 @@ function legend() {
   if (step.shows.includes("lines")) marks.push(["plane", "lines of the column rounded first"], ["project", "projection"]);
   if (step.shows.includes("box")) marks.push(["box", "box: sides R · step"]);
   if (step.shows.includes("circle")) marks.push(["circle", "circle: the bound"]);
+  if (step.id === "rate") marks.push(["wide", "wider box of priced integers"]);
   if (step.view.limited) marks.push(["refused", "integers that do not exist"]);
   return marks.map(([kind, text]) => make("span", { class: `mark-${kind}` }, make("i", { "aria-hidden": "true" }), text));
 }
@@ -131,7 +132,7 @@ function follow() {
   else enter(STORY.find(({ id }) => id === name) ?? STORY[0]);
 }
 
-element("steps").replaceChildren(
+element("story-steps").replaceChildren(
   ...STORY.map(({ id, title }) => make("li", {}, make("a", { href: `#${id}` }, title))),
 );
 document.querySelector('.views [data-view="layer"]').hidden = !element("layer-data").textContent.trim();

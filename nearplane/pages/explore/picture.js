@@ -104,7 +104,7 @@ export class Picture {
       [0, 1].forEach((k) => {
         const place = transformed(found, k);
         made.push(plot.arrow([0, 0], place, "basis reduced"));
-        made.push(plot.words(place, `reduced ${k + 1}`, "name", away(place, 20)));
+        made.push(plot.words(place, `reduced ${k + 1}`, "name", away(place, 36)));
       });
     }
     return made;

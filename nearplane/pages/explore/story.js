@@ -42,7 +42,7 @@ export const STORY = [
       <strong>Round to nearest</strong> rounds each weight by itself; its cells are the slanted boxes that the arrows span, and where inputs go
       together these reach far from their dot. <strong>Nearest plane</strong> has upright bricks: not hexagons, but near.</p>
       <p>For two weights the closest dot is found by trying a few. For the thousands of columns of a real layer nobody can: the problem is NP-hard.</p>`,
-    tries: `Choose an algorithm below the picture, and hatch the targets for which it misses the closest dot.`,
+    tries: `Choose another algorithm in the settings, and hatch the targets for which it misses the closest dot.`,
     actions: [
       ["A target that rounding to nearest gets wrong", (f, d) => search(f, d, (m) => differ(m.codes.nearest, m.codes.closest) && m.losses.nearest > 1.5 * m.losses.closest)],
       ["One that nearest plane gets wrong", (f, d) => search(f, d, (m) => m.losses["nearest-plane"] > 1.05 * m.losses.closest)],
@@ -88,8 +88,8 @@ export const STORY = [
     text: `<p>Starting with the other column cuts the same dots into other lines, and the bricks into others: long ones or short ones. The sides of a brick are
       R<sub>jj</sub> times the step. Their product is the same in every order (it is the lattice’s area for one dot); the sum of their squares is not. It is small
       when the sides are alike.</p>
-      <p>GPTQ’s act-order rounds the loudest input first; <em>min-pivot</em> goes the other way round and leaves for last what has the smallest pivot. With two
-      columns they agree.</p>`,
+      <p>GPTQ’s act-order rounds the loudest input first. <em>Min-pivot</em> looks from the other end: it puts last the column with the smallest pivot, then the next to last,
+      and so on. With two columns the two agree; with many they differ, and neither is always best.</p>`,
     tries: `Switch the order; then make one arrow much longer than the other.`,
     actions: [["Swap the order", (f) => ({ first: 1 - f.state.first })]],
   },
@@ -153,7 +153,7 @@ export const STORY = [
     numbers: ["lengths", "answers"],
     text: `<p>In an entropy code a frequent integer is short: 0 may take one bit, 3 five. So let each column choose, of the two integers next to its best value, the one with the smaller
       <i>squared distance + ν · bits</i>. Cells of cheap integers grow and those of dear ones shrink: borders move away from ½.</p>
-      <p>The residual may now lie up to <i>c</i> &gt; ½ steps from its line; a wider box takes the place of the first, and <em>its</em> bound holds. That is what ECLQ’s certificates state.</p>`,
+      <p>The residual may now lie up to <i>c</i> &gt; ½ steps from its line; a wider box takes the place of the first, and <em>its</em> bound holds. The bounds in ECLQ’s certificates are made of such sides.</p>`,
     tries: `Raise ν, or let code lengths grow faster: the cell of 0, 0 swallows its neighbours.`,
   },
   {
