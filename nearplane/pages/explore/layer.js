@@ -27,14 +27,13 @@ class LayerView {
     this.said = make("p", { "aria-live": "polite" });
     this.numbers = make("section", { class: "numbers", "aria-label": "Numbers" });
     place.append(
-      make("section", { class: "story" }, make("h2", {}, `${data.name}, row ${data.row}`), story(data)),
+      make("section", { class: "story" }, make("h2", { tabindex: -1 }, `${data.name}, row ${data.row}`), story(data)),
       make("figure", { class: "picture" }, this.stage, make("figcaption", {}, this.said), legend()),
       this.controls(),
       this.numbers,
     );
     this.plot = new Plot(this.stage, { unit: 7, onResize: () => this.draw() });
     this.choose(0);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.draw());
   }
 
   controls() {

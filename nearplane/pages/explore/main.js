@@ -25,6 +25,7 @@ let state = initial();
 let found = derive(state);
 let step = STORY[0];
 let waiting = 0;
+let turned = false; // by the links below the text: whoever reads on goes on at the next title
 
 /** Change settings; `changes` may be a function of the present ones. */
 function set(changes) {
@@ -42,10 +43,26 @@ function show() {
   waiting = 0;
   picture.draw();
   controls.show(state);
-  element("numbers").replaceChildren(...step.numbers.map((name) => PANELS[name](found)));
+  showNumbers();
   element("said").textContent = sentence();
   element("player").hidden = !step.shows.includes("lines");
-  element("player").replaceChildren(...player());
+  player.forEach((button, stage) => button.setAttribute("aria-pressed", String(state.stage === stage)));
+}
+
+/** Make the tables anew; what the reader opened stays open. */
+function showNumbers() {
+  const place = element("numbers");
+  const open = place.querySelector("details")?.open ?? false;
+  const panels = step.numbers.map((name) => PANELS[name](found, picture.plot.dragging));
+  place.replaceChildren(...panels);
+  place.querySelector("details")?.toggleAttribute("open", open);
+}
+
+/** Draw the view that is shown, in the colours and the size that it has now. */
+function redraw() {
+  if (!element("view-two").hidden) picture.draw();
+  if (!element("view-three").hidden) showSpace(element("view-three"));
+  if (!element("view-layer").hidden) showLayer(element("view-layer"));
 }
 
 /** The state of the picture in words. */
@@ -60,15 +77,10 @@ function sentence() {
 }
 
 /** Buttons that show nearest plane one column at a time. */
-function player() {
-  return STAGES.map((name, stage) =>
-    make(
-      "button",
-      { type: "button", "aria-pressed": String(state.stage === stage), onclick: () => set({ stage }) },
-      `${stage + 1}. ${name}`,
-    ),
-  );
-}
+const player = STAGES.map((name, stage) =>
+  make("button", { type: "button", onclick: () => set({ stage }) }, `${stage + 1}. ${name}`),
+);
+element("player").replaceChildren(...player);
 
 /** Show one step of the story. */
 function enter(next) {
@@ -130,6 +142,10 @@ function follow() {
   if (view === "three") showSpace(element("view-three"));
   else if (view === "layer") showLayer(element("view-layer"), JSON.parse(element("layer-data").textContent));
   else enter(STORY.find(({ id }) => id === name) ?? STORY[0]);
+  const title = document.querySelector(`#view-${view} h2`);
+  if (turned) title.focus({ preventScroll: true });
+  if (turned) title.scrollIntoView({ block: "nearest" });
+  turned = false;
 }
 
 element("story-steps").replaceChildren(
@@ -137,11 +153,16 @@ element("story-steps").replaceChildren(
 );
 document.querySelector('.views [data-view="layer"]').hidden = !element("layer-data").textContent.trim();
 for (const id of ["before", "after"]) {
-  element(id).addEventListener("click", () => setTimeout(() => element("title").focus({ preventScroll: true })));
+  element(id).addEventListener("click", () => (turned = true));
 }
 window.addEventListener("hashchange", follow);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => picture.draw());
-window.addEventListener("beforeprint", () => picture.draw());
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
+  window.addEventListener(event, () => {
+    document.documentElement.classList.toggle("printing", printing);
+    redraw();
+  });
+}
 /** For tests: what is shown, and how to change it. */
 window.explore = {
   get found() {

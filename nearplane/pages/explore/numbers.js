@@ -23,12 +23,19 @@ export function answers({ codes, losses, bits, state }) {
   );
 }
 
-/** How often a method misses the closest dot, over all targets. */
-export function misses(found) {
-  const rows = ["nearest", "nearest-plane", "reversed", "reduced", "rate"].map((method) => {
-    const { missed, ratio } = survey(found, method);
-    return [METHODS[method], `${fixed(missed * 100, 1)} %`, fixed(ratio, 3)];
-  });
+let surveyed = { of: "", found: [] };
+
+/** How often a method misses the closest dot, over all targets; not anew while something is dragged. */
+export function misses(found, dragging) {
+  const methods = ["nearest", "nearest-plane", "reversed", "reduced", "rate"];
+  const { weight, method, stage, cells, misses, ...rest } = found.state;
+  const of = JSON.stringify(rest);
+  if (of !== surveyed.of && !(dragging && surveyed.of)) surveyed = { of, found: survey(found, methods) };
+  const rows = surveyed.found.map(({ missed, ratio }, k) => [
+    METHODS[methods[k]],
+    `${fixed(missed * 100, 1)} %`,
+    fixed(ratio, 3),
+  ]);
   return table("All targets (a grid of 1,600 in one cell)", ["", "misses the closest dot", "mean loss ÷ least"], rows);
 }
 
@@ -77,7 +84,7 @@ function matricesOf({ own, damped, update }) {
 /** The bound, and what keeps to it or does not. */
 export function bounds({ own, bound, losses, state, trace, sides, codes }) {
   const shown = state.method === "rate" ? "rate" : "nearest-plane";
-  const half = (j) => (Math.abs(own.factor[j][j] * own.step[j]) * 1) / 2;
+  const half = (j) => Math.abs(own.factor[j][j] * own.step[j]) / 2;
   const gauges = trace.map(({ j, residual }, k) =>
     gauge(`${k + 1}. ${column(own.columns[j])}: distance to its line`, Math.abs(residual) / half(j), "out of the box"),
   );
@@ -102,7 +109,7 @@ export function bounds({ own, bound, losses, state, trace, sides, codes }) {
   if (state.limited) {
     const out = trace.some(({ j, residual }) => Math.abs(residual) > half(j) + 1e-9);
     made.push(make("p", { class: out ? "warning" : "" }, out
-      ? `Clipped to ${state.low} .. ${state.high}, nearest plane gives (${said(codes["nearest-plane"])}), and the target is outside of the box around it.`
+      ? `Clipped to ${said([state.low])} … ${state.high}, nearest plane gives (${said(codes["nearest-plane"])}), and the target is outside of the box around it.`
       : "This target is not clipped. Nothing promises that for the next row: with limits there is no bound before rounding."));
   }
   return make("div", {}, made);

@@ -8,7 +8,7 @@ export class Picture {
   /** `get()` gives what derive() made; `set(changes)` changes settings. */
   constructor(stage, get, set) {
     this.get = get;
-    this.plot = new Plot(stage, { unit: 6, onResize: () => this.draw() });
+    this.plot = new Plot(stage, { unit: 5.6, onResize: () => this.draw() });
     this.shown = new Set(); // of "arrows", "lines", "box", "circle", "target", "others"
     this.handles = this.makeHandles(set);
   }
@@ -17,7 +17,7 @@ export class Picture {
     const { plot } = this;
     const dragged = (dragging) => () => {
       plot.dragging = dragging;
-      this.draw();
+      set({}); // all is drawn anew, finer when nothing moves any more
     };
     const [start, end] = [dragged(true), dragged(false)];
     const target = shape("g", { class: "handle target", tabindex: 0, role: "button" });

@@ -19,7 +19,7 @@ export class Plot {
     this.stage = stage;
     this.canvas = stage.querySelector("canvas");
     this.svg = stage.querySelector("svg");
-    this.unit = unit; // how many units of length the picture is wide
+    this.unit = unit; // how many units of length a square picture is wide
     this.centre = centre;
     this.layers = {};
     this.dragging = false;
@@ -30,7 +30,7 @@ export class Plot {
   measure() {
     this.width = Math.max(this.stage.clientWidth, 50);
     this.height = Math.max(this.stage.clientHeight, 50);
-    this.scale = Math.max(this.width, this.height) / this.unit; // pixels a unit
+    this.scale = Math.sqrt(this.width * this.height) / this.unit; // pixels a unit
     this.svg.setAttribute("viewBox", `0 0 ${this.width} ${this.height}`);
   }
 

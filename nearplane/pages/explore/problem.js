@@ -1,7 +1,7 @@
 // The two-column problem that the page shows: what is set, and all that follows from it.
 import { diagonal, identity, inverse, matmul, matvec, transpose } from "./matrices.js";
 import * as lattice from "./lattice.js";
-import { lll, nearestPlaneReduced } from "./reduce.js";
+import { lll, nearestPlaneReduced, reducedFactor } from "./reduce.js";
 import { bitsOf, cellSides, fallingLengths, HIGH_RATE_SLOPE, rateAwarePlane } from "./rate.js";
 
 export const SPAN = 8; // integers with a code length of their own: −8 .. 8
@@ -79,7 +79,8 @@ export function derive(state) {
   const limits = state.limited ? [state.low, state.high] : [null, null];
   const length = fallingLengths(state.fall, SPAN);
   const transform = lll(own.factor, own.step);
-  const found = { state, hessian, damped, root, own, other, limits, length, transform };
+  const reduced = reducedFactor(own.factor, own.step, transform);
+  const found = { state, hessian, damped, root, own, other, limits, length, transform, reduced };
   const codes = Object.fromEntries(
     Object.keys(METHODS).map((method) => [method, rounded(found, method, state.weight)]),
   );
@@ -122,7 +123,8 @@ const inverseUpper = ([[a, b], [, d]]) => [
 ];
 
 /** The integers that a method chooses for a weight, on the original columns. */
-export function rounded({ state, own, other, limits, length, transform }, method, weight) {
+export function rounded(found, method, weight) {
+  const { state, own, other, limits, length } = found;
   const on = ({ factor, step }, basis) => [lattice.toFactor(weight, basis), factor, step];
   const back = ({ code }, basis) => lattice.fromFactor(code, basis);
   switch (method) {
@@ -135,7 +137,7 @@ export function rounded({ state, own, other, limits, length, transform }, method
     case "closest":
       return back({ code: lattice.closest(...on(own, own), ...limits) }, own);
     case "reduced": // integers of the original basis are mixed: there are no limits to apply
-      return back(nearestPlaneReduced(...on(own, own), transform), own);
+      return back(nearestPlaneReduced(on(own, own)[0], own.factor, found.transform, found.reduced), own);
     case "rate":
       return back(rateAwarePlane(...on(own, own), length, state.slope), own);
   }
@@ -153,22 +155,23 @@ export const weightAt = ({ root }, place) => {
 };
 
 /**
- * Share of targets that the method does not take to the closest dot, and mean losses, over a grid
- * of targets in one cell of the lattice.
+ * For some methods, the share of targets that are not taken to the closest dot, and the mean loss
+ * over the least, over a grid of targets in one cell of the lattice.
  */
-export function survey(found, method, side = 40) {
-  let [missed, sum, least] = [0, 0, 0];
-  for (let i = 0; i < side; i++) {
-    for (let j = 0; j < side; j++) {
-      const weight = [((i + 0.5) / side) * found.state.step[0], ((j + 0.5) / side) * found.state.step[1]];
-      const [code, best] = [method, "closest"].map((name) => rounded(found, name, weight));
-      const [loss, smallest] = [code, best].map((z) =>
-        lattice.loss(weight, z, found.state.step, found.damped),
-      );
-      missed += Number(loss > smallest * (1 + 1e-9));
-      sum += loss;
-      least += smallest;
-    }
+export function survey(found, methods, side = 40) {
+  const { step } = found.state;
+  const sums = methods.map(() => ({ missed: 0, ratio: 0 }));
+  let least = 0;
+  const lossOf = (weight, code) => lattice.loss(weight, code, step, found.damped);
+  for (let at = 0; at < side * side; at++) {
+    const weight = [(((at % side) + 0.5) / side) * step[0], ((Math.floor(at / side) + 0.5) / side) * step[1]];
+    const smallest = lossOf(weight, rounded(found, "closest", weight));
+    least += smallest;
+    methods.forEach((method, k) => {
+      const loss = lossOf(weight, rounded(found, method, weight));
+      sums[k].missed += Number(loss > smallest * (1 + 1e-9)) / side ** 2;
+      sums[k].ratio += loss;
+    });
   }
-  return { targets: side * side, missed: missed / side ** 2, mean: sum / side ** 2, ratio: sum / least };
+  return sums.map(({ missed, ratio }) => ({ missed, ratio: ratio / least }));
 }

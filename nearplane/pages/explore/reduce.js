@@ -12,15 +12,15 @@ export function lll(factor, step, delta = 0.99) {
   const n = factor.length;
   const given = factor.map((row) => row.map((x, j) => x * step[j]));
   const columns = transpose(identity(n)); // of T
-  const reducedFactor = () => qr(transpose(columns.map((t) => matvec(given, t)))).r;
-  let r = reducedFactor();
+  const triangular = () => qr(transpose(columns.map((t) => matvec(given, t)))).r;
+  let r = triangular();
   for (let k = 1; k < n; ) {
     reduceSize(columns, r, k);
     if (r[k][k] ** 2 + r[k - 1][k] ** 2 >= delta * r[k - 1][k - 1] ** 2) {
       k += 1;
     } else {
       [columns[k - 1], columns[k]] = [columns[k], columns[k - 1]];
-      r = reducedFactor();
+      r = triangular();
       k = Math.max(k - 1, 1);
     }
   }
@@ -42,11 +42,13 @@ function reduceSize(columns, r, k) {
   }
 }
 
+/** Q and R̂ with Q R̂ = R · diag(s) · T. */
+export const reducedFactor = (factor, step, transform) =>
+  qr(matmul(factor.map((row) => row.map((x, j) => x * step[j])), transform));
+
 /** Round on the reduced basis R · diag(s) · T; the integers are of the original basis. */
-export function nearestPlaneReduced(target, factor, step, transform) {
-  const { q, r } = qr(matmul(factor.map((row) => row.map((x, j) => x * step[j])), transform));
+export function nearestPlaneReduced(target, factor, transform, { q, r }) {
   const coordinates = solveUpper(r, matvec(transpose(q), matvec(factor, target)));
-  const ones = step.map(() => 1);
-  const code = nearestPlane(coordinates, r, ones).code;
-  return { code: matvec(transform, code).map((x) => x + 0), reduced: r, rotation: q };
+  const { code } = nearestPlane(coordinates, r, target.map(() => 1));
+  return { code: matvec(transform, code).map((x) => x + 0) };
 }

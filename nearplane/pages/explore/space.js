@@ -66,14 +66,17 @@ class Space {
     this.stage = make("div", { class: "stage", tabindex: 0, role: "img", "aria-label": "The lattice in space: arrow keys turn it" });
     this.labels = make("div", { class: "labels", "aria-hidden": "true" });
     this.stage.append(this.labels);
-    this.player = make("div", { class: "player" });
+    this.buttons = STAGES.map((name, stage) =>
+      make("button", { type: "button", onclick: () => ((settings.stage = stage), this.update()) }, `${stage + 1}. ${name}`),
+    );
+    this.player = make("div", { class: "player" }, this.buttons);
     this.numbers = make("section", { class: "numbers", "aria-label": "Numbers" });
     this.sliders = [];
     place.append(
       make(
         "section",
         { class: "story" },
-        make("h2", {}, "Three columns"),
+        make("h2", { tabindex: -1 }, "Three columns"),
         make("p", {}, "With three columns the dots fill space. One integer of the column rounded first is a plane of dots; in the plane, an integer of the second is a line; on the line, one of the third is a dot. A layer with 4096 inputs goes the same way in 4096 dimensions: it is 4096 divisions and roundings."),
         make("p", {}, "The residual of each step is at a right angle to all that follow, so the three together fill a box: half a side each at most."),
         make("p", { class: "try" }, make("b", {}, "Try: "), "turn the picture with mouse, finger or arrow keys; go through the steps; let all inputs go together."),
@@ -85,7 +88,6 @@ class Space {
     );
     this.draws = this.open();
     new ResizeObserver(() => this.render()).observe(this.stage);
-    matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => this.update());
   }
 
   /** Make the scene; false where the browser has no WebGL. */
@@ -179,11 +181,7 @@ class Space {
       table("This target, rounded", ["", "integers", "loss"], Object.entries(codes).map(([name, code]) => [name, said(code), fixed(loss(code), 4)])),
       table("Step by step", COMPARED, rows),
     );
-    this.player.replaceChildren(
-      ...STAGES.map((name, stage) =>
-        make("button", { type: "button", "aria-pressed": String(stage === settings.stage), onclick: () => ((settings.stage = stage), this.update()) }, `${stage + 1}. ${name}`),
-      ),
-    );
+    this.buttons.forEach((button, stage) => button.setAttribute("aria-pressed", String(stage === settings.stage)));
     if (this.draws) this.draw();
   }
 

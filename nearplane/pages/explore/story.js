@@ -117,10 +117,10 @@ export const STORY = [
     settings: ["limits", "order", "hessian", "target"],
     numbers: ["bounds", "answers"],
     text: `<p>The bound needs one thing: that the nearest line is <em>there</em>. Store each integer in 2 bits, and only −2 … 1 exist; dots beyond are hollow, and lines dashed. Now</p>
-      <ul><li><strong>a target beyond the last line</strong> is as far from it as it likes, not half a distance at most. The outermost cells have no end, and a box that held every target of a
-      cell would need none either: no formula without the target in it can say how wrong this goes.</li>
+      <ul><li><strong>a target beyond the last line</strong> is not half a distance away at most, but as far as it lies outside. The cells at the edge run on without end, so no box
+      holds them; and a formula that knows only R and the steps cannot know how far out a target is.</li>
       <li><strong>A target inside the range may be clipped, too.</strong> Dropping onto the first line moves the best value of the next column (GPTQ’s update). The weight was in range; after the update it is not.</li></ul>
-      <p>That is why nearplane calls a bound void where integers are clipped, says so layer by layer, and prefers integers without limits: entropy codes make large ones cost little because they are rare.</p>`,
+      <p>That is why nearplane calls a bound void where integers are clipped, says so layer by layer, and prefers integers without limits: large ones are rare, so an entropy code can store them at little cost.</p>`,
     tries: `Drag the target past the last solid line and watch the box stay behind. A wider range or larger steps push the problem outwards; larger steps also make the box larger.`,
     actions: [
       ["Beyond the last line", (f) => ({ weight: beyond(f.state) })],
