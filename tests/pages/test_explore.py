@@ -151,7 +151,9 @@ def test_nothing_leaves_the_box_until_integers_are_clipped(browser_page, path):
 def test_arrows_are_dragged_and_everything_has_keys(browser_page, path):
     page = browser_page(path, "lattice")
     before = found(page, "hessian")
+    x, y = middle(page.locator(".tip").first)
     drag(page, page.locator(".tip").first, 40, 30)
+    assert middle(page.locator(".tip").first) == pytest.approx((x + 40, y + 30), abs=1)
     dragged = found(page, "hessian")
     assert dragged != before
     # the other arrow stays where it was: H₂₂ is its squared length
@@ -187,32 +189,40 @@ def test_touch_moves_the_target(browser_page, path):
     assert found(page, "state.weight") != before
 
 
-def test_cells_are_what_the_algorithms_return(browser_page, path):
-    """Every pixel's colour is that of the dot which its place is rounded to."""
+@pytest.mark.parametrize("method", ["nearest", "nearest-plane"])
+def test_cells_are_what_python_returns(browser_page, path, method):
+    """Every pixel's colour is that of the point which Python rounds its place to."""
     page = browser_page(path, "cells")
+    page.evaluate(f"explore.set({{method: '{method}'}})")
     settled(page)
-    wrong = page.evaluate(CELLS)
-    assert wrong["compared"] > 1500 and wrong["colours"] >= 5
-    assert wrong["wrong"] == 0
+    seen = page.evaluate(PIXELS)
+    weight = torch.tensor([each["weight"] for each in seen], dtype=torch.float64)
+    hessian = torch.tensor(found(page, "hessian"), dtype=torch.float64)
+    if method == "nearest":
+        code = weight.round()
+    else:
+        factor = lattice.factor(hessian, torch.tensor([1, 0]), 0.0)
+        code = lattice.nearest_plane(weight, factor, torch.ones(1, 2, dtype=torch.float64)).double()
+    chosen = torch.tensor(found(page, f"codes['{method}']"), dtype=torch.float64)
+    colours = {}
+    for z, each in zip(code, seen, strict=True):
+        kind = (*(z % 2).tolist(), bool((z == chosen).all()))
+        colours.setdefault(kind, set()).add(each["colour"])
+    assert len(seen) > 1500 and len(colours) == 5
+    assert all(len(each) == 1 for each in colours.values())
+    assert len(set.union(*colours.values())) == 5
 
 
-# reads the canvas at a grid of pixels, and finds the colour of each one's integers
-CELLS = """() => {
+# colour and weights of a grid of pixels, one pixel of the page each
+PIXELS = """() => {
   const canvas = document.querySelector("#picture canvas");
-  const [width, height] = [canvas.width, canvas.height];
+  const {width, height} = canvas, found = [];
   const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
-  const colourOf = new Map(), seen = new Set();
-  let wrong = 0, compared = 0;
-  for (let j = 3; j < height; j += 5) for (let i = 3; i < width; i += 5) {
-    const at = 4 * (j * width + i), colour = data.slice(at, at + 3).join();
-    const code = window.explore.codeOfPixel(i, j);
-    const own = String(code) === String(window.explore.chosen());
-    const key = `${code[0] & 1}${code[1] & 1}${own}`;
-    if (!colourOf.has(key)) colourOf.set(key, colour);
-    compared++; seen.add(colour);
-    if (colourOf.get(key) !== colour) wrong++;
+  for (let y = 3; y < height; y += 5) for (let x = 3; x < width; x += 5) {
+    const at = 4 * (y * width + x);
+    found.push({colour: data.slice(at, at + 3).join(), weight: explore.weightAtPixel(x, y)});
   }
-  return {wrong, compared, colours: seen.size};
+  return found;
 }"""
 
 

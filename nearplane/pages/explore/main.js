@@ -4,7 +4,7 @@ import { fixed, make } from "./elements.js";
 import { showLayer } from "./layer.js";
 import * as panels from "./numbers.js";
 import { Picture, said } from "./picture.js";
-import { derive, initial, METHODS } from "./problem.js";
+import { derive, initial, METHODS, weightAt } from "./problem.js";
 import { showSpace } from "./space.js";
 import { STORY } from "./story.js";
 
@@ -59,9 +59,9 @@ function showNumbers() {
 }
 
 /** Draw the view that is shown, in the colours and the size that it has now. */
-function redraw() {
+function redraw(printing = false) {
   if (!element("view-two").hidden) picture.draw();
-  if (!element("view-three").hidden) showSpace(element("view-three"));
+  if (!element("view-three").hidden) showSpace(element("view-three"), printing);
   if (!element("view-layer").hidden) showLayer(element("view-layer"));
 }
 
@@ -156,20 +156,19 @@ for (const id of ["before", "after"]) {
   element(id).addEventListener("click", () => (turned = true));
 }
 window.addEventListener("hashchange", follow);
-matchMedia("(prefers-color-scheme: dark)").addEventListener("change", redraw);
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => redraw());
 for (const [event, printing] of [["beforeprint", true], ["afterprint", false]]) {
   window.addEventListener(event, () => {
     document.documentElement.classList.toggle("printing", printing);
-    redraw();
+    redraw(printing);
   });
 }
-/** For tests: what is shown, and how to change it. */
+/** For tests: what is shown, how to change it, and the weights that a pixel of the picture stands for. */
 window.explore = {
   get found() {
     return found;
   },
   set,
-  chosen: () => picture.chosen,
-  codeOfPixel: (i, j) => picture.codeAt(found)(...picture.plot.placeAt(i, j)),
+  weightAtPixel: (x, y) => weightAt(found, picture.plot.placeAt(x, y)),
 };
 follow();

@@ -53,10 +53,11 @@ function invertUpper(upper) {
 
 let space = null;
 
-/** Show the view; it is built when it is first asked for. */
-export function showSpace(place) {
+/** Show the view; it is built when it is first asked for. `printing` asks for a picture that prints. */
+export function showSpace(place, printing = false) {
   if (!space) space = new Space(place);
   space.update();
+  space.copy(printing);
 }
 
 class Space {
@@ -88,6 +89,17 @@ class Space {
     );
     this.draws = this.open();
     new ResizeObserver(() => this.render()).observe(this.stage);
+  }
+
+  /** Lay a copy over what WebGL drew, which browsers print; or take it away. */
+  copy(wanted) {
+    this.copied?.remove();
+    if (this.draws) this.renderer.domElement.style.visibility = wanted ? "hidden" : "";
+    if (!wanted || !this.draws) return;
+    const { width, height } = this.renderer.domElement;
+    this.copied = make("canvas", { width, height, "aria-hidden": "true" });
+    this.copied.getContext("2d").drawImage(this.renderer.domElement, 0, 0);
+    this.labels.before(this.copied);
   }
 
   /** Make the scene; false where the browser has no WebGL. */
