@@ -104,8 +104,11 @@ function enter(next) {
   picture.shown = new Set([...step.shows, "target"]);
   element("legend").replaceChildren(...legend());
   for (const link of element("story-steps").querySelectorAll("a")) {
-    if (link.hash === `#${step.id}`) link.setAttribute("aria-current", "step");
-    else link.removeAttribute("aria-current");
+    if (link.hash === `#${step.id}`) {
+      link.setAttribute("aria-current", "step");
+      // where the list is one line, as on a phone
+      element("story-steps").scrollLeft = link.offsetLeft - element("story-steps").clientWidth / 3;
+    } else link.removeAttribute("aria-current");
   }
   set(step.view);
   if (step.begins) set(step.begins(found));

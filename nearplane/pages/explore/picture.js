@@ -98,13 +98,13 @@ export class Picture {
     const made = [0, 1].map((k) => plot.arrow([0, 0], unitVector(found, k), `basis basis-${k}`));
     [0, 1].forEach((k) => {
       const place = unitVector(found, k);
-      made.push(plot.words(place, `column ${k + 1}`, "name", away(place, 20)));
+      made.push(plot.words(place, `column ${k + 1}`, "name", away(place, 27)));
     });
     if (found.state.method === "reduced") {
       [0, 1].forEach((k) => {
         const place = transformed(found, k);
         made.push(plot.arrow([0, 0], place, "basis reduced"));
-        made.push(plot.words(place, `reduced ${k + 1}`, "name", away(place, 36)));
+        made.push(plot.words(place, `reduced ${k + 1}`, "name", away(place, 42)));
       });
     }
     return made;
