@@ -27,6 +27,7 @@ ALLOWED = {
     "export": {"codes", "model", *BELOW},
     "kernels": {"lattice", "codes", *BELOW},
     "evaluate": {"walk", "export", "methods", "lattice", "codes", "model", *BELOW},
+    "pages": {"evaluate", "export", "methods", "lattice", "codes", "model", *BELOW},
     "pipeline": {
         *("evaluate", "walk", "plan", "export", "methods", "lattice", "codes", "model"),
         *BELOW,

@@ -2,7 +2,7 @@
 
 import typer
 
-from nearplane.cli import demo, evaluate, export, plan, push, quantize, serve, verify
+from nearplane.cli import demo, evaluate, explore, export, plan, push, quantize, serve, verify
 from nearplane.cli.failure import explained
 
 app = typer.Typer(
@@ -28,6 +28,7 @@ COMMANDS = (
     ("export", export.export, "nearplane export out plain --to transformers"),
     ("import", export.import_checkpoint, "nearplane import model-gptq-4bit out"),
     ("formats", export.list_formats, "nearplane formats"),
+    ("explore", explore.explore, "nearplane explore --no-open"),
     ("demo", demo.demo, "nearplane demo"),
 )
 
