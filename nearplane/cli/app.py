@@ -2,7 +2,7 @@
 
 import typer
 
-from nearplane.cli import demo, evaluate, export, plan, push, quantize, serve, verify
+from nearplane.cli import demo, evaluate, export, plan, push, quantize, report, serve, verify
 from nearplane.cli.failure import explained
 
 app = typer.Typer(
@@ -21,6 +21,7 @@ COMMANDS = (
     ("plan", plan.plan, "nearplane plan HuggingFaceTB/SmolLM2-135M --method gptq --bits 4"),
     ("verify", verify.verify, "nearplane verify out --against HuggingFaceTB/SmolLM2-135M"),
     ("inspect", verify.inspect, "nearplane inspect out"),
+    ("report", report.report, "nearplane report out"),
     ("eval", evaluate.evaluate, "nearplane eval out --text test.txt --context 1024"),
     ("run", evaluate.run, 'nearplane run out "The nearest plane is" --tokens 32'),
     ("serve", serve.serve, "nearplane serve out --port 8000"),

@@ -48,7 +48,7 @@ def inspect(
     """Print what is stored of every layer, what it cost in bits and in error, and the recipe."""
     from nearplane.evaluate.bits import count_bytes
     from nearplane.export.checkpoint_reader import open_checkpoint
-    from nearplane.walk.report import few_token_sentences
+    from nearplane.pages.report_json import few_token_sentences
 
     path = Path(directory)
     checkpoint, bits = open_checkpoint(path), count_bytes(path)
@@ -77,7 +77,7 @@ def inspect(
 
 def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
     """Return a row of the table; None for numbers that the layer's certificate does not have."""
-    from nearplane.walk.report import ratio, relative_loss
+    from nearplane.pages.report_json import ratio, relative_loss
 
     facts = entry.get("facts") or {}
     return {

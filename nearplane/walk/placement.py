@@ -102,6 +102,14 @@ class Placement:
         """Return an empty file for hidden states; None where they stay in memory as they are."""
         return None if self.limits.directory is None else self.hidden_states()
 
+    @property
+    def device_name(self) -> str:
+        """The accelerator's name; "" for the processor."""
+        if self.device.type == "cpu":
+            return ""
+        cuda = self.device.type == "cuda"
+        return torch.cuda.get_device_name(self.device) if cuda else str(self.device)
+
     def on_device(self, tokens: Tensor) -> Tensor:
         """Return tokens where the model runs."""
         return tokens.to(self.device)
