@@ -7,7 +7,7 @@ from statistics import median
 from typing import Any
 
 from nearplane.pages.layer_lines import LayerLine
-from nearplane.pages.reading import Run, known_number, text_of
+from nearplane.pages.reading import Run, known_number, printable, text_of
 from nearplane.pages.report_json import few_token_sentences
 
 HALF_A_BIT = 0.5  # bits per weight
@@ -65,7 +65,8 @@ def hurts(run: Run) -> str:
     total = run.predicted_kl
     if heaviest.predicted and total and not is_expert(heaviest):
         share = percent(heaviest.predicted / total)
-        said += f"; of what predictions lose, the largest share is {heaviest.name}'s: {share}"
+        said += f"; of what predictions lose, the largest share, {share}, is expected of "
+        said += heaviest.name
     if run.fallbacks:
         said += (
             f"; {len(run.fallbacks)} of {len(run.layers)} layers could only be rounded to nearest"
@@ -161,15 +162,21 @@ def warnings(run: Run) -> Iterator[str]:
         yield f"{run.padded} calibration tokens are padding"
 
 
-def measured(evaluation: Mapping[str, Any], key: str) -> int | float | None:
-    """Return a number of an evaluation, which may lie in an object inside it."""
-    found = known_number(evaluation.get(key))
-    parts = [each for each in evaluation.values() if isinstance(each, Mapping)]
-    return (
-        found
-        if found is not None
-        else next((inner for each in parts if (inner := measured(each, key)) is not None), None)
-    )
+def figures(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return the figures of an evaluation that have a value: name -> value, low, high."""
+    found = evaluation.get("figures")
+    entries = found.items() if isinstance(found, Mapping) else ()
+    return {
+        printable(name): each
+        for name, each in entries
+        if isinstance(each, Mapping) and known_number(each.get("value")) is not None
+    }
+
+
+def measured(run: Run, name: str) -> list[float]:
+    """Return the values of a figure in all evaluations of a text, the last one last."""
+    texts = [each for each in run.evaluations if each.get("kind") != "task"]
+    return [float(found[name]["value"]) for each in texts if name in (found := figures(each))]
 
 
 def some(names: list[str]) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 from nearplane.pages import embedding
 from nearplane.pages.findings import (
     advice,
+    figures,
     half_a_bit_more,
     measured,
     megabytes,
@@ -81,7 +82,7 @@ def report_page(run: Run, directory: str) -> bytes:
         done=list(what_was_done(run)),
         parts=parts(run),
         kinds=kinds(run.layers),
-        evaluations=[list(shown_evaluation(each)) for each in run.evaluations],
+        figures=list(measured_figures(run)),
         worst=worst[:10],
         answers=answers(run, worst),
         more=more,
@@ -110,8 +111,7 @@ def cards(run: Run) -> Iterator[Card]:
     if loss is not None:
         yield Card("relative error", percent(loss), "of the power of all layers' outputs")
     for key, label in (("perplexity", "perplexity"), ("kl", "KL divergence")):
-        found = [value for each in run.evaluations if (value := measured(each, key)) is not None]
-        if found:
+        if found := measured(run, key):
             yield Card(label, f"{found[-1]:.4g}", "measured by nearplane eval")
     if run.predicted_kl is not None:
         yield Card("expected KL divergence", f"{run.predicted_kl:.3g}", "nats a token")
@@ -165,14 +165,26 @@ def value_text(value: Any) -> str:
     return printable(value if isinstance(value, str) else json.dumps(value))
 
 
-def shown_evaluation(evaluation: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """Yield the numbers and texts of an evaluation with their names, inner ones too."""
-    for key, value in evaluation.items():
-        if isinstance(value, Mapping):
-            yield from shown_evaluation(value)
-        elif isinstance(value, str | int | float) and not isinstance(value, bool):
-            shown = f"{value:.5g}" if isinstance(value, float) else value_text(value)
-            yield printable(str(key)), shown
+@dataclass(frozen=True)
+class Figure:
+    """A figure that `nearplane eval` measured, with its confidence interval if there is one."""
+
+    of: str
+    name: str
+    value: str
+    interval: str
+    against: str
+
+
+def measured_figures(run: Run) -> Iterator[Figure]:
+    """Yield all figures of all evaluations."""
+    for each in run.evaluations:
+        of = text_of(each.get("text")) or text_of(each.get("task")) or text_of(each.get("name"))
+        for name, figure in figures(each).items():
+            low, high = known_number(figure.get("low")), known_number(figure.get("high"))
+            interval = "" if low is None or high is None else f"{low:.4g} to {high:.4g}"
+            value = f"{figure['value']:.5g}"
+            yield Figure(of, name, value, interval, text_of(each.get("against")))
 
 
 def duration(seconds: int | float) -> str:
@@ -217,7 +229,7 @@ def page_data(run: Run) -> dict[str, Any]:
         "bpw": run.bpw,
         "tensor_bytes": run.tensor_bytes,
         "weights": run.weights,
-        "measured_kl": [v for each in run.evaluations if (v := measured(each, "kl")) is not None],
+        "measured_kl": measured(run, "kl"),
         "experts": list(expert_tokens(run)),
         "rows": SHOWN_ROWS,
     }

@@ -97,7 +97,9 @@ def test_names_of_strangers_stay_text():
     content["left_out"] = [reports.HOSTILE]
     content["recipe"]["source"] = reports.HOSTILE
     content["experts"] = {reports.HOSTILE: {reports.HOSTILE: 3}}
-    content["evaluations"] = [{reports.HOSTILE: 1.0, "text": reports.HOSTILE}]
+    content["evaluations"] = [
+        {"text": reports.HOSTILE, "figures": {reports.HOSTILE: {"value": 1.0}}}
+    ]
     harmless = Page(page_of(reports.report(reports.layers(1))))
     raw = page_of(content)
     page = Page(raw)
@@ -126,6 +128,15 @@ def test_sizes_of_large_models():
     assert len(page.table("shape")) == SHOWN_ROWS + 1 < len(content["layers"])
     worst = max(content["layers"], key=lambda entry: entry["relative_loss"])
     assert page.table("shape")[1][0] == worst["name"]
+
+
+def test_what_was_measured_is_shown():
+    page = page_of(SOUND).decode()
+    rows = Page(page.encode()).table("interval")[1:]
+    assert ["held.txt", "perplexity", "11.5", "11 to 12", "org/model"] in rows
+    assert "not measured" not in page and advice(checked_run(SOUND, ""), "out").command.startswith(
+        "nearplane quantize org/model larger --bpw"
+    )
 
 
 def test_everything_that_fell_back_is_in_the_warnings():
@@ -159,7 +170,9 @@ def places(value, path=()):
             yield from places(inner, (*path, key))
 
 
-SOUND = reports.report(reports.layers(1), evaluations=[{"kl": 0.1, "perplexity": {"nll": 2.0}}])
+FIGURES = {"perplexity": {"value": 11.5, "low": 11.0, "high": 12.0}, "kl": {"value": 0.083}}
+EVALUATION = {"kind": "text", "text": "held.txt", "against": "org/model", "figures": FIGURES}
+SOUND = reports.report(reports.layers(1), evaluations=[EVALUATION])
 PLACES = list(places(SOUND))
 
 

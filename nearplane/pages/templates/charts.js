@@ -24,6 +24,7 @@
   const percent = (x) => `${Number((100 * x).toPrecision(3))} %`;
   const megabytes = (x) => `${(x / 1e6).toPrecision(4)} MB`;
   const known = (x) => x !== null && x > 0;
+  const [UNIT, UNIT_BYTES] = data.tensor_bytes >= 1e10 ? ["GB", 1e9] : data.tensor_bytes >= 1e6 ? ["MB", 1e6] : ["kB", 1e3];
   const style = { fontSize: "12px", overflow: "visible" };
   const log = (label) => ({ type: "log", label, tickFormat: "~e", grid: true });
 
@@ -132,12 +133,13 @@
     },
 
     hurt(width) {
-      const units = Map.groupBy(layers.filter((layer) => layer.predicted !== null), unit);
-      const all = [...units].map(([label, of]) => ({
-        label, predicted: of[0].predicted, tip: of.length > 1 ? `${of.length} experts, ${label}` : described(of[0]),
-      })).sort((a, b) => b.predicted - a.predicted).slice(0, 15);
+      const units = [...Map.groupBy(layers.filter((layer) => layer.predicted !== null), unit).values()];
+      const all = [...Map.groupBy(units, (of) => of[0].kind)].map(([label, of]) => {
+        const predicted = of.reduce((sum, [layer]) => sum + layer.predicted, 0);
+        return { label, predicted, tip: `${label}\n${predicted.toPrecision(3)} nats a token, ${percent(predicted / data.predicted_kl)} of all` };
+      }).sort((a, b) => b.predicted - a.predicted).slice(0, 15);
       if (!all.length) return null;
-      return bars(all, "predicted", "expected divergence, nats a token →", (x) => x.toPrecision(3), width);
+      return bars(all, "predicted", "expected divergence, nats a token →", (x) => String(Number(x.toPrecision(3))), width);
     },
 
     errors(width) {
@@ -156,11 +158,11 @@
 
     parts(width) {
       const all = data.parts.map(([label, bytes, compressed]) => ({
-        label, bytes, fill: compressed ? "var(--measured)" : "var(--kept)",
+        label, size: bytes / UNIT_BYTES, fill: compressed ? "var(--measured)" : "var(--kept)",
         tip: `${label}\n${megabytes(bytes)}, ${percent(bytes / data.tensor_bytes)}\n${compressed ? "compressed" : "stored as it was"}`,
       })).slice(0, 16);
       const legend = [["", "compressed", "var(--measured)"], ["", "stored as it was", "var(--kept)"]];
-      return [key(legend), bars(all, "bytes", "bytes →", (x) => (x ? megabytes(x) : "0"), width, "fill")];
+      return [key(legend), bars(all, "size", `${UNIT} →`, (x) => String(Number(x.toPrecision(4))), width, "fill")];
     },
 
     rates(width) {
@@ -181,7 +183,7 @@
       }));
       if (!all.length) return null;
       return Plot.plot({
-        style, width, height: 340, marginLeft: 45,
+        style, width, height: 340, marginLeft: 45, marginBottom: 42,
         x: { ...log("divergence a weight, nats →"), ticks: Math.max(width / 120, 3) },
         y: { label: "bits per weight ↑", grid: true },
         color: { legend: true },
@@ -198,7 +200,7 @@
       const here = [{ bpw: asked, kl: data.predicted_kl, text: "this file" }];
       const found = data.measured_kl.filter(known).map((kl) => ({ bpw: asked, kl, tip: `measured: ${kl}` }));
       return [key([["", "expected", "var(--expected)"], ...(found.length ? [["", "measured", "var(--measured)"]] : [])]), Plot.plot({
-        style, width, height: 300, marginLeft: 55, marginTop: 30,
+        style, width, height: 300, marginLeft: 55, marginTop: 30, marginBottom: 42,
         x: { label: "bits per weight →", grid: true }, y: { ...log("divergence, nats a token ↑"), ticks: 5 },
         marks: [
           Plot.lineY(curve, { x: "bpw", y: "kl", stroke: "var(--expected)" }),
@@ -226,11 +228,14 @@
       const domain = [values.reduce((a, b) => Math.min(a, b)), values.reduce((a, b) => Math.max(a, b))];
       const blocks = inBlocks.map((layer) => layer.block);
       const range = blocks.length ? [blocks.reduce((a, b) => Math.min(a, b)), blocks.reduce((a, b) => Math.max(a, b))] : [0, 1];
-      const legend = Plot.plot({ width: 1, height: 1, color: { domain: range, range: ["#7a8ca8", "#d2762a"], type: "linear", label: "block" }, marks: [] }).legend?.("color");
-      return [...(legend && range[1] > range[0] ? [Object.assign(legend, { className: "key" })] : []), ...all.map(([kind, points]) => titled(kind, Plot.plot({
+      const color = { type: "linear", domain: range, range: ["#7a8ca8", "#d2762a"], label: "block", tickFormat: "d" };
+      const ramp = document.createElement("div");
+      ramp.className = "key";
+      if (range[1] > range[0]) ramp.append(Plot.legend({ color, style }));
+      return [ramp, ...all.map(([kind, points]) => titled(kind, Plot.plot({
         style, width: panelWidth(width), height: 170, marginLeft: 40, marginBottom: 36,
         x: { label: "share of the columns →", ticks: 5, tickFormat: "%" }, y: { label: "log₂ ↑", grid: true, domain, ticks: 5 },
-        color: { type: "linear", domain: range, range: ["#7a8ca8", "#d2762a"] },
+        color,
         marks: [
           Plot.lineY(points, { x: "share", y: "pivot", z: (point) => point.layer.name, stroke: (point) => point.layer.block ?? range[0], strokeOpacity: 0.75, strokeWidth: 1 }),
           Plot.tip(points, Plot.pointer({ x: "share", y: "pivot", title: (point) => `${point.layer.name}\nlog₂ pivot − mean ${point.pivot.toFixed(2)}\nAM/GM ${point.layer.am_gm_bits?.toFixed(3) ?? "–"} bits` })),
@@ -250,7 +255,7 @@
       const some = having.filter((layer) => layer.block !== null);
       const many = some.length > 3 * MANY;
       return Plot.plot({
-        style, width, height: 280, marginLeft: 50, color: { legend: true },
+        style, width, height: 280, marginLeft: 50, marginBottom: 42, color: { legend: true },
         x: { label: "block →", ticks: 10, tickFormat: "d" }, y,
         marks: [
           many ? Plot.dot(some, Plot.groupX({ y: "max" }, { x: "block", y: field, fill: "kind", z: "kind", r: 3 }))
@@ -302,6 +307,8 @@
       const made = make(Math.max(place.clientWidth, 260));
       figure.hidden = made === null;
       place.replaceChildren(...[made ?? []].flat());
+      // Plot labels groups that have no role, which is not allowed
+      for (const group of place.querySelectorAll("g[aria-label]")) group.setAttribute("role", "group");
     }
   }
 
@@ -312,5 +319,6 @@
     draw();
   });
   draw();
+  document.getElementById("scripts").hidden = true;
   document.documentElement.dataset.drawn = "yes";
 })();

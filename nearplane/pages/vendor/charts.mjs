@@ -1,5 +1,4 @@
 // What report.html uses of Observable Plot, and nothing else.
 export {
-  barX, barY, binX, dot, group, groupX, lineY, plot, pointer, pointerX, rectY, ruleX, ruleY,
-  selectFirst, selectLast, sort, stackX, text, tip, crosshairX
+  barX, dot, groupX, legend, lineY, plot, pointer, ruleX, ruleY, text, tip
 } from "@observablehq/plot";
