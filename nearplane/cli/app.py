@@ -22,6 +22,7 @@ COMMANDS = (
     ("verify", verify.verify, "nearplane verify out --against HuggingFaceTB/SmolLM2-135M"),
     ("inspect", verify.inspect, "nearplane inspect out"),
     ("report", report.report, "nearplane report out"),
+    ("compare", report.compare, "nearplane compare out out4 --html compare.html"),
     ("eval", evaluate.evaluate, "nearplane eval out --text test.txt --context 1024"),
     ("run", evaluate.run, 'nearplane run out "The nearest plane is" --tokens 32'),
     ("serve", serve.serve, "nearplane serve out --port 8000"),

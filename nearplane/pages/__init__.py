@@ -17,7 +17,8 @@ Read `report_page.py` first.
 | findings | warnings, and the three sentences: what hurts, what would help, what to run next |
 | kinds | sums over the layers of a kind |
 | report_page | the page of one run |
-| compare_page | the page, and the table, of several |
+| compare_page | the page, and the rows of a table, of several |
+| strips | charts of one line for the terminal |
 | embedding | data, scripts and styles put into a page safely |
 | templates/ | the pages' HTML, styles and scripts |
 | vendor/ | Observable Plot, which draws the charts, bundled; how it was made, and its licences |

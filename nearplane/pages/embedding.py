@@ -7,6 +7,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from nearplane.pages.layer_lines import LayerLine
+
 HERE = Path(__file__).parent
 # what ends a script, begins a comment in it, or ends a line of JavaScript
 ESCAPED = {"<": "\\u003c", ">": "\\u003e", "&": "\\u0026", "\u2028": "\\u2028", "\u2029": "\\u2029"}
@@ -80,7 +82,20 @@ def environment() -> Any:
         lstrip_blocks=True,
     )
     made.filters |= {"error": error_text, "bits": bits_text, "count": count_text}
+    made.filters["cell"] = cell_text
     return made
+
+
+def cell_text(layer: LayerLine, key: str) -> str:
+    """Return what the table of all layers shows of a layer, as table.js does."""
+    if key == "shape":
+        return f"{layer.rows}×{layer.columns}"
+    value = getattr(layer, key)
+    if key in ("bpw", "loss_over_bound"):
+        return bits_text(value)
+    if key in ("stored_bytes", "tokens"):
+        return count_text(value)
+    return value if key in ("name", "warning") else error_text(value)
 
 
 def error_text(number: int | float | None) -> str:

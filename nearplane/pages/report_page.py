@@ -52,6 +52,7 @@ COLUMNS = {
     "tokens": "tokens",
     "warning": "warning",
 }
+LAYER_NUMBERS = COLUMNS.keys() - {"predicted", "warning"}
 
 
 def report_files(report: dict[str, Any], directory: str) -> dict[str, Any]:
@@ -59,7 +60,9 @@ def report_files(report: dict[str, Any], directory: str) -> dict[str, Any]:
 
     - `directory`: the checkpoint's name, for the commands that the page shows.
     """
-    return {REPORT: report, PAGE: report_page(checked_run(report, REPORT), directory)}
+    # in the order that the file will have, so that `nearplane report` gives the same page
+    stored = json.loads(json.dumps(report, sort_keys=True))
+    return {REPORT: report, PAGE: report_page(checked_run(stored, REPORT), directory)}
 
 
 def report_page(run: Run, directory: str) -> bytes:
@@ -86,11 +89,17 @@ def report_page(run: Run, directory: str) -> bytes:
         worst=worst[:10],
         answers=answers(run, worst),
         more=more,
-        columns=COLUMNS.items(),
+        columns=columns_of(run),
         rows=rows,
         megabytes=megabytes,
         percent=percent,
     )
+
+
+def columns_of(run: Run) -> list[tuple[str, str]]:
+    """Return the columns of the table of all layers, without those that would be empty."""
+    some = {key for key in ("predicted", "warning") if any(getattr(x, key) for x in run.layers)}
+    return [pair for pair in COLUMNS.items() if pair[0] in some | LAYER_NUMBERS]
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from nearplane.pages.compare_page import Named, compare_page
 from nearplane.pages.reading import checked_run
 from nearplane.pages.report_page import report_page
 from tests.pages import reports
@@ -96,6 +97,19 @@ def test_names_of_strangers_do_not_run(browser_page, written):
     page = browser_page(written("hostile", reports.report(entries)))
     assert page.locator("#layers tbody th").first.inner_text() == entries[0].name
     assert page.locator("#chart-worst svg").is_visible()
+
+
+def test_runs_side_by_side(browser_page, serious_problems, tmp_path):
+    entries = [reports.layer(f"m.{i}.{reports.HOSTILE}", i, (8, 8)) for i in range(3)]
+    contents = {"a": reports.report(entries), "b": plain(), "c": reports.report(reports.layers(4))}
+    runs = [Named(name, checked_run(content, name)) for name, content in contents.items()]
+    (tmp_path / "compare.html").write_bytes(compare_page(runs))
+    page = browser_page(tmp_path / "compare.html", color_scheme="dark")
+    for name in ("sizes", "errors", "rates"):
+        assert page.locator(f"#chart-{name} svg").first.is_visible(), name
+    row = page.locator("#totals tr", has_text="bits per weight").locator("td").all_inner_texts()
+    assert row == [f"{each.run.bpw:.3f}" for each in runs]
+    assert serious_problems(page) == []
 
 
 def test_twenty_thousand_layers_can_be_used(browser_page, written):

@@ -319,6 +319,7 @@
     draw();
   });
   draw();
-  document.getElementById("scripts").hidden = true;
+  const scripts = document.getElementById("scripts");
+  if (scripts) scripts.hidden = true;
   document.documentElement.dataset.drawn = "yes";
 })();
