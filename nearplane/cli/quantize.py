@@ -110,6 +110,7 @@ def print_totals(out: str, report: dict[str, Any], final: bool = True) -> None:
         certified += f", at {report['loss_over_bound']:.2f} of it"
     if final:
         typer.echo(certified)
+        typer.echo(f"{out}/report.html shows which layers lost most, and where the bits went")
     for name in report["fallbacks"]:
         typer.echo(f"warning: {name} was rounded to nearest")
     for sentence in few_token_sentences({layer["name"]: layer for layer in layers}):

@@ -142,7 +142,8 @@ def warnings(run: Run) -> Iterator[str]:
     raw = run.raw
     yield from run.left_out
     if run.fallbacks:
-        yield f"{len(run.fallbacks)} layers were rounded to nearest: {some(run.fallbacks)}"
+        share = f"{len(run.fallbacks)} of {len(run.layers)} layers"
+        yield f"rounded to nearest, {share}: {some(run.fallbacks)}"
     if text_of(raw.get("rows_by_themselves")):
         yield f"rows were rounded by themselves: {text_of(raw['rows_by_themselves'])}"
     by_reason: dict[str, list[str]] = {}
