@@ -26,13 +26,13 @@ from nearplane.model.open_model import OpenModel, open_model, open_tokenizer, to
 from nearplane.model.output_head import configuration
 from nearplane.model.process_memory import available_bytes, forget_file_pages
 from nearplane.model.selection import Rules
-from nearplane.pages.machine import machine
-from nearplane.pages.report_json import Kept, run_report
-from nearplane.pages.report_page import report_files
 from nearplane.plan.calibration_size import CalibrationSize
 from nearplane.plan.offload import Offload, choose_offload
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey, survey
+from nearplane.report.machine import machine
+from nearplane.report.report_json import Kept, run_report
+from nearplane.report.report_page import report_files
 from nearplane.types import LayerReport, NearplaneError, Progress, no_progress
 from nearplane.version import __version__
 from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount, calibrate

@@ -2,9 +2,9 @@
 
 from typing import Any
 
-from nearplane.pages.findings import megabytes
-from nearplane.pages.kinds import Kind
-from nearplane.pages.strips import BARS, PLAIN, Field, strips
+from nearplane.report.findings import megabytes
+from nearplane.report.kinds import Kind
+from nearplane.report.strips import BARS, PLAIN, Field, strips
 
 WIDE = 200  # columns where the output goes to a file and lines are not wrapped
 BESIDE = 24  # columns of a strip's range, and of what is between

@@ -96,7 +96,7 @@ def print_totals(out: str, report: dict[str, Any], final: bool = True) -> None:
 
     - `final`: whether its bits are those of what the user gets.
     """
-    from nearplane.pages.report_json import few_token_sentences
+    from nearplane.report.report_json import few_token_sentences
 
     bits, layers = report["bits"], report["layers"]
     typer.echo(f"{out}: {len(layers)} layers in {report['seconds']:.0f} s")

@@ -16,8 +16,8 @@ def report(
 ) -> None:
     """Write DIR/report.html, a page that shows what was done, and print what matters of it."""
     from nearplane.export.report_page import write_report_page
-    from nearplane.pages.findings import advice
-    from nearplane.pages.reading import read_report
+    from nearplane.report.findings import advice
+    from nearplane.report.reading import read_report
 
     path = write_report_page(directory, output)
     for sentence in advice(read_report(Path(directory)), directory).sentences():
@@ -35,8 +35,8 @@ def compare(
 ) -> None:
     """Print what differs between checkpoints: size, error, bits by kind, and measured quality."""
     from nearplane.export.report_page import replace_file
-    from nearplane.pages.compare_page import compare_page, named_runs
-    from nearplane.pages.reading import read_report
+    from nearplane.report.compare_page import compare_page, named_runs
+    from nearplane.report.reading import read_report
 
     runs = named_runs(directories, [read_report(Path(each)) for each in directories])
     print_comparison(runs)
@@ -50,7 +50,7 @@ def print_comparison(runs: list[Any]) -> None:
     from rich.table import Table
 
     from nearplane.cli.layer_tables import formatted, wide_console
-    from nearplane.pages.compare_page import by_kind, differing, totals
+    from nearplane.report.compare_page import by_kind, differing, totals
 
     names = [each.name for each in runs]
     sums = Table("", *names, box=None, pad_edge=False)

@@ -48,7 +48,7 @@ def inspect(
     """Print what is stored of every layer, what it cost in bits and in error, and the recipe."""
     from nearplane.evaluate.bits import count_bytes
     from nearplane.export.checkpoint_reader import open_checkpoint
-    from nearplane.pages.layer_lines import natural
+    from nearplane.report.layer_lines import natural
 
     path = Path(directory)
     checkpoint, bits = open_checkpoint(path), count_bytes(path)
@@ -79,8 +79,8 @@ def run_of(checkpoint: Any, bits: Any) -> tuple[Any, str]:
 
     And a sentence if report.json cannot be used, or "".
     """
-    from nearplane.pages.layer_lines import natural
-    from nearplane.pages.reading import REPORT, checked_run, read_report
+    from nearplane.report.layer_lines import natural
+    from nearplane.report.reading import REPORT, checked_run, read_report
 
     raw, remark = {}, ""
     if (checkpoint.directory / REPORT).is_file():
@@ -102,7 +102,7 @@ def run_of(checkpoint: Any, bits: Any) -> tuple[Any, str]:
 def print_charts(run: Any) -> None:
     """Print a summary by kind of layer, and charts of bits and errors by block."""
     from nearplane.cli.layer_tables import print_kinds, print_strips
-    from nearplane.pages.kinds import kinds
+    from nearplane.report.kinds import kinds
 
     found = kinds(run.layers)
     print_kinds(found)
@@ -115,7 +115,7 @@ def print_charts(run: Any) -> None:
 
 def print_totals(checkpoint: Any, bits: Any, rows: list[dict[str, Any]]) -> None:
     """Print sums, what is stored as it was, and which layers have no bound or few tokens."""
-    from nearplane.pages.report_json import few_token_sentences
+    from nearplane.report.report_json import few_token_sentences
 
     typer.echo(bits.sentence())
     for name, (numbers, size) in bits.uncompressed.items():
@@ -129,7 +129,7 @@ def print_totals(checkpoint: Any, bits: Any, rows: list[dict[str, Any]]) -> None
 
 def print_advice(run: Any, directory: str) -> None:
     """Print three sentences: what hurts, what would help, and what to run next."""
-    from nearplane.pages.findings import advice
+    from nearplane.report.findings import advice
 
     typer.echo()
     for sentence in advice(run, directory).sentences():
@@ -138,7 +138,7 @@ def print_advice(run: Any, directory: str) -> None:
 
 def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
     """Return a row of the table; None for numbers that the layer's certificate does not have."""
-    from nearplane.pages.report_json import ratio, relative_loss
+    from nearplane.report.report_json import ratio, relative_loss
 
     facts = entry.get("facts") or {}
     return {

@@ -7,7 +7,7 @@ from typing import Any
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import Checkpoint, open_checkpoint
 from nearplane.export.record_check import checked_header
-from nearplane.pages.report_json import Kept
+from nearplane.report.report_json import Kept
 from nearplane.types import NearplaneError
 
 

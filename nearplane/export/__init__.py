@@ -7,7 +7,7 @@ layer is a record (docs/formats/record.md), and a `quantization_config` in confi
   which may be damaged or come from an attacker.
 - Goes out: a checkpoint directory that appears complete or not at all; or a model whose linear
   layers are `CompressedLinear`. Whatever is wrong with a file raises `NearplaneError`.
-- This folder may import `nearplane.codes`, `nearplane.model` and `nearplane.pages`. It quantizes
+- This folder may import `nearplane.codes`, `nearplane.model` and `nearplane.report`. It quantizes
   nothing.
 
 Read `checkpoint_writer.py` first, then `checkpoint_reader.py`.

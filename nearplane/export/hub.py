@@ -10,8 +10,8 @@ from nearplane.export import checkpoint_format as fmt
 from nearplane.export import checksums
 from nearplane.export.checkpoint_reader import Checkpoint, open_checkpoint, read_json
 from nearplane.export.companion_files import companion_files
-from nearplane.pages.reading import REPORT
-from nearplane.pages.report_page import PAGE
+from nearplane.report.reading import REPORT
+from nearplane.report.report_page import PAGE
 from nearplane.types import NearplaneError, naming_errors
 
 CARD = "README.md"

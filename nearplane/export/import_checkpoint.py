@@ -33,9 +33,9 @@ from nearplane.export.packed_layers import MARKS, PARTS, READERS, PackedLayer
 from nearplane.model.auto_class import auto_class
 from nearplane.model.experts import split_experts_
 from nearplane.model.untrusted_files import check_blocks, forget_fetched_code
-from nearplane.pages.machine import machine
-from nearplane.pages.report_json import Kept, run_report
-from nearplane.pages.report_page import report_files
+from nearplane.report.machine import machine
+from nearplane.report.report_json import Kept, run_report
+from nearplane.report.report_page import report_files
 from nearplane.types import LayerReport, NearplaneError, naming_errors
 
 SHOWN = 5  # names in a sentence

@@ -6,8 +6,8 @@ from pathlib import Path
 
 from nearplane.export import checksums
 from nearplane.export.output_directory import explaining_full_disk, sync
-from nearplane.pages.reading import read_report
-from nearplane.pages.report_page import PAGE, report_page
+from nearplane.report.reading import read_report
+from nearplane.report.report_page import PAGE, report_page
 
 
 def write_report_page(directory: str | Path, output: str | Path | None = None) -> Path:

@@ -23,8 +23,8 @@ from nearplane.export.packed_layers import (
     unpacked,
 )
 from nearplane.methods import GPTQ, HPTQ, RTN
-from nearplane.pages.reading import read_report
 from nearplane.pipeline import quantize
+from nearplane.report.reading import read_report
 from nearplane.types import NearplaneError, value
 from tests.export.test_gguf import TOKENS, model_of
 from tests.export.test_packed_formats import KEEP, decode

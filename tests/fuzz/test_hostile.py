@@ -20,7 +20,7 @@ from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companion_files import companion_files
 from nearplane.export.load import load_tokenizer
 from nearplane.model.open_model import open_model, open_tokenizer
-from nearplane.pages.report_json import few_token_sentences
+from nearplane.report.report_json import few_token_sentences
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import CalibrationRequest, calibrate
 from tests.cli import tiny

@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from nearplane.pages.report_json import Kept, run_report
+from nearplane.report.report_json import Kept, run_report
 from nearplane.types import LayerReport
 
 KINDS = {"self_attn.q_proj": (64, 64), "mlp.up_proj": (96, 64), "mlp.down_proj": (64, 96)}

@@ -5,9 +5,9 @@ import re
 
 import pytest
 
-from nearplane.pages.compare_page import Named, compare_page
-from nearplane.pages.reading import checked_run
-from nearplane.pages.report_page import report_page
+from nearplane.report.compare_page import Named, compare_page
+from nearplane.report.reading import checked_run
+from nearplane.report.report_page import report_page
 from tests.pages import reports
 
 CHARTS = ("worst", "hurt", "errors", "parts", "rates", "sensitivity", "averages", "pivots")

@@ -9,10 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearplane.pages.findings import advice
-from nearplane.pages.layer_lines import expected_loss, kinds_of, natural
-from nearplane.pages.reading import checked_run, read_report
-from nearplane.pages.report_page import SHOWN_ROWS, report_page
+from nearplane.report.findings import advice
+from nearplane.report.layer_lines import expected_loss, kinds_of, natural
+from nearplane.report.reading import checked_run, read_report
+from nearplane.report.report_page import SHOWN_ROWS, report_page
 from nearplane.types import NearplaneError
 from tests.pages import reports
 

@@ -1,9 +1,9 @@
 """Charts of one line: higher characters for larger numbers, every block in its place."""
 
-from nearplane.pages.kinds import kinds
-from nearplane.pages.layer_lines import layer_lines
-from nearplane.pages.report_json import layer_row
-from nearplane.pages.strips import strips
+from nearplane.report.kinds import kinds
+from nearplane.report.layer_lines import layer_lines
+from nearplane.report.report_json import layer_row
+from nearplane.report.strips import strips
 from tests.pages import reports
 
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from nearplane.methods import ECLQ, HPTQ, RTN, SSQR
 from nearplane.model.experts import Experts, join_experts_, routes, split_experts_
 from nearplane.model.selection import Rules
-from nearplane.pages.report_json import few_token_sentences, is_nearest, layer_row, relative_loss
+from nearplane.report.report_json import few_token_sentences, is_nearest, layer_row, relative_loss
 from nearplane.types import NearplaneError
 from nearplane.walk import expert_hessians
 from nearplane.walk import walk as walk_file

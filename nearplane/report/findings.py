@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Any
 
-from nearplane.pages.layer_lines import LayerLine
-from nearplane.pages.reading import Run, known_number, printable, text_of
-from nearplane.pages.report_json import few_token_sentences
+from nearplane.report.layer_lines import LayerLine
+from nearplane.report.reading import Run, known_number, printable, text_of
+from nearplane.report.report_json import few_token_sentences
 
 HALF_A_BIT = 0.5  # bits per weight
 HALVES = 4**-HALF_A_BIT  # what that leaves of the divergence, in the model of equal slopes

@@ -5,12 +5,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nearplane.pages import embedding
-from nearplane.pages.findings import measured, megabytes, percent, worst_layers
-from nearplane.pages.kinds import Kind, kinds
-from nearplane.pages.layer_lines import LayerLine
-from nearplane.pages.reading import Run, known_number, text_of
-from nearplane.pages.report_page import duration
+from nearplane.report import embedding
+from nearplane.report.findings import measured, megabytes, percent, worst_layers
+from nearplane.report.kinds import Kind, kinds
+from nearplane.report.layer_lines import LayerLine
+from nearplane.report.reading import Run, known_number, text_of
+from nearplane.report.report_page import duration
 from nearplane.types import NearplaneError
 
 SCRIPTS = (embedding.PLOT, "templates/compare.js")

@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import log10
 from statistics import mean
 
-from nearplane.pages.kinds import Kind
-from nearplane.pages.layer_lines import LayerLine
+from nearplane.report.kinds import Kind
+from nearplane.report.layer_lines import LayerLine
 
 BARS = "▁▂▃▄▅▆▇█"
 PLAIN = ".:-=+*#@"  # where a terminal has no block characters

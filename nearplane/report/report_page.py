@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from nearplane.pages import embedding
-from nearplane.pages.findings import (
+from nearplane.report import embedding
+from nearplane.report.findings import (
     advice,
     figures,
     half_a_bit_more,
@@ -18,9 +18,9 @@ from nearplane.pages.findings import (
     warnings,
     worst_layers,
 )
-from nearplane.pages.kinds import kinds, parts
-from nearplane.pages.layer_lines import LayerLine
-from nearplane.pages.reading import (
+from nearplane.report.kinds import kinds, parts
+from nearplane.report.layer_lines import LayerLine
+from nearplane.report.reading import (
     REPORT,
     Run,
     checked_run,

@@ -3,8 +3,8 @@
 from dataclasses import dataclass
 from statistics import median
 
-from nearplane.pages.layer_lines import LayerLine
-from nearplane.pages.reading import Run
+from nearplane.report.layer_lines import LayerLine
+from nearplane.report.reading import Run
 
 REST = "all that is stored as it was"
 

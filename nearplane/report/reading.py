@@ -7,8 +7,8 @@ from pathlib import Path
 from reprlib import repr
 from typing import Any, NoReturn
 
-from nearplane.pages.layer_lines import LayerLine, layer_lines
-from nearplane.pages.report_json import FORMAT
+from nearplane.report.layer_lines import LayerLine, layer_lines
+from nearplane.report.report_json import FORMAT
 from nearplane.types import NearplaneError
 
 REPORT = "report.json"

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from math import sqrt
 from typing import Any
 
-from nearplane.pages.report_json import masked_numbers, ratio, relative_loss
+from nearplane.report.report_json import masked_numbers, ratio, relative_loss
 
 NUMBER = re.compile(r"([0-9]+)")
 LONGEST_NUMBER = 9  # digits of a block's number

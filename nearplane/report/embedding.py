@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from nearplane.pages.layer_lines import LayerLine
+from nearplane.report.layer_lines import LayerLine
 
 HERE = Path(__file__).parent
 # what ends a script, begins a comment in it, or ends a line of JavaScript
