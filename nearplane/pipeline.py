@@ -13,7 +13,7 @@ import torch
 
 from nearplane.evaluate.loaded_check import LoadedCheckError, check_loaded
 from nearplane.export.checkpoint_format import quantization_config, rounded, special_floats
-from nearplane.export.checkpoint_writer import CheckpointWriter
+from nearplane.export.checkpoint_writer import CheckpointWriter, Unwritten
 from nearplane.export.companion_files import companion_files, files_left_behind
 from nearplane.export.ledger import Ledger, code_digest, digest
 from nearplane.export.output_directory import check_space
@@ -29,13 +29,15 @@ from nearplane.model.selection import Rules
 from nearplane.plan.calibration_size import CalibrationSize, calibrated
 from nearplane.plan.offload import offload_for
 from nearplane.plan.survey import Survey, survey
+from nearplane.report.machine import machine
+from nearplane.report.report_json import Kept, run_report
+from nearplane.report.report_page import report_files
 from nearplane.types import LayerReport, NearplaneError, Progress, no_progress
 from nearplane.version import __version__
 from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount
 from nearplane.walk.device import Accelerator, chosen_device, exact_products, with_less_if_full
 from nearplane.walk.placement import ActivationLimits, Placement
 from nearplane.walk.ranks import Ranks
-from nearplane.walk.report import count_bits, run_report
 from nearplane.walk.walk import Walk
 
 SHOWN = 20  # names of tensors in a sentence
@@ -272,8 +274,10 @@ def allocated(walk: Walk, ledger: Ledger, watcher: Watcher) -> dict[str, Any]:
     if known is None:
         walk.allocate(watcher.progress)
         ledger.remember("allocation", [walk.bits, walk.predicted_kl])
+        ledger.remember("probed", walk.probed)
     else:
         walk.bits, walk.predicted_kl = known
+        walk.probed = ledger.recall("probed") or {}
     watcher.says(allocation_sentence(walk.bits, walk.predicted_kl))
     return {"allocation": walk.bits, "predicted_kl": walk.predicted_kl}
 
@@ -295,16 +299,6 @@ def dependencies(source: OpenModel, recipe: dict[str, Any], walk: Walk) -> dict[
     }
 
 
-class Unwritten:
-    """Takes the place of `CheckpointWriter` in all processes but the first, and writes nothing."""
-
-    def add(self, name: str, tensor: torch.Tensor) -> None:
-        pass
-
-    def finish(self, *_: Any) -> None:
-        pass
-
-
 @dataclass(frozen=True)
 class Finish:
     """A finished walk, whose records are written, and what the rest of the checkpoint needs."""
@@ -321,26 +315,32 @@ class Finish:
         - `started`: when the run began, by `time.perf_counter`.
         """
         layers = {report.name for report in self.reports}
-        other_bytes = other_numbers = 0
+        kept = Kept()
         for name, tensor in uncompressed_tensors(self.source.model, layers, self.source.loader):
             writer.add(name, tensor)
-            other_bytes, other_numbers = other_bytes + tensor.nbytes, other_numbers + tensor.numel()
+            kept.add(name, tensor.numel(), tensor.nbytes)
             if tensor.nbytes > MANY_BYTES:
                 forget_file_pages()
-        bits = count_bits(self.reports, other_bytes, other_numbers)
-        facts = {
+        report = run_report(self.reports, kept, self.recipe, self.facts(started))
+        with tempfile.TemporaryDirectory() as path:
+            files = stored_companions(self.source, Path(path))
+            files |= report_files(rounded(report), writer.target.name)
+            writer.finish(self.config(), files, self.check)
+        return report
+
+    def facts(self, started: float) -> dict[str, Any]:
+        """Return the report's entries on the run as a whole."""
+        device, processes = self.walk.prepared.placement.device_name, self.walk.ranks.size
+        return {
             "model": self.source.name,
             "seconds": time.perf_counter() - started,
+            "machine": machine(torch.get_num_threads(), device, processes),
             "left_out": self.walk.left_out,
             "fallbacks": self.walk.fallbacks,
             "rows_by_themselves": self.walk.by_themselves,
             "experts": self.walk.arrivals,
+            "sensitivity": self.walk.probed,
         }
-        report = run_report(self.reports, bits, self.recipe, facts)
-        with tempfile.TemporaryDirectory() as path:
-            files = {**stored_companions(self.source, Path(path)), "report.json": rounded(report)}
-            writer.finish(self.config(), files, self.check)
-        return report
 
     def check(self, directory: Path) -> None:
         """Load the checkpoint that is about to appear, and compare it with the walk."""
@@ -375,7 +375,7 @@ def check_output(out: str | Path, survey: Survey, watcher: Watcher) -> None:
         )
 
 
-def stored_companions(source: OpenModel, scratch: Path) -> dict[str, Path]:
+def stored_companions(source: OpenModel, scratch: Path) -> dict[str, Any]:
     """Return name -> path of the tokenizer's and other files that are copied to the checkpoint.
 
     - `scratch`: an empty directory, to which the tokenizer of a GGUF file is saved.

@@ -120,6 +120,8 @@ class LayerReport:
     - `weight_error`: ‖weight − value‖², which can be checked without calibration.
     - `fallback`: why the layer was rounded to nearest, or on borrowed tokens as well
       (walk/expert_hessians.py); empty if neither.
+    - `log2_pivots`: log₂ R_jj of the basis at evenly spaced quantiles, least first; only in
+      report.json.
     """
 
     name: str
@@ -141,6 +143,7 @@ class LayerReport:
     seconds: float
     fallback: str = ""
     facts: dict[str, float] = field(default_factory=dict)
+    log2_pivots: list[float] = field(default_factory=list)
 
 
 def value(

@@ -12,6 +12,8 @@ Read `app.py` first.
 | app | the table of commands |
 | quantize, plan | the commands of these names; run_settings has the options that both take |
 | verify | the commands verify and inspect |
+| report | the commands report and compare |
+| layer_tables | tables and charts of layers for the terminal |
 | evaluate | the commands eval and run |
 | export | the commands export and formats |
 | demo | the command demo |

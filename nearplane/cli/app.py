@@ -2,7 +2,18 @@
 
 import typer
 
-from nearplane.cli import demo, evaluate, explore, export, plan, push, quantize, serve, verify
+from nearplane.cli import (
+    demo,
+    evaluate,
+    explore,
+    export,
+    plan,
+    push,
+    quantize,
+    report,
+    serve,
+    verify,
+)
 from nearplane.cli.failure import explained
 
 app = typer.Typer(
@@ -21,6 +32,8 @@ COMMANDS = (
     ("plan", plan.plan, "nearplane plan HuggingFaceTB/SmolLM2-135M --method gptq --bits 4"),
     ("verify", verify.verify, "nearplane verify out --against HuggingFaceTB/SmolLM2-135M"),
     ("inspect", verify.inspect, "nearplane inspect out"),
+    ("report", report.report, "nearplane report out"),
+    ("compare", report.compare, "nearplane compare out out4 --html compare.html"),
     ("eval", evaluate.evaluate, "nearplane eval out --text test.txt --context 1024"),
     ("run", evaluate.run, 'nearplane run out "The nearest plane is" --tokens 32'),
     ("serve", serve.serve, "nearplane serve out --port 8000"),

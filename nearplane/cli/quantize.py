@@ -89,7 +89,7 @@ def print_totals(out: str, report: dict[str, Any], final: bool = True) -> None:
 
     - `final`: whether its bits are those of what the user gets.
     """
-    from nearplane.walk.report import few_token_sentences
+    from nearplane.report.report_json import few_token_sentences
 
     bits, layers = report["bits"], report["layers"]
     typer.echo(f"{out}: {len(layers)} layers in {report['seconds']:.0f} s")
@@ -103,6 +103,7 @@ def print_totals(out: str, report: dict[str, Any], final: bool = True) -> None:
         certified += f", at {report['loss_over_bound']:.2f} of it"
     if final:
         typer.echo(certified)
+        typer.echo(f"{out}/report.html shows which layers lost most, and where the bits went")
     for name in report["fallbacks"]:
         typer.echo(f"warning: {name} was rounded to nearest")
     for sentence in few_token_sentences({layer["name"]: layer for layer in layers}):

@@ -48,20 +48,75 @@ def inspect(
     """Print what is stored of every layer, what it cost in bits and in error, and the recipe."""
     from nearplane.evaluate.bits import count_bytes
     from nearplane.export.checkpoint_reader import open_checkpoint
-    from nearplane.walk.report import few_token_sentences
+    from nearplane.report.layer_lines import natural
 
     path = Path(directory)
     checkpoint, bits = open_checkpoint(path), count_bytes(path)
     recipe = checkpoint.config["quantization_config"].get("recipe") or {}
     rows = [
-        layer_row(layer.name, layer.bpw, checkpoint.layers[layer.name]) for layer in bits.layers
+        layer_row(layer.name, layer.bpw, checkpoint.layers[layer.name])
+        for layer in sorted(bits.layers, key=lambda layer: natural(layer.name))
     ]
     if as_json:
         typer.echo(
             json.dumps({"recipe": recipe, "bits": bits.for_json(), "layers": rows}, indent=1)
         )
         return
+    run, remark = run_of(checkpoint, bits)
+    print_charts(run)
     print_table(rows)
+    print_totals(checkpoint, bits, rows)
+    # the bits per weight of single layers are in the table above
+    short_recipe = {key: value for key, value in recipe.items() if key != "allocation"}
+    typer.echo(f"recipe: {json.dumps(short_recipe)}")
+    if remark:
+        typer.echo(remark)
+    print_advice(run, directory)
+
+
+def run_of(checkpoint: Any, bits: Any) -> tuple[Any, str]:
+    """Return the run of a checkpoint's certificates with what report.json adds to them.
+
+    And a sentence if report.json cannot be used, or "".
+    """
+    from nearplane.report.layer_lines import natural
+    from nearplane.report.reading import REPORT, checked_run, read_report
+
+    raw, remark = {}, ""
+    if (checkpoint.directory / REPORT).is_file():
+        try:
+            raw = read_report(checkpoint.directory).raw
+        except NearplaneError as error:
+            remark = f"not used: {error}"
+    stored = {layer.name: (layer.record_bytes, layer.bpw) for layer in bits.layers}
+    layers = [
+        checkpoint.layers[name] | {"name": name, "stored_bytes": size, "bpw": bpw}
+        for name, (size, bpw) in sorted(stored.items(), key=lambda item: natural(item[0]))
+    ]
+    recipe = checkpoint.config["quantization_config"].get("recipe") or {}
+    other = sum(size for _, size in bits.uncompressed.values())
+    own = {"layers": layers, "recipe": recipe, "bits": {"other_bytes": other}}
+    return checked_run({**raw, **own}, str(checkpoint.directory)), remark
+
+
+def print_charts(run: Any) -> None:
+    """Print a summary by kind of layer, and charts of bits and errors by block."""
+    from nearplane.cli.layer_tables import print_kinds, print_strips
+    from nearplane.report.kinds import kinds
+
+    found = kinds(run.layers)
+    print_kinds(found)
+    typer.echo()
+    print_strips(found, "bits", lambda layer: layer.bpw, ".2f", False)
+    typer.echo()
+    print_strips(found, "relative error", lambda layer: layer.relative_loss, ".1e", True)
+    typer.echo()
+
+
+def print_totals(checkpoint: Any, bits: Any, rows: list[dict[str, Any]]) -> None:
+    """Print sums, what is stored as it was, and which layers have no bound or few tokens."""
+    from nearplane.report.report_json import few_token_sentences
+
     typer.echo(bits.sentence())
     for name, (numbers, size) in bits.uncompressed.items():
         typer.echo(f"kept: {name}, {numbers:,} numbers in {size / 1e6:.2f} MB")
@@ -70,14 +125,20 @@ def inspect(
         typer.echo(f"no bound for {count} of {len(rows)} layers: {reason}")
     for sentence in few_token_sentences(checkpoint.layers):
         typer.echo(sentence)
-    # the bits per weight of single layers are in the table above
-    short_recipe = {key: value for key, value in recipe.items() if key != "allocation"}
-    typer.echo(f"recipe: {json.dumps(short_recipe)}")
+
+
+def print_advice(run: Any, directory: str) -> None:
+    """Print three sentences: what hurts, what would help, and what to run next."""
+    from nearplane.report.findings import advice
+
+    typer.echo()
+    for sentence in advice(run, directory).sentences():
+        typer.echo(sentence)
 
 
 def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
     """Return a row of the table; None for numbers that the layer's certificate does not have."""
-    from nearplane.walk.report import ratio, relative_loss
+    from nearplane.report.report_json import ratio, relative_loss
 
     facts = entry.get("facts") or {}
     return {
@@ -95,8 +156,9 @@ def layer_row(name: str, bpw: float, entry: dict[str, Any]) -> dict[str, Any]:
 
 def print_table(rows: list[dict[str, Any]]) -> None:
     """Print one line for each layer; lines are not wrapped when the output goes to a file."""
-    from rich.console import Console
     from rich.table import Table
+
+    from nearplane.cli.layer_tables import formatted, wide_console
 
     titles = ("layer", "shape", "bits", "entropy", "AM/GM", "relative loss", "loss/bound")
     table = Table(*titles, box=None, pad_edge=False)
@@ -110,11 +172,4 @@ def print_table(rows: list[dict[str, Any]]) -> None:
             formatted(row["relative_loss"], ".2e"),
             formatted(row["loss_over_bound"], ".3f"),
         )
-    console = Console(markup=False, highlight=False)
-    wide = console if console.is_terminal else Console(markup=False, highlight=False, width=200)
-    wide.print(table)
-
-
-def formatted(number: int | float | None, spec: str) -> str:
-    """Return a number in the format `spec`, or a dash for None."""
-    return "-" if number is None else format(number, spec)
+    wide_console().print(table)

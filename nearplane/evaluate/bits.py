@@ -1,6 +1,5 @@
 """Count what the bytes of a checkpoint are used for, from its files and not from its report."""
 
-import re
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 from nearplane.export import checkpoint_format as fmt
 from nearplane.export.checkpoint_reader import Checkpoint, open_checkpoint
 from nearplane.export.record_check import checked_header
+from nearplane.report.report_json import Kept
 from nearplane.types import NearplaneError
 
 
@@ -146,11 +146,9 @@ def uncompressed_sizes(checkpoint: Checkpoint) -> dict[str, tuple[int, int]]:
 
     Tensors whose names differ in numbers only, such as those of all blocks, are added up.
     """
-    sums: dict[str, tuple[int, int]] = {}
+    kept = Kept()
     for name in checkpoint.file_of:
         if not name.endswith(fmt.RECORD):
             tensor = checkpoint.tensor(name)
-            pattern = re.sub(r"\b\d+\b", "*", name)
-            numbers, size = sums.get(pattern, (0, 0))
-            sums[pattern] = numbers + tensor.numel(), size + tensor.nbytes
-    return dict(sorted(sums.items(), key=lambda item: -item[1][1]))
+            kept.add(name, tensor.numel(), tensor.nbytes)
+    return kept.largest_first()

@@ -7,7 +7,8 @@ layer is a record (docs/formats/record.md), and a `quantization_config` in confi
   which may be damaged or come from an attacker.
 - Goes out: a checkpoint directory that appears complete or not at all; or a model whose linear
   layers are `CompressedLinear`. Whatever is wrong with a file raises `NearplaneError`.
-- This folder may import `nearplane.codes` and `nearplane.model`. It quantizes nothing.
+- This folder may import `nearplane.codes`, `nearplane.model` and `nearplane.report`. It quantizes
+  nothing.
 
 Read `checkpoint_writer.py` first, then `checkpoint_reader.py`.
 
@@ -21,6 +22,7 @@ Read `checkpoint_writer.py` first, then `checkpoint_reader.py`.
 | checksums | writes and verifies SHA256SUMS |
 | output_directory | makes an output directory appear complete or not at all |
 | output_lock | lets one process at a time write an output directory |
+| report_page | writes report.html beside report.json, whole or not at all |
 | ledger | the finished layers of an unfinished run, for `--resume` |
 | checkpoint_reader | reads a checkpoint tensor by tensor, and checks it |
 | record_check | checks a record without decoding it |

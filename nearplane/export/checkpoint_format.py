@@ -22,7 +22,7 @@ METADATA = {"format": "pt"}
 DIGITS = 7  # significant digits to which the numbers of a certificate are rounded
 
 # fields of LayerReport that config.json has in another place, or that differ from run to run
-NOT_IN_CERTIFICATE = {"name", "method", "stored_bytes", "seconds"}
+NOT_IN_CERTIFICATE = {"name", "method", "stored_bytes", "seconds", "log2_pivots"}
 TEXT_FIELDS = {field.name for field in dataclasses.fields(LayerReport) if field.type is str}
 DICT_FIELDS = {"facts"}
 MAX_NAME_LENGTH = 1000  # characters in the name of a layer or a tensor

@@ -165,5 +165,17 @@ class CheckpointWriter:
                 )
 
 
+class Unwritten:
+    """Takes the place of `CheckpointWriter` in all processes but the first, and writes nothing."""
+
+    target = Path("out")
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        pass
+
+    def finish(self, *_: Any) -> None:
+        pass
+
+
 def _temporary_name(number: int) -> str:
     return f"model-{number:05d}.safetensors"

@@ -30,7 +30,14 @@ PATTERNS = (
     "*.py",  # the code of a model that needs trust_remote_code
 )
 # what a checkpoint has of its own, and what says where the source's weights are
-OWN = ("config.json", "report.json", "*.index.json", "adapter_config.json", "SHA256SUMS")
+OWN = (
+    "config.json",
+    "report.json",
+    "report.html",
+    "*.index.json",
+    "adapter_config.json",
+    "SHA256SUMS",
+)
 # the source's weights, in any form; nobody expects them in the checkpoint
 WEIGHTS = (
     "*.safetensors",

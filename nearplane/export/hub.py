@@ -9,12 +9,12 @@ from typing import Any
 from nearplane.export.checkpoint_reader import Checkpoint, open_checkpoint, read_json
 from nearplane.export.published_files import (
     CARD,
-    REPORT,
     Contents,
     local_sources,
     published_files,
     without_paths,
 )
+from nearplane.report.reading import REPORT
 from nearplane.types import NearplaneError, naming_errors
 
 

@@ -6,6 +6,7 @@ same weights. What is not quantized there is copied.
 
 import math
 import re
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +40,9 @@ from nearplane.export.packed_layers import (
 from nearplane.model.auto_class import auto_class
 from nearplane.model.experts import split_experts_
 from nearplane.model.untrusted_files import check_blocks, forget_fetched_code
+from nearplane.report.machine import machine
+from nearplane.report.report_json import Kept, run_report
+from nearplane.report.report_page import report_files
 from nearplane.types import LayerReport, NearplaneError, naming_errors
 
 SHOWN = 5  # names in a sentence
@@ -121,10 +125,10 @@ def import_checkpoint(
     left, shapes = Names(foreign).check()
     if left:
         says(f"left behind, as the model does not take them: {', '.join(left[:SHOWN])}")
-    before, after = sum(map(foreign.stored_bytes, foreign.parts)), 0
+    before, started = sum(map(foreign.stored_bytes, foreign.parts)), time.perf_counter()
     check_space(out, before)
     with CheckpointWriter(out) as writer:
-        reports = []
+        reports, kept = [], Kept()
         for name, packed in foreign.layers():
             if list(packed.code.shape) != shapes[name]:
                 raise NearplaneError(
@@ -134,20 +138,39 @@ def import_checkpoint(
             record, code_bytes = shortest(packed)
             writer.add(name + fmt.RECORD, record)
             reports.append(report_of(name, packed, record, code_bytes, foreign.method))
-            after += len(record)
         for name in (name for name in foreign.others if name not in left):
-            writer.add(name, foreign.checkpoint.tensor(name))
+            tensor = foreign.checkpoint.tensor(name)
+            writer.add(name, tensor)
+            kept.add(name, tensor.numel(), tensor.nbytes)
         recipe = {"method": "imported", "source": foreign.method, "settings": foreign.settings}
         config = {k: v for k, v in foreign.checkpoint.config.items() if k != "compression_config"}
         config["quantization_config"] = fmt.quantization_config(recipe, reports)
         files: Any = companion_files(foreign.checkpoint.directory)
         files.pop("quantize_config.json", None)
+        facts = facts_of(source, left, started)
+        report = fmt.rounded(run_report(reports, kept, recipe, facts))
+        files |= report_files(report, writer.target.name)
         path = writer.finish(config, files)
+    after = sum(report.stored_bytes for report in reports)
     says(
         f"{len(reports)} layers of {foreign.method}: {before / 1e6:.2f} MB there, "
         f"{after / 1e6:.2f} MB here ({100 * (after / before - 1):+.1f} %), the same integers"
     )
     return path
+
+
+def facts_of(source: str | Path, left: list[str], started: float) -> dict[str, Any]:
+    """Return the report's entries on the import as a whole.
+
+    - `left`: tensors that were left behind. `started`: by `time.perf_counter`.
+    """
+    return {
+        "model": str(source),
+        "seconds": time.perf_counter() - started,
+        "machine": machine(torch.get_num_threads(), "", 1),
+        "left_out": [f"left behind, as the model does not take it: {name}" for name in left],
+        "fallbacks": [],
+    }
 
 
 @dataclass(frozen=True)

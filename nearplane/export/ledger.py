@@ -262,7 +262,7 @@ def code_digest(package: Path = Path(__file__).parents[1]) -> str:
     """Return the SHA-256 of the source files that a quantized layer depends on.
 
     These are the folders from the opened model to the rounded integers, and the kernels that
-    round; plan/, export/, evaluate/ and cli/ are not among them.
+    round; plan/, report/, export/, evaluate/ and cli/ are not.
     """
     sha256 = hashlib.sha256()
     folders = ("codes", "lattice", "methods", "model", "walk")

@@ -11,9 +11,11 @@ from nearplane.export import checkpoint_format as fmt
 from nearplane.export import checksums
 from nearplane.export.checkpoint_reader import Checkpoint, read_json
 from nearplane.export.companion_files import companion_files
+from nearplane.report.reading import REPORT, checked_run
+from nearplane.report.report_page import PAGE, report_page
 
-REPORT, CARD = "report.json", "README.md"
-OWN = (fmt.CONFIG, fmt.INDEX, REPORT, checksums.SUMS)  # beside weights and companions
+CARD = "README.md"
+OWN = (fmt.CONFIG, fmt.INDEX, REPORT, PAGE, checksums.SUMS)  # beside weights and companions
 # not lists of tokens, of which one might look like a path
 WITH_PATHS = ("*config.json", REPORT)
 ABSOLUTE = re.compile(r"~?(?:/[^/\n]+){2,}/?|~/[^\n]+|[A-Za-z]:[\\/][^\n]+")
@@ -35,6 +37,8 @@ def published_files(checkpoint: Checkpoint) -> tuple[Contents, list[str]]:
         shortened = without_paths(value, known, replaced)
         if replaced:
             files[name] = fmt.json_bytes(shortened)
+            if name == REPORT and PAGE in files:
+                files[PAGE] = report_page(checked_run(shortened, REPORT), directory.resolve().name)
             for path in replaced.items():
                 found[path].append(name)
     if found and checksums.SUMS in files:

@@ -1,7 +1,7 @@
 """Bit allocation: each layer's rate, so that the total divergence of a model is least."""
 
 import heapq
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from math import log2
 
@@ -43,12 +43,26 @@ def shared_out(
     """
     rates = {name: rates_of(layer.columns) for name, layer in sensitivities.items()}
     few = {name: each for name, each in rates.items() if each is not None}
-    if not few:
-        bits = allocate(sensitivities, bpw)
-        return bits, predicted_divergence(sensitivities, bits)
-    bits = allocate_among(sensitivities, bpw, few)
-    equal = {name: few[name][rate] for name, rate in bits.items()}
-    return bits, predicted_divergence(sensitivities, equal)
+    bits = allocate_among(sensitivities, bpw, few) if few else allocate(sensitivities, bpw)
+    return bits, sum(predicted_divergences(sensitivities, bits, rates_of).values())
+
+
+def predicted_at(
+    sensitivities: Mapping[str, Sensitivity],
+    bpw: Iterable[float],
+    rates_of: Callable[[int], Mapping[float, float] | None] = lambda columns: None,
+) -> list[tuple[float, float]]:
+    """Return (bits per weight, expected divergence) of every average that can be met.
+
+    Each is shared out anew, so this is what a smaller or a larger file would have.
+    """
+    found = []
+    for each in bpw:
+        try:
+            found.append((each, shared_out(sensitivities, each, rates_of)[1]))
+        except NearplaneError:
+            continue
+    return found
 
 
 def allocate(sensitivities: Mapping[str, Sensitivity], bpw: float) -> dict[str, float]:
@@ -137,12 +151,18 @@ def allocate_among(
     return {name: ladder[name][place[name]][0] for name in sensitivities}
 
 
-def predicted_divergence(
-    sensitivities: Mapping[str, Sensitivity], bits: Mapping[str, float]
-) -> float:
-    """Return the total divergence at these bits per weight: Σ_l c_l 4^(−b_l), in nats a token."""
-    found = sensitivities.items()
-    return sum(layer.divergence * 4 ** (layer.bpw - bits[name]) for name, layer in found)
+def predicted_divergences(
+    sensitivities: Mapping[str, Sensitivity],
+    bits: Mapping[str, float],
+    rates_of: Callable[[int], Mapping[float, float] | None] = lambda columns: None,
+) -> dict[str, float]:
+    """Return each layer's divergence at these bits per weight: c_l 4^(−b_l), in nats a token."""
+    found = {}
+    for name, layer in sensitivities.items():
+        rates, rate = rates_of(layer.columns), bits[name]
+        equal = rate if rates is None else rates[rate]
+        found[name] = layer.divergence * 4 ** (layer.bpw - equal)
+    return found
 
 
 def allocation_sentence(bits: dict[str, float], divergence: float | None) -> str:

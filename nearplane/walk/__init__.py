@@ -25,6 +25,6 @@ streams through it, `rounding.py` hands a stage of layers to the method.
 | sensitivity | how much the predictions change when one layer is rounded |
 | rounding | the layers that share an input: basis, targets, method, report |
 | walk | block after block, stage after stage |
-| report | what is reported of a run |
+| report | what is reported of a layer |
 | ranks, messages | the processes that quantize one model together |
 """

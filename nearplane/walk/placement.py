@@ -113,6 +113,14 @@ class Placement:
         states = self.hidden_states()
         return None if isinstance(states, list) else states
 
+    @property
+    def device_name(self) -> str:
+        """The accelerator's name; "" for the processor."""
+        if self.device.type == "cpu":
+            return ""
+        cuda = self.device.type == "cuda"
+        return torch.cuda.get_device_name(self.device) if cuda else str(self.device)
+
     def on_device(self, tokens: Tensor) -> Tensor:
         """Return tokens where the model runs."""
         return tokens.to(self.device)

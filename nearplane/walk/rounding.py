@@ -92,7 +92,8 @@ class Rounder:
         with self.ranks.sharing_rows():
             quantized = self.quantized(layers, originals, basis, None if fallback else targets)
         seconds = (time.perf_counter() - started) / len(layers)
-        measured = Measured(inputs, fallback, seconds)
+        pivots = None if fallback else basis.factor.diagonal()
+        measured = Measured(inputs, fallback, seconds, pivots)
         done = [
             (weight, report_of(layer, self.method, original, weight, measured))
             for layer, original, weight in zip(layers, originals, quantized, strict=True)

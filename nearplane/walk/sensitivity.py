@@ -12,7 +12,12 @@ from torch import Tensor
 
 from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.methods import Method, Target
-from nearplane.methods.allocation import Sensitivity
+from nearplane.methods.allocation import (
+    Sensitivity,
+    predicted_at,
+    predicted_divergences,
+    shared_out,
+)
 from nearplane.model.blocks import Layer
 from nearplane.model.forward_arguments import logits_of
 from nearplane.model.output_head import head_of, shares_weight
@@ -34,6 +39,7 @@ HESSIAN_TOKENS = 2048  # for the Hessians from which the layers' errors are draw
 SEQUENCES, LENGTH = 2, 128  # sequences whose predictions are compared, and tokens of each
 POSITIONS = 32  # most predictions of a sequence that are compared, evenly spaced
 DRAWN_BPW = 3.0  # the rate at which errors are drawn; divergence is in proportion to their power
+AROUND = [step / 4 for step in range(-6, 9)]  # bits per weight around the average, for the report
 
 
 @dataclass
@@ -307,3 +313,25 @@ def divergence(reference: list[Tensor], found: list[Tensor]) -> float:
     for p, q in zip(reference, found, strict=True):
         total += float((p.exp() * (p - q)).sum())
     return max(total / sum(map(len, reference)), 0.0)
+
+
+def shared_rates(
+    sensitivities: dict[str, Sensitivity], average: float, method: Method
+) -> tuple[dict[str, float], float, dict[str, object]]:
+    """Return the units' bits per weight at an average, the divergence that is expected, and facts.
+
+    The facts are report.json's:
+
+    - "bpw": the rate at which every unit alone was rounded. "units": of each unit its divergence
+      there, and the one that is expected at its own rate, in nats a token.
+    - "averages": the divergence that is expected at other averages, as [bpw, nats a token].
+    """
+    bits, predicted_kl = shared_out(sensitivities, average, method.rates)
+    expected = predicted_divergences(sensitivities, bits, method.rates)
+    averages = [average + each for each in AROUND if average + each > 0]
+    facts = {
+        "bpw": DRAWN_BPW,
+        "units": {n: [each.divergence, expected[n]] for n, each in sensitivities.items()},
+        "averages": [list(pair) for pair in predicted_at(sensitivities, averages, method.rates)],
+    }
+    return bits, predicted_kl, facts

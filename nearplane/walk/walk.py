@@ -11,7 +11,6 @@ from jaxtyping import Int64
 from torch import Tensor, nn
 
 from nearplane.methods import Method
-from nearplane.methods.allocation import shared_out
 from nearplane.model.block_loading import InMemory
 from nearplane.model.blocks import Layer, check_finite, linear_modules
 from nearplane.model.experts import split_experts_
@@ -28,7 +27,7 @@ from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.rounding import Done, LayerStore, Rounder
 from nearplane.walk.self_check import SamplePass, check_forward_passes, check_replaceable
-from nearplane.walk.sensitivity import Probe
+from nearplane.walk.sensitivity import Probe, shared_rates
 from nearplane.walk.streams import StageInputs, Streams
 from nearplane.walk.token_use import steps_by_use
 from nearplane.walk.trace import ModelTrace, Stage, trace_model
@@ -43,7 +42,8 @@ class Walk:
 
     Yields (layer, QuantizedWeight, LayerReport) for each layer. Frees the weights of every
     finished block, so that the model cannot run afterwards. `arrivals` counts the tokens that were
-    routed to each expert; `predicted_kl` is what `allocate` expects, in nats a token.
+    routed to each expert; `predicted_kl` is what `allocate` expects, in nats a token, and `probed`
+    what it measured.
 
     - `selection`: which layers are quantized, and its rules; chosen by `rules` if None.
     - `bits`: rates of layers that differ from the method's own.
@@ -66,6 +66,7 @@ class Walk:
     sampled: bool = False
     arrivals: dict[str, dict[str, int]] = field(default_factory=dict)
     predicted_kl: float | None = None
+    probed: dict[str, object] = field(default_factory=dict)
     ready: "Prepared | None" = field(init=False, default=None)
 
     def __post_init__(self) -> None:
@@ -162,7 +163,7 @@ class Walk:
         probe = Probe(prepared.placement.precise(), self.trace, *how)
         sensitivities = probe.sensitivities()
         if sensitivities:
-            bits, self.predicted_kl = shared_out(sensitivities, rate, self.method.rates)
+            bits, self.predicted_kl, self.probed = shared_rates(sensitivities, rate, self.method)
             rates = torch.tensor(list(bits.values()), dtype=torch.float64, device="cpu")
             self.ranks.from_first_(rates)
             bits = dict(zip(bits, rates.tolist(), strict=True))

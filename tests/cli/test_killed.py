@@ -36,7 +36,7 @@ def started(model: Path, text: Path, place: Path, *more: str) -> forked.Started:
 
 def content(out: Path) -> dict[str, bytes]:
     """Return all that a checkpoint is, but for the times in its report and their sum."""
-    free = {"report.json", "SHA256SUMS"}
+    free = {"report.json", "report.html", "SHA256SUMS"}
     return {path.name: path.read_bytes() for path in out.iterdir() if path.name not in free}
 
 

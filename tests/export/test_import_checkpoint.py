@@ -27,6 +27,7 @@ from nearplane.export.packed_layers import (
 )
 from nearplane.methods import GPTQ, HPTQ, RTN
 from nearplane.pipeline import quantize
+from nearplane.report.reading import read_report
 from nearplane.types import NearplaneError, value
 from tests.export.test_gguf import TOKENS, model_of
 from tests.export.test_packed_formats import KEEP, decode
@@ -204,6 +205,9 @@ def test_an_export_comes_back(to, method, tmp_path):
     quantize(tmp_path / "model", tmp_path / "out", method, TOKENS, rules=KEEP)
     foreign, said = export(tmp_path / "out", tmp_path / "foreign", to), []
     back = import_checkpoint(foreign, tmp_path / "back", said.append)
+    run, page = read_report(back), (back / "report.html").read_text()
+    assert run.method == "imported" and run.layers and run.kept and not run.certified
+    assert "What rounding cost is not known" in page and "no bound for" in page
     assert "the same integers" in said[0] and f"layers of {to.removesuffix('_v2')}" in said[0]
     wanted = npl.load(tmp_path / "out", dequantize=True, dtype=torch.float32)
     found = npl.load(back, dequantize=True, dtype=torch.float32)

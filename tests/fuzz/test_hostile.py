@@ -20,9 +20,9 @@ from nearplane.export.checkpoint_writer import CheckpointWriter
 from nearplane.export.companion_files import companion_files
 from nearplane.export.load import load_tokenizer
 from nearplane.model.open_model import open_model, open_tokenizer
+from nearplane.report.report_json import few_token_sentences
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import CalibrationRequest, calibrate
-from nearplane.walk.report import few_token_sentences
 from tests.cli import tiny
 from tests.fuzz import directories
 from tests.fuzz.mutate import assert_one_sentence

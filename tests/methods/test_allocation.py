@@ -12,7 +12,8 @@ from nearplane.methods.allocation import (
     Sensitivity,
     allocate,
     allocate_among,
-    predicted_divergence,
+    predicted_at,
+    predicted_divergences,
     shared_out,
 )
 from nearplane.types import NearplaneError
@@ -54,19 +55,31 @@ def test_slopes_are_equal_and_nothing_else_is_better():
     bits = allocate(of, 3.0)
     slopes = [c.divergence * 4.0 ** (3 - bits[n]) / c.weights for n, c in of.items()]
     assert slopes == pytest.approx([slopes[0]] * 3, rel=1e-6)
-    best = predicted_divergence(of, bits)
+    best = total(of, bits)
     for giver, taker in [("a", "b"), ("b", "a"), ("c", "b"), ("a", "c")]:
         moved = dict(bits)
         moved[giver] -= 0.1
         moved[taker] += 0.1 * of[giver].weights / of[taker].weights
         assert mean(moved, of) == pytest.approx(3.0)
-        assert predicted_divergence(of, moved) > best
+        assert total(of, moved) > best
+
+
+def total(of, bits):
+    return sum(predicted_divergences(of, bits).values())
+
+
+def test_predictions_at_other_averages_leave_out_what_cannot_be_met():
+    of = {"a": Sensitivity(0.3, 1000, 3.0), "b": Sensitivity(0.02, 5000, 3.0)}
+    found = dict(predicted_at(of, [1.0, 4.0, 4.5]))
+    assert list(found) == [4.0, 4.5]
+    assert found[4.0] == shared_out(of, 4.0)[1]
+    assert found[4.5] == pytest.approx(found[4.0] / 2)  # half a bit everywhere halves it
 
 
 def test_every_bit_less_takes_four_times_the_divergence():
     of = {"a": Sensitivity(0.3, 1000, 3.0), "b": Sensitivity(0.02, 5000, 3.0)}
-    assert predicted_divergence(of, {"a": 3.0, "b": 3.0}) == pytest.approx(0.32)
-    assert predicted_divergence(of, {"a": 2.0, "b": 4.0}) == pytest.approx(1.2 + 0.005)
+    assert total(of, {"a": 3.0, "b": 3.0}) == pytest.approx(0.32)
+    assert total(of, {"a": 2.0, "b": 4.0}) == pytest.approx(1.2 + 0.005)
 
 
 def test_equal_layers_get_equal_bits():

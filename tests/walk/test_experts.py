@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from nearplane.methods import ECLQ, HPTQ, RTN, SSQR
 from nearplane.model.experts import Experts, join_experts_, routes, split_experts_
 from nearplane.model.selection import Rules
+from nearplane.report.report_json import few_token_sentences, is_nearest, layer_row, relative_loss
 from nearplane.types import NearplaneError
 from nearplane.walk import expert_hessians
 from nearplane.walk import walk as walk_file
 from nearplane.walk.expert_hessians import ExpertTokens, borrowed
 from nearplane.walk.forward_pass import Passes
 from nearplane.walk.placement import Placement
-from nearplane.walk.report import few_token_sentences, is_nearest, layer_row, relative_loss
 from nearplane.walk.sensitivity import Probe
 from nearplane.walk.trace import trace_model
 from nearplane.walk.walk import Walk

@@ -1,0 +1,85 @@
+"""report, compare, and the pictures of inspect."""
+
+import json
+import shutil
+
+import pytest
+
+from nearplane.export.checksums import verify_sums
+from tests.cli.test_quantize import refused
+
+
+@pytest.fixture
+def altered(checkpoint, tmp_path):
+    return shutil.copytree(checkpoint, tmp_path / "copy")
+
+
+def test_a_checkpoint_has_a_page_of_its_report(checkpoint, altered, nearplane):
+    page = (checkpoint / "report.html").read_text()
+    report = json.loads((checkpoint / "report.json").read_text())
+    worst = max(report["layers"], key=lambda entry: entry["relative_loss"])
+    assert f"<b>{worst['name']}</b> lost most" in page and "not measured" in page
+    assert all(entry["log2_pivots"] for entry in report["layers"])
+    assert report["machine"]["versions"]["torch"] and report["kept"]
+    units = report["sensitivity"]["units"]
+    assert set(units) == {entry["name"] for entry in report["layers"]}
+    expected = sum(expected for _, expected in units.values())
+    assert expected == pytest.approx(report["recipe"]["predicted_kl"], rel=1e-6)
+    result = nearplane("report", altered)
+    assert result.exit_code == 0 and worst["name"] in result.stdout.splitlines()[0]
+    # the directory's name is in the commands that are shown
+    made = (altered / "report.html").read_text()
+    assert made.replace("eval copy", "eval out") == page
+
+
+def test_the_page_follows_the_report_and_its_sum_follows_the_page(altered, nearplane):
+    content = json.loads((altered / "report.json").read_text())
+    figures = {"perplexity": {"value": 11.5}}
+    content["evaluations"] = [{"kind": "text", "text": "held.txt", "figures": figures}]
+    (altered / "report.json").write_text(json.dumps(content))
+    assert nearplane("report", altered).exit_code == 0
+    assert "11.5" in (altered / "report.html").read_text()
+    # what somebody else changed stays to be seen
+    assert [problem.split()[0] for problem in verify_sums(altered)] == ["'report.json'"]
+    (altered / "SHA256SUMS").unlink()
+    assert nearplane("report", altered).exit_code == 0 and not (altered / "SHA256SUMS").exists()
+
+
+def test_another_place_leaves_the_checkpoint_as_it_was(altered, nearplane, tmp_path):
+    before = (altered / "report.html").stat().st_mtime_ns
+    assert nearplane("report", altered, "--output", tmp_path / "page.html").exit_code == 0
+    assert (tmp_path / "page.html").read_bytes().startswith(b"<!doctype html>")
+    assert (altered / "report.html").stat().st_mtime_ns == before and not verify_sums(altered)
+
+
+def test_damaged_reports_are_refused_in_one_sentence(altered, nearplane, tmp_path):
+    page = (altered / "report.html").read_bytes()
+    (altered / "report.json").write_text('{"layers": [{"name": "a"}]}')
+    for words in (("report", altered), ("compare", altered, tmp_path)):
+        refused(nearplane(*words), "has no rows above zero")
+    assert (altered / "report.html").read_bytes() == page
+    result = nearplane("inspect", altered)
+    assert result.exit_code == 0 and "not used: " in result.stdout
+    (altered / "report.json").unlink()
+    refused(nearplane("report", altered), "has no report.json")
+
+
+def test_compare_shows_runs_side_by_side(nearplane, checkpoint, grouped, tmp_path):
+    page = tmp_path / "page.html"
+    result = nearplane("compare", checkpoint, grouped, "--html", page)
+    assert result.exit_code == 0, result.output
+    for part in ("eclq", "rtn", "mlp.down_proj", "15 of 15", "0 of 14", "lost most"):
+        assert part in result.stdout
+    said = page.read_text()
+    assert said.count('<td class="n">eclq</td>') == 1 and said.count("rtn</td>") == 1
+    refused(nearplane("compare", checkpoint), "two or more")
+    refused(nearplane("compare", checkpoint, checkpoint), "two or more")
+
+
+def test_inspect_begins_with_kinds_and_ends_with_advice(nearplane, checkpoint):
+    lines = nearplane("inspect", checkpoint).stdout.splitlines()
+    assert lines[0].startswith("kind") and any(line.startswith("mlp.down_proj") for line in lines)
+    strips = [line for line in lines if line.startswith("mlp.up_proj")][1:]
+    assert len(strips) == 2 and all(set(line) & set("▁▂▃▄▅▆▇█") for line in strips)
+    assert "lost most" in lines[-3] and "Half a bit more" in lines[-2]
+    assert "nearplane eval" in lines[-1]
