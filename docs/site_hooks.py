@@ -30,6 +30,13 @@ def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     return markdown
 
 
+def on_page_content(html: str, page: Any, **_: Any) -> str:
+    """Lead links of notebooks to pages, which mkdocs does for Markdown only."""
+    if page.file.src_uri.endswith(".ipynb"):
+        html = re.sub(r'href="(?!\w+:)([^"#]+)\.md', r'href="\1.html', html)
+    return html
+
+
 def from_page(link: str) -> str:
     """Return where a link from the root of the repository leads from a page in FOLDER."""
     if link.startswith("docs/"):

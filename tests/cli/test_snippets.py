@@ -18,7 +18,7 @@ from tests.cli.fences import DOCUMENTS, ROOT, Block, blocks
 
 TITLE = re.compile(r'title="([\w.]+)"')
 PAGES = [page for page in DOCUMENTS if any(b.language == "python" for b in blocks(page))]
-LANGUAGES = {"", "python", "text", "hex", "integers"}  # those that a test reads, and what is only shown
+LANGUAGES = {"", "python", "text", "hex", "integers"}  # code of others would not be run
 TROUBLES = ROOT / "docs" / "guides" / "troubleshooting.md"
 
 
