@@ -22,9 +22,9 @@ $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane
 		torch==2.13.0 -e ".[test,data,gguf,reduce,bench,serve]"
 	touch $@
 
-# the site, in build/site; a warning, such as a link that leads nowhere, is an error
+# the site, in build/site; a warning, such as a link that leads nowhere, is an error (with --quiet it would not be one)
 docs: $(DOCS_INSTALLED)
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 	$(BIN)/python .ci/links.py
 
 # docs/figures, which docs/guides/mathematics.md shows
