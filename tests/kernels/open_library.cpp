@@ -42,7 +42,7 @@ OUT_OF_LINE void operator delete(void* p, size_t) noexcept { std::free(p); }
 
 namespace {
 
-const char* const kNames[] = {"plain", "avx2", "avx_vnni", "avx512", "avx512_bf16"};
+const char* const kNames[] = {"plain", "avx2", "avx_vnni", "avx512", "avx512_bf16", "neon_dot"};
 constexpr uint32_t kTypes[] = {kF32, kBF16};
 constexpr uint64_t kOne = uint64_t(1) << 24;  // what frequencies of a list add up to
 
