@@ -1,3 +1,3 @@
 """The version of nearplane; checkpoints name the one that wrote them."""
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
