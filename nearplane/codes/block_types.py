@@ -41,6 +41,7 @@ class BlockGrid:
 GRIDS = {
     grid.name: grid
     for grid in (
+        BlockGrid("Q2_K", -2, 1, 16, 256, 2.625, 15, signed=False),
         BlockGrid("Q3_K", -4, 3, 16, 256, 3.4375, 31),
         BlockGrid("IQ4_XS", -127, 113, 32, 256, 4.25, 31, levels=UNEVEN),
         BlockGrid("Q4_K", -8, 7, 32, 256, 4.5, 63, signed=False),
@@ -53,7 +54,8 @@ GRIDS = {
     )
 }
 # what llama.cpp takes where 256 does not divide a row
-INSTEAD = {"Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL", "Q4_K": "Q5_0", "Q5_K": "Q5_0", "Q6_K": "Q8_0"}
+INSTEAD = {"Q2_K": "IQ4_NL", "Q3_K": "IQ4_NL", "IQ4_XS": "IQ4_NL"}
+INSTEAD |= {"Q4_K": "Q5_0", "Q5_K": "Q5_0", "Q6_K": "Q8_0"}
 # of types with the same bits, those that err least
 MIXED = ("Q3_K", "IQ4_XS", "IQ4_NL", "Q5_K", "Q5_0", "Q6_K", "Q8_0")
 

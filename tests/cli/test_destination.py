@@ -82,8 +82,8 @@ def test_packed_formats(word, nearplane, wide, text, tmp_path):
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--for", "gguf"], "--for gguf: needs --size, or one of Q3_K"),
-        (["--for", "gguf:Q9"], "'Q9' is no type: there are Q3_K"),
+        (["--for", "gguf"], "--for gguf: needs --size, or one of Q2_K"),
+        (["--for", "gguf:Q9"], "'Q9' is no type: there are Q2_K"),
         (["--for", "gguf:Q4_K", "--size", "1MB"], "not both"),
         (["--for", "gguf", "--size", "20kB"], "the smallest types that divide this model's rows"),
         (["--for", "gguf", "--size", "0"], "vocabulary and metadata of the file take 0.0"),

@@ -89,7 +89,7 @@ def test_every_file_and_a_card_are_sent(hub, checkpoint, text, tmp_path):
     card = hub.files.pop("README.md").decode()
     assert f"{len(own) + 1} files" in done.stdout and hub.files.keys() == own.keys()
     changed = {name for name in own if own[name] != hub.files[name]}
-    assert changed == {"config.json", "report.json", "SHA256SUMS"}
+    assert changed == {"config.json", "report.html", "report.json", "SHA256SUMS"}
     assert not any(str(text.parent).encode() in content for content in hub.files.values())
     assert f"config.json, report.json: {text.name} in place of {text}" in done.stderr
     for name, content in hub.files.items():

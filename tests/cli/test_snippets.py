@@ -18,7 +18,8 @@ from tests.cli.fences import DOCUMENTS, ROOT, Block, blocks
 
 TITLE = re.compile(r'title="([\w.]+)"')
 PAGES = [page for page in DOCUMENTS if any(b.language == "python" for b in blocks(page))]
-LANGUAGES = {"", "python", "text", "hex", "integers"}  # code of others would not be run
+# code of others would not be run; tests/evaluate/test_tasks.py runs the task in YAML
+LANGUAGES = {"", "python", "text", "hex", "integers", "json", "yaml"}
 TROUBLES = ROOT / "docs" / "guides" / "troubleshooting.md"
 
 

@@ -45,7 +45,7 @@ METHODS_OF_ALL = [
     npl.SSQR(bits=3, group_size=16, outliers=0.02),
     npl.RTN(bits=4, group_size=16),
     npl.HRTN(bpw=9.5),
-    npl.ECLQ(bpw=9.5, paths=3),
+    npl.ECLQ(bpw=9.5, paths=3, two_sided=False, allocate=False),
 ]
 OTHERS = {"watersic", "gguf"}  # methods that are tried below, on shapes of their own
 MOST_COPIES = 20  # of a model's weights: checks, passes and rounding each bring blocks anew
@@ -93,7 +93,7 @@ def methods() -> list[str]:
 
 def places() -> list[str]:
     """Let hidden states be on the device, in the machine's memory, and in a file."""
-    model, method = saved("llama"), npl.ECLQ(bpw=9.5)
+    model, method = saved("llama"), npl.ECLQ(bpw=9.5, two_sided=False, allocate=False)
     expected, _ = run(model, method, "cpu")
     found = survey(model, method, arithmetic="float32")
     size = RunSize(len(TOKENS), TOKENS.shape[1], 1)

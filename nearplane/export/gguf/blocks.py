@@ -182,11 +182,9 @@ def iq4_xs(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
     return np.hstack([*head, nibbles(code, 16)])
 
 
-# integers of 2 bits, with one more on the negative side
-Q2_K = BlockGrid("Q2_K", -2, 1, 16, 256, 2.625, 15, signed=False)
 # by the bits of a weight; of those with the same, the one that llama.cpp multiplies by faster
 BLOCK_TYPES = (
-    BlockType(Q2_K, q2_k),
+    BlockType(GRIDS["Q2_K"], q2_k),
     BlockType(GRIDS["Q3_K"], q3_k),
     BlockType(GRIDS["IQ4_XS"], iq4_xs),
     BlockType(GRIDS["Q4_K"], q4_k),
