@@ -8,6 +8,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+SCRIPTED = {"explore.html"}  # its script makes the places that links name: tests/pages
 SITE = Path(__file__).resolve().parents[1] / "build" / "site"
 
 
@@ -43,6 +44,8 @@ def main() -> int:
             there = (path.parent / unquote(parts.path)).resolve() if parts.path else path
             if not there.is_file():
                 wrong.append(f"{path.relative_to(SITE)}: {link}")
+            elif there.name in SCRIPTED:
+                continue
             elif there in pages and unquote(parts.fragment) not in pages[there].places:
                 wrong.append(f"{path.relative_to(SITE)}: {link} names no place there")
     print("\n".join(wrong) or f"{len(pages)} pages, {count} links: all lead somewhere")
