@@ -160,7 +160,7 @@ def print_table(rows: list[dict[str, Any]]) -> None:
 
     from nearplane.cli.layer_tables import formatted, wide_console
 
-    titles = ("layer", "shape", "bits", "entropy", "AM/GM", "relative loss", "loss/bound")
+    titles = ("layer", "shape", "bits", "entropy", "steps gain", "relative loss", "damped/bound")
     table = Table(*titles, box=None, pad_edge=False)
     for row in rows:
         shape = f"{row['rows']} x {row['columns']}"

@@ -47,7 +47,7 @@ COLUMNS = {
     "damped": "damped",
     "expected": "expected",
     "bound": "bound",
-    "loss_over_bound": "of its bound",
+    "loss_over_bound": "damped / bound",
     "predicted": "expected divergence",
     "tokens": "tokens",
     "warning": "warning",
@@ -208,9 +208,17 @@ def answers(run: Run, worst: list[LayerLine]) -> dict[str, str]:
     ratios = [each.loss_over_bound for each in run.layers if each.loss_over_bound is not None]
     found = {"tight": "No layer has a bound that holds."}
     if ratios:
+        uniform = [
+            each.expected / each.bound
+            for each in run.layers
+            if each.expected is not None and each.bound
+        ]
         found["tight"] = (
-            f"The median layer's error is {percent(median(ratios))} of its bound, the closest "
-            f"{percent(max(ratios))}. Errors that are uniform in their cells would be at a third."
+            f"It holds for {len(ratios)} of {len(run.layers)} layers: the median layer's damped "
+            f"error is {percent(median(ratios))} of its bound, the closest {percent(max(ratios))}; "
+            f"errors that are uniform in their cells would be at {percent(median(uniform))}. A "
+            "small share says that the guarantee is far from what happened, not that a layer is "
+            "good."
         )
     largest = parts(run)[:3]
     said = [f"{each.name} {percent(each.stored_bytes / run.tensor_bytes)}" for each in largest]

@@ -53,7 +53,8 @@ def test_directories_that_are_none_are_refused(nearplane, model_dir, tmp_path, c
 def test_inspect_shows_every_layer(nearplane, checkpoint):
     result = nearplane("inspect", checkpoint)
     assert result.exit_code == 0
-    for part in ("model.layers.1.mlp.down_proj", "64 x 96", "loss/bound", "recipe", "embed_tokens"):
+    parts = ("model.layers.1.mlp.down_proj", "64 x 96", "damped/bound", "recipe", "embed_tokens")
+    for part in parts:
         assert part in result.stdout
 
 

@@ -72,7 +72,8 @@ function sentence() {
   const share = `${fixed((losses[state.method] / bound) * 100, 0)} % of the bound`;
   const target = state.weight.map((w) => fixed(w, 2)).join(", ");
   const within = losses[state.method] <= bound * (1 + 1e-9);
-  const told = limited && !within ? `, ${share}: void` : state.method === "nearest-plane" ? `, ${share}` : "";
+  const times = `${fixed(losses[state.method] / bound, 2)} times what the bound would be without limits, which void it`;
+  const told = limited && !within ? `, ${times}` : state.method === "nearest-plane" ? `, ${share}` : "";
   return `Target (${target}); ${METHODS[state.method]}: integers (${said(codes[state.method])}), loss ${fixed(losses[state.method], 4)}${told}.`;
 }
 

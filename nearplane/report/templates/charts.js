@@ -35,7 +35,7 @@
     add("damped", layer.damped);
     add("expected", layer.expected);
     add("bound", layer.bound);
-    add("of its bound", layer.loss_over_bound);
+    add("damped / bound", layer.loss_over_bound);
     add("sensitivity", layer.sensitivity);
     add("expected divergence", layer.predicted);
     if (layer.warning) lines.push(layer.warning);
@@ -45,7 +45,7 @@
   const KINDS = [
     ["bound", "the bound", "var(--bound)"],
     ["expected", "expected, if uniform in its cells", "var(--expected)"],
-    ["damped", "measured", "var(--measured)"],
+    ["damped", "measured (damped)", "var(--measured)"],
   ];
 
   function key(entries) {
