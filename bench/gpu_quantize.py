@@ -177,7 +177,7 @@ def main() -> None:
     tokens = 64 if arguments.tiny else TOKENS
     said = check(device)
     print(said)
-    with exact_products():
+    with exact_products(device):
         found = parts(shape, device, tokens, arguments.repetitions)
     for each in found:
         print(f"{each.part:24} {1e3 * each.seconds:10.2f} ms")

@@ -98,9 +98,9 @@ def quantize(
     """
     ranks, started, watcher = begun(watcher)
     chosen, limit = computing_on(device, device_memory, least, arithmetic)
-    wanted = CalibrationSize(calibration, sequences, length, seconds)
+    wanted = CalibrationSize(calibration, sequences, length, seconds, device, device_memory)
     ledger = Ledger(out, ranks.first, ranks.bytes_of_first)
-    with writer_to(out, ranks) as writer, keeping(ledger, watcher, resume), exact_products():
+    with writer_to(out, ranks) as writer, keeping(ledger, watcher, resume), exact_products(chosen):
         earlier = earlier_recipe(ledger) if resume else {}
         survey = surveyed(model, method, rules, trust_remote_code)
         survey = in_one_dtype(survey, earlier, arithmetic, ranks, chosen)
@@ -296,6 +296,7 @@ def dependencies(source: OpenModel, recipe: dict[str, Any], walk: Walk) -> dict[
         "rules": asdict(walk.rules),
         "threads": torch.get_num_threads(),
         "processes": walk.ranks.size,
+        "device": walk.prepared.placement.device.type,
     }
 
 

@@ -54,5 +54,10 @@ def am_gm_bits(factor: Float[Tensor, "n n"]) -> float:
 
     It is zero when all pivots are equal [Lifar26].
     """
-    pivots = factor.diagonal().double().square()
-    return float((torch.log2(pivots.mean()) - torch.log2(pivots).mean()) / 2)
+    return am_gm_bits_of(factor.diagonal())
+
+
+def am_gm_bits_of(pivots: Float[Tensor, " n"]) -> float:
+    """Return `am_gm_bits` of a factor with these pivots."""
+    squares = pivots.double().square()
+    return float((torch.log2(squares.mean()) - torch.log2(squares).mean()) / 2)

@@ -18,6 +18,7 @@ from torch import Tensor
 from nearplane import codes, lattice
 from nearplane.codes.ladder import ROW_WIDTH
 from nearplane.lattice import Basis, NotPositiveDefiniteError, am_gm_bits
+from nearplane.lattice.bound import am_gm_bits_of
 from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import HIGH_RATE_SLOPE, Prices, cell_sides, rate_aware_plane
 from nearplane.lattice.search import k_best
@@ -163,7 +164,7 @@ class ECLQ(LatticeMethod, RateMethod):
         bound, void = certify_cells(losses_to_target)
         facts = target.facts | report_facts(code, solution, basis)
         if problem.outputs:
-            facts["output_am_gm_bits"] = am_gm_bits(joined_pivots(problem.outputs).diag())
+            facts["output_am_gm_bits"] = am_gm_bits_of(joined_pivots(problem.outputs))
         return QuantizedWeight(
             code=code,
             step=step,

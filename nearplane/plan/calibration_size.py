@@ -37,6 +37,8 @@ class CalibrationSize:
     sequences: int | None
     length: int | None
     seconds: float | None
+    device: str = "cpu"
+    device_memory: int | None = None
 
     def __post_init__(self) -> None:
         check_one_given(self.sequences, self.seconds)
@@ -88,7 +90,8 @@ class CalibrationSize:
         answer = ""
         if ranks.first:
             try:
-                least = estimate(survey, ranks.size, length, ranks.size, allowed=memory)
+                where = self.device, memory, self.device_memory
+                least = estimate(survey, ranks.size, length, ranks.size, *where)
                 fit = least.within(self.seconds)
                 says(fit.time_sentence(self.seconds))
                 answer = str(fit.run.sequences)

@@ -9,7 +9,7 @@ from torch import nn
 
 from nearplane.model.compute_dtype import precise
 from nearplane.model.output_head import vocabulary
-from nearplane.plan.backward import BackwardSize
+from nearplane.plan.backward import HESSIAN, BackwardSize
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
 from nearplane.walk.sensitivity import POSITIONS, SEQUENCES
@@ -106,17 +106,19 @@ class MemoryNeeds:
         if not spilled:
             copies = 2 * self.streams + bool(self.survey.shares)
             states += copies * self.tokens * self.hidden * self.itemsize
+            states += self.output_hessians
         outside, sizes = self.parts
         block = max(sizes) * self.widening
         wide = precise(self.survey.compute).itemsize / self.survey.dtype.itemsize
         phases = [(outside * wide, self.running_bytes)]
         if self.survey.method.allocates:
-            phases.append((max(outside, *sizes) * wide, self.probing))
+            phases.append(((outside + max(sizes)) * wide, self.probing))
         if self.backward.needed:
             # what blocks return stays there until gradients went through
             working = self.backward.working_bytes(self.hidden, self.width)
             kept = self.backward.state_bytes(self.hidden, len(self.survey.blocks))
-            phases.append((max(block, outside * self.widening), working + kept))
+            kept -= 0 if spilled else self.output_hessians
+            phases.append((block + outside * self.widening, working + kept))
         for shapes, expert in self.kinds:
             phases.append((block, self.summing(shapes, expert)))
             phases.append((block, self.rounding(shapes, expert)))
@@ -128,9 +130,15 @@ class MemoryNeeds:
 
         - `by_blocks`, `on_host`: as in `Offload`.
         """
-        states = 2 * self.streams * self.tokens * self.hidden * self.itemsize if on_host else 0
+        states = 2 * self.streams * self.tokens * self.hidden * self.itemsize
+        states = states + self.output_hessians if on_host else 0
         largest = max(rows * columns for shapes, _ in self.kinds for rows, columns in shapes)
         return Memory(self.weights(by_blocks), states, ROUNDED_WEIGHT * largest)
+
+    @property
+    def output_hessians(self) -> int:
+        """Bytes of all output Hessians, which are kept until their layers are rounded."""
+        return HESSIAN * self.backward.squares if self.backward.needed else 0
 
     @cached_property
     def backward(self) -> BackwardSize:

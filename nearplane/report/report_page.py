@@ -206,19 +206,22 @@ def duration(seconds: int | float) -> str:
 def answers(run: Run, worst: list[LayerLine]) -> dict[str, str]:
     """Return the sentence that answers each chart's question, by the chart's name."""
     ratios = [each.loss_over_bound for each in run.layers if each.loss_over_bound is not None]
+    uniform = [
+        each.expected / each.bound
+        for each in run.layers
+        if each.expected is not None and each.bound
+    ]
     found = {"tight": "No layer has a bound that holds."}
     if ratios:
-        uniform = [
-            each.expected / each.bound
-            for each in run.layers
-            if each.expected is not None and each.bound
-        ]
         found["tight"] = (
             f"It holds for {len(ratios)} of {len(run.layers)} layers: the median layer's damped "
-            f"error is {percent(median(ratios))} of its bound, the closest {percent(max(ratios))}; "
-            f"errors that are uniform in their cells would be at {percent(median(uniform))}. A "
-            "small share says that the guarantee is far from what happened, not that a layer is "
+            f"error is {percent(median(ratios))} of its bound, the closest {percent(max(ratios))}. "
+            "A small share says that the guarantee is far from what happened, not that a layer is "
             "good."
+        )
+    if uniform:
+        found["tight"] += (
+            f" Errors that are uniform in their cells would be at {percent(median(uniform))}."
         )
     largest = parts(run)[:3]
     said = [f"{each.name} {percent(each.stored_bytes / run.tensor_bytes)}" for each in largest]

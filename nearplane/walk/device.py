@@ -1,6 +1,7 @@
 """The device that a run computes on: asked for by name, and checked before it is used."""
 
 import gc
+import importlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -8,10 +9,10 @@ from functools import wraps
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
-from torch.distributed.distributed_c10d import get_node_local_rank
 
-from nearplane.lattice import factor, nearest_plane, order
+from nearplane.lattice import Prices, factor, nearest_plane, order, rate_aware_plane
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.hidden_states import CPU
 
@@ -44,6 +45,7 @@ class Accelerator:
 ROWS, COLUMNS = 48, 96  # of the matrix that is rounded for a check
 STEP = 0.25
 MOST_APART = 1e-3  # share of integers that may differ: those of values half-way between two
+USABLE = 0.9  # of the memory that is free
 FURTHEST = 1e-5  # relative difference of products that are computed in float32
 
 
@@ -86,13 +88,18 @@ def numbered(device: torch.device) -> torch.device:
         return CPU
     module = torch.get_device_module(device)
     count = module.device_count()
-    # of the processes that torchrun starts on one machine each takes the next device
-    own = get_node_local_rank(fallback_rank=0) % max(count, 1)
-    index = own if device.index is None else device.index
+    index = local_rank() if device.index is None else device.index
     if index >= count:
         raise RuntimeError(f"{count} {device.type} devices are there")
     getattr(module, "set_device", lambda index: None)(index)
     return torch.device(device.type, index)
+
+
+def local_rank() -> int:
+    """Return the number of this process among those that torchrun started on this machine."""
+    if not dist.is_available() or not dist.is_torchelastic_launched():
+        return 0
+    return importlib.import_module("torch.distributed.distributed_c10d").get_node_local_rank(0)
 
 
 def problem_of(device: torch.device) -> str:
@@ -108,7 +115,7 @@ def problem_of(device: torch.device) -> str:
     weight = torch.randn(ROWS, COLUMNS, generator=draws)
     inputs = torch.randn(4 * COLUMNS, COLUMNS, generator=draws)
     try:
-        with exact_products():
+        with exact_products(device):
             own, there = (rounded(weight.to(d), inputs.to(d)) for d in (CPU, device))
     except (RuntimeError, NotImplementedError) as error:
         return f"a small matrix could not be rounded on it ({first_line(error)})"
@@ -127,26 +134,40 @@ def rounded(weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     hessian = inputs.T @ inputs / len(inputs)
     columns = order(hessian, "activation").flip(0)
     triangle = factor(hessian, columns.flip(0), 0.01)
-    step = torch.full((1, 1), STEP, device=weight.device)
-    target = weight[:, columns].contiguous()
-    return hessian, nearest_plane(target, triangle.to(weight.dtype), step)
+    place = torch.arange(COLUMNS, device=weight.device)
+    step = STEP * (1 + place[None] % 3 / 4)
+    target, given = weight[:, columns].contiguous(), triangle.to(weight.dtype)
+    length = (torch.arange(18, device=weight.device) * 0.7 % 5).view(2, 9)
+    prices = Prices(length, torch.zeros_like(place[:ROWS]), place % 2)
+    codes = nearest_plane(target, given, step, -2, 1), rate_aware_plane(target, given, step, prices)
+    return hessian, torch.stack(codes)
 
 
 @contextmanager
-def exact_products() -> Iterator[None]:
-    """Let float32 products be float32's inside a `with` block, whatever was switched on before."""
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision("highest")
+def exact_products(device: torch.device) -> Iterator[None]:
+    """Let float32 products of another device than the CPU be float32's inside a `with` block."""
+    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    # torch renamed the setting in 2.9, and refuses a mixture of both names
+    name, exact, own = "fp32_precision", "ieee", [cuda, getattr(cudnn, "conv", None)]
+    if not hasattr(cuda, name):
+        name, exact, own = "allow_tf32", False, [cuda, cudnn]
+    before = [(each, getattr(each, name)) for each in own if device != CPU and hasattr(each, name)]
+    for each, _ in before:
+        setattr(each, name, exact)
     try:
         yield
     finally:
-        torch.set_float32_matmul_precision(before)
+        for each, value in before:
+            setattr(each, name, value)
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Return how many bytes of a device's memory are free; None where torch does not say."""
+    """Return how many bytes of a device's memory a run may plan with; None if torch is silent.
+
+    Libraries need some for themselves, and memory is lost between tensors.
+    """
     try:
-        return int(torch.get_device_module(device).mem_get_info(device)[0])
+        return int(USABLE * torch.get_device_module(device).mem_get_info(device)[0])
     except (RuntimeError, AttributeError, NotImplementedError):
         return None
 
@@ -168,7 +189,8 @@ def with_less_if_full(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[
         try:
             return run(*args, **options)
         except torch.OutOfMemoryError as error:
-            if options.get("least"):
+            # of several processes the others would wait for this one
+            if options.get("least") or dist.is_available() and dist.is_initialized():
                 raise NearplaneError(f"memory ran out: {first_line(error)}") from None
             reason = first_line(error)
         # the frames of the first try held its tensors

@@ -97,6 +97,8 @@ class BackwardPasses:
         try:
             with self.placement.outside(), frozen(self.placement.model):
                 self.run(found)
+        except torch.OutOfMemoryError:
+            raise
         except (NearplaneError, RuntimeError, NotImplementedError, TypeError) as error:
             name = type(self.placement.model).__name__
             found.places, found.problem = {}, f"{name} has no gradients ({first_line(error)})"

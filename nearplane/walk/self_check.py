@@ -192,6 +192,8 @@ def problem_without(
             model.set_submodule(name, stand_ins[module])
         with placement.outside(), replaced_blocks(trace.blocks, run), torch.no_grad():
             found = list(tensors_in(model(**forward_arguments(model, tokens))))
+    except torch.OutOfMemoryError:
+        raise
     # a model's code may fail in any way
     except Exception as error:
         return f"{type(error).__name__}: {first_line(error)}"

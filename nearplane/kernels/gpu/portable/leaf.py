@@ -87,9 +87,10 @@ def leaf(
         else:
             nearest = nearest_integer(value)
             if LOW:
-                nearest = tl.maximum(nearest, low.to(value.dtype))
+                # a limit of 1 is a constant to Triton, which has no type
+                nearest = tl.maximum(nearest, tl.zeros_like(nearest) + low)
             if HIGH:
-                nearest = tl.minimum(nearest, high.to(value.dtype))
+                nearest = tl.minimum(nearest, tl.zeros_like(nearest) + high)
         tl.store(code + at, nearest.to(tl.int32), mask=there)
         if STEP:
             nearest *= size
