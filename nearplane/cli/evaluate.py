@@ -1,7 +1,7 @@
 """The commands eval and run."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any
 
 import typer
@@ -71,16 +71,10 @@ def evaluate(
     quiet()
     tasks = settings.opened_tasks()
     form = resident, activations
-    opened = open_any(model, dequantize, arithmetic, trust_remote_code, form)
-    if opened[1] is None:
-        raise NearplaneError(f"{model} has no tokenizer that can be read")
+    opened = with_tokenizer(model, dequantize, arithmetic, trust_remote_code, form)
     settings.check_template(opened[1])
     how = {"arithmetic": name_of(opened[0].dtype), "weights": "decoded" if dequantize else resident}
-    with watching() as watcher:
-        windows, reference = windows_of(*opened, settings), None
-        if settings.against is not None:
-            reference = open_any(settings.against, True, arithmetic, trust_remote_code)
-        texts = measured(opened[0], windows, reference and reference[0], watcher.progress)
+    texts, reference = measured_texts(opened, settings, arithmetic, trust_remote_code)
     found = Evaluation(model, settings, how, texts=texts)
     found.give_out()  # before tasks, which have errors of their own
     if tasks:
@@ -158,73 +152,26 @@ def answers(
     return found
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A model, and sentences on its perplexity and divergence."""
-
-    model: Any
-    sentences: list[str]
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What a model is measured on: windows of a text, and another model if there is one.
-
-    - `context`: tokens of a window; None: CONTEXT, or as many as the model has positions for.
-    - `stride`: tokens between windows. `windows`: at most so many.
-    """
-
-    text: str
-    against: str | None = None
-    context: int | None = None
-    stride: int | None = None
-    windows: int | None = None
-    arithmetic: str = "auto"
-
-    def of(
-        self,
-        name: str,
-        trusted: bool,
-        dequantize: bool = True,
-        form: tuple[str, str] = ("auto", "auto"),
-    ) -> Measured:
-        """Return a model with what was measured of it; NearplaneError if it has no tokenizer.
-
-        - `name`, `dequantize`, `form`: as of `open_any`.
-        """
-        from nearplane.cli.progress import watching
-        from nearplane.evaluate.perplexity import WindowOptions, text_windows
-        from nearplane.model.positions import check_positions, position_limit
-
-        options = WindowOptions(
-            CONTEXT if self.context is None else self.context, self.stride, self.windows
-        )
-        opened, tokenizer = open_any(name, dequantize, self.arithmetic, trusted, form)
-        if tokenizer is None:
-            raise NearplaneError(f"{name} has no tokenizer that can be read")
-        if self.context is None:
-            most = min(CONTEXT, position_limit(opened) or CONTEXT)
-            stride = self.stride if self.stride is None else min(self.stride, most)
-            options = WindowOptions(most, stride, self.windows)
-        check_positions(opened, options.context, "--context")
-        with watching() as watcher:
-            split = text_windows(self.text, tokenizer, options)
-            reference = None
-            if self.against is not None:
-                reference, _ = open_any(self.against, True, self.arithmetic, trusted)
-            return Measured(opened, results(opened, split, options, reference, watcher.progress))
+def measured_sentences(name: str, settings: EvalSettings, trusted: bool) -> list[str]:
+    """Return sentences on a text for a checkpoint's card: decoded weights, products in float32."""
+    settings.window_options(CONTEXT)  # refuses what cannot be before the model is opened
+    opened = with_tokenizer(name, True, "float32", trusted)
+    (found,) = measured_texts(opened, settings, "float32", trusted)[0].values()
+    return text_sentences(found)
 
 
-def results(
-    model: Any,
-    windows: Any,
-    options: Any,
-    reference: Any,
-    progress: Progress,
-) -> list[str]:
-    """Return sentences with the perplexity and, with a reference, the divergence."""
-    found = measured(model, {"": (windows, options)}, reference, progress)
-    return text_sentences(found[""])
+def measured_texts(
+    opened: tuple[Any, Any], settings: EvalSettings, arithmetic: str, trusted: bool
+) -> tuple[dict[str, Any], tuple[Any, Any] | None]:
+    """Return what was measured of each text, and the reference with its tokenizer, if any."""
+    from nearplane.cli.progress import watching
+
+    with watching() as watcher:
+        windows, reference = windows_of(*opened, settings), None
+        if settings.against is not None:
+            reference = open_any(settings.against, True, arithmetic, trusted)
+        found = measured(opened[0], windows, reference and reference[0], watcher.progress)
+        return found, reference
 
 
 def run(
@@ -262,9 +209,8 @@ def run(
     check_resident(resident, activations)
     quiet()
     form = resident, activations
-    model, tokenizer = open_any(directory, dequantize, arithmetic, trust_remote_code, form)
-    if tokenizer is None:
-        raise NearplaneError(f"{directory} has no tokenizer that can be read")
+    opened = directory, dequantize, arithmetic, trust_remote_code, form
+    model, tokenizer = with_tokenizer(*opened)
     if prompt is None:
         Conversation(model, tokenizer, tokens).run()
         return
@@ -272,6 +218,14 @@ def run(
         inputs = prompt_inputs(tokenizer, prompt, chat)
     check_positions(model, inputs["input_ids"].shape[1] + tokens, "prompt, or fewer --tokens")
     written(model, tokenizer, inputs, tokens, Words(tokenizer))
+
+
+def with_tokenizer(name: str, *options: Any) -> tuple[Any, Any]:
+    """Return what `open_any` does; NearplaneError for a model without a tokenizer."""
+    opened = open_any(name, *options)
+    if opened[1] is None:
+        raise NearplaneError(f"{name} has no tokenizer that can be read")
+    return opened
 
 
 def open_any(

@@ -56,6 +56,7 @@ class Evaluation:
 
         from nearplane import __version__
         from nearplane.evaluate.intervals import CONFIDENCE
+        from nearplane.report.machine import processor
 
         return {
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -195,15 +196,3 @@ def table(titles: list[str], rows: list[list[str]]) -> list[str]:
         "  ".join(text.ljust(width) for text, width in zip(row, widths, strict=True)).rstrip()
         for row in (titles, *rows)
     ]
-
-
-def processor() -> str:
-    """Return the name of this machine's processor."""
-    import platform
-
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()

@@ -27,7 +27,8 @@ def push(
     trust_remote_code: TrustRemoteCode = False,
 ) -> None:
     """Upload DIR to the hub, with a card that says how it was made and how to run it."""
-    from nearplane.cli.evaluate import Comparison
+    from nearplane.cli.eval_settings import EvalSettings
+    from nearplane.cli.evaluate import measured_sentences
     from nearplane.cli.quiet import quiet
     from nearplane.export.hub import prepared
     from nearplane.types import NearplaneError
@@ -38,8 +39,8 @@ def push(
     found = prepared(directory, repo, licence)
     measured = []
     if text is not None:
-        asked = Comparison(text, against, windows=windows, arithmetic="float32")
-        measured = asked.of(directory, trust_remote_code).sentences
+        settings = EvalSettings([text], against=against, windows=windows)
+        measured = measured_sentences(directory, settings, trust_remote_code)
     card = found.card(measured)
     if dry_run:
         typer.echo(card)

@@ -11,9 +11,9 @@ from nearplane.export import checkpoint_format as fmt
 from nearplane.export import checksums
 from nearplane.export.checkpoint_reader import read_json
 from nearplane.export.output_lock import OutputLock
+from nearplane.report.reading import REPORT
 from nearplane.types import NearplaneError
 
-REPORT = "report.json"
 EVALUATIONS = "evaluations"
 PATIENCE_S = 10.0  # for another process that appends at this moment, which takes milliseconds
 

@@ -83,11 +83,24 @@ def choose_offload(
             return offload
     assert offload is not None
     if promised:
-        raise NearplaneError(
-            f"{allowed / GIB:.2f} GiB of memory are too little for {survey.name}: this run needs "
-            f"at least {offload.memory.total / GIB:.2f} GiB ({offload.memory.sentence()})"
-        )
+        raise NearplaneError(too_little(survey, allowed, "memory", offload.memory))
     return offload
+
+
+def too_little(survey: Survey, allowed: int | float, place: str, needed: Memory) -> str:
+    """Say that so many bytes of a place are too little for a run, and what it needs there."""
+    return (
+        f"{allowed / GIB:.2f} GiB of {place} are too little for {survey.name}: this run needs at "
+        f"least {needed.total / GIB:.2f} GiB ({needed.sentence()})"
+    )
+
+
+def fewer_waiting(batches: int) -> Iterator[int]:
+    """Yield how many batches may wait inside a block, from all of them to none."""
+    while batches:
+        yield batches
+        batches = batches * 3 // 4
+    yield 0
 
 
 def ways(survey: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
@@ -97,12 +110,8 @@ def ways(survey: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
     by_blocks = survey.empty.readable_by_blocks
     if by_blocks:
         yield offload_by(needs, True, False, batches)
-    paused = batches
-    while True:
+    for paused in fewer_waiting(batches):
         yield offload_by(needs, by_blocks, True, paused)
-        if not paused:
-            return
-        paused = paused * 3 // 4
 
 
 def offload_by(needs: MemoryNeeds, by_blocks: bool, spilled: bool, paused: int) -> Offload:
@@ -149,24 +158,17 @@ def choose_with_device(
             return last
     assert last is not None and last.device is not None
     if accelerator.promised and last.device.total > accelerator.allowed:
-        raise NearplaneError(
-            f"{accelerator.allowed / GIB:.2f} GiB of {accelerator.device} are too little for "
-            f"{survey.name}: this run needs at least {last.device.total / GIB:.2f} GiB there "
-            f"({last.device.sentence()}); free some, raise --device-memory, or take --device cpu"
-        )
-    if promised:
-        raise NearplaneError(
-            f"{allowed / GIB:.2f} GiB of memory are too little for {survey.name}: this run needs "
-            f"at least {last.memory.total / GIB:.2f} GiB ({last.memory.sentence()})"
-        )
+        said = too_little(survey, accelerator.allowed, str(accelerator.device), last.device)
+        raise NearplaneError(f"{said}; free some, raise --device-memory, or take --device cpu")
+    if promised and last.memory.total > allowed:
+        raise NearplaneError(too_little(survey, allowed, "memory", last.memory))
     return last
 
 
 def ways_with_device(survey: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
     """Yield all offloads beside a device, from the fastest to the one of least memory."""
     by_blocks = [False, True] if survey.empty.readable_by_blocks else [False]
-    paused = needs.batches
-    while True:
+    for paused in fewer_waiting(needs.batches):
         # hidden states: on the device, in the machine's memory, in a file
         for spilled, on_host in ((False, False), (False, True), (True, False)):
             device = needs.on_device(spilled or on_host, paused)
@@ -174,6 +176,3 @@ def ways_with_device(survey: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
                 memory = needs.beside_device(one_block, on_host)
                 where = one_block, spilled, paused, needs.batches, memory, needs.widest
                 yield Offload(*where, device, on_host)
-        if not paused:
-            return
-        paused = paused * 3 // 4
