@@ -78,14 +78,12 @@ class Evaluation:
         """Add the results to a checkpoint's report.json; where that cannot be, say so."""
         from nearplane.evaluate.bits import is_checkpoint
         from nearplane.export.evaluations import append_evaluations
-        from nearplane.export.report_page import write_report_page
 
         entries = self.entries()
         if not entries or not self.settings.record or not is_checkpoint(self.model):
             return
         try:
             append_evaluations(self.model, entries)
-            write_report_page(self.model)
         except NearplaneError as error:
             typer.echo(f"not recorded: {error}", err=True)
 

@@ -34,14 +34,14 @@ def compare(
     ] = None,
 ) -> None:
     """Print what differs between checkpoints: size, error, bits by kind, and measured quality."""
-    from nearplane.export.report_page import replace_file
+    from nearplane.export.report_page import write_pages
     from nearplane.report.compare_page import compare_page, named_runs
     from nearplane.report.reading import read_report
 
     runs = named_runs(directories, [read_report(Path(each)) for each in directories])
     print_comparison(runs)
     if html is not None:
-        replace_file(html, compare_page(runs))
+        write_pages({html: compare_page(runs)})
         typer.echo(f"{html}: {html.stat().st_size / 1e6:.2f} MB, open it in a browser")
 
 

@@ -34,6 +34,11 @@ def sums_text(hashes: dict[str, str]) -> bytes:
     return "".join(f"{hashes[name]}  {name}\n" for name in names).encode()
 
 
+def stored_sums(path: Path) -> dict[str, str]:
+    """Return name -> hash, as a file SHA256SUMS lists them."""
+    return _parsed(path.read_bytes())
+
+
 def verify_sums(directory: str | Path) -> list[str]:
     """Return one sentence for every file that does not match SHA256SUMS; [] if all do."""
     directory = Path(directory)
@@ -70,9 +75,13 @@ def _paths(directory: Path) -> Iterator[str]:
                 yield name
 
 
-def _differences(stored: bytes, actual: dict[str, str]) -> list[str]:
+def _parsed(stored: bytes) -> dict[str, str]:
     lines = [line.partition("  ") for line in stored.decode(errors="replace").splitlines()]
-    expected = {name: digest for digest, _, name in lines}
+    return {name: digest for digest, _, name in lines}
+
+
+def _differences(stored: bytes, actual: dict[str, str]) -> list[str]:
+    expected = _parsed(stored)
     names = sorted(expected.keys() | actual.keys())
     return [problem for name in names if (problem := _problem(name, expected, actual))]
 

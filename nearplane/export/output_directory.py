@@ -164,3 +164,24 @@ def _is_alive(pid: int) -> bool:
     except (PermissionError, OverflowError):
         pass
     return True
+
+
+def replace_files(contents: dict[Path, bytes]) -> None:
+    """Write files that readers see as they were or as they are, and never in between.
+
+    All are whole under hidden names beside them before the first one is renamed.
+    """
+    own = f"{os.getpid()}-{secrets.token_hex(4)}"
+    partial = {path: path.with_name(f".{path.name}.{own}") for path in contents}
+    try:
+        for path, content in contents.items():
+            partial[path].write_bytes(content)
+            if path.exists():
+                shutil.copymode(path, partial[path])
+            sync(partial[path])
+        for path in contents:
+            partial[path].replace(path)
+            sync(path.parent)
+    finally:
+        for left in partial.values():
+            left.unlink(missing_ok=True)

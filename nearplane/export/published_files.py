@@ -42,7 +42,7 @@ def published_files(checkpoint: Checkpoint) -> tuple[Contents, list[str]]:
             for path in replaced.items():
                 found[path].append(name)
     if found and checksums.SUMS in files:
-        files[checksums.SUMS] = corrected_sums((directory / checksums.SUMS).read_text(), files)
+        files[checksums.SUMS] = corrected_sums(directory / checksums.SUMS, files)
     said = [f"{', '.join(where)}: {end} in place of {path}" for (path, end), where in found.items()]
     return files, said
 
@@ -101,8 +101,8 @@ def without_paths(value: Any, known: Mapping[str, str], replaced: dict[str, str]
     return value
 
 
-def corrected_sums(text: str, files: Contents) -> bytes:
+def corrected_sums(path: Path, files: Contents) -> bytes:
     """Return SHA256SUMS with the hashes of contents that differ from the files."""
-    sums = {name: digest for digest, _, name in (s.partition("  ") for s in text.splitlines())}
+    sums = checksums.stored_sums(path)
     changed = {n: checksums.bytes_hash(c) for n, c in files.items() if isinstance(c, bytes)}
     return checksums.sums_text(sums | {n: h for n, h in changed.items() if n in sums})
