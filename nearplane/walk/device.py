@@ -17,6 +17,11 @@ from nearplane.types import NearplaneError, first_line
 from nearplane.walk.hidden_states import CPU
 
 AUTO = "auto"
+ROWS, COLUMNS = 48, 96  # of the matrix that is rounded for a check
+STEP = 0.25
+MOST_APART = 1e-3  # share of integers that may differ: those of values half-way between two
+USABLE = 0.9  # of the memory that is free
+FURTHEST = 1e-5  # relative difference of products that are computed in float32
 
 
 @dataclass(frozen=True)
@@ -40,13 +45,6 @@ class Accelerator:
         free = free_bytes(device)
         bytes_ = [each for each in (free, allowed) if each is not None]
         return cls(device, min(bytes_, default=float("inf")), promised)
-
-
-ROWS, COLUMNS = 48, 96  # of the matrix that is rounded for a check
-STEP = 0.25
-MOST_APART = 1e-3  # share of integers that may differ: those of values half-way between two
-USABLE = 0.9  # of the memory that is free
-FURTHEST = 1e-5  # relative difference of products that are computed in float32
 
 
 def chosen_device(name: str) -> torch.device:
@@ -172,10 +170,12 @@ def free_bytes(device: torch.device) -> int | None:
         return None
 
 
-def empty_cache(device: torch.device) -> None:
-    """Give back what torch keeps of a device's memory for later."""
+def empty_cache() -> None:
+    """Give back what torch keeps of the accelerator's memory for later, and what frames held."""
     gc.collect()
-    getattr(torch.get_device_module(device), "empty_cache", lambda: None)()
+    device = torch.accelerator.current_accelerator()
+    if device is not None:
+        getattr(torch.get_device_module(device), "empty_cache", lambda: None)()
 
 
 def with_less_if_full(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
@@ -193,17 +193,12 @@ def with_less_if_full(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[
             if options.get("least") or dist.is_available() and dist.is_initialized():
                 raise NearplaneError(f"memory ran out: {first_line(error)}") from None
             reason = first_line(error)
-        # the frames of the first try held its tensors
-        gc.collect()
-        limit = Accelerator.of(chosen_device(options.get("device", "cpu")))
-        if limit is None:
-            raise NearplaneError(f"memory ran out: {reason}")
         if options.get("watcher") is not None:
             options["watcher"].says(
-                f"warning: the memory of {limit.device} ran out ({reason}): the run goes on with "
-                "as little of it as it can"
+                f"warning: the device's memory ran out ({reason}): the run goes on with as little "
+                "of it as it can"
             )
-        empty_cache(limit.device)
+        empty_cache()
         return quantize(*args, **options | {"resume": True, "device_memory": 1, "least": True})
 
     return quantize
