@@ -13,7 +13,7 @@ from nearplane.report.reading import Run, known_number, text_of
 from nearplane.report.report_page import duration
 from nearplane.types import NearplaneError
 
-SCRIPTS = (embedding.PLOT, "templates/compare.js")
+SCRIPTS = (embedding.PLOT, "templates/figures.js", "templates/compare.js")
 DIFFERING = 10  # layers whose errors differ most
 NONE = "–"
 

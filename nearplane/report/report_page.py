@@ -31,7 +31,7 @@ from nearplane.report.reading import (
 )
 
 PAGE = "report.html"
-SCRIPTS = (embedding.PLOT, "templates/table.js", "templates/charts.js")
+SCRIPTS = (embedding.PLOT, "templates/figures.js", "templates/table.js", "templates/charts.js")
 SHOWN_ROWS = 500  # of the table without JavaScript
 WARNINGS = 50  # sentences; all of them are in report.json
 FIELDS = ("name", "kind", "block", "rows", "columns", "stored_bytes", "bpw", "relative_loss")

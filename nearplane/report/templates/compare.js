@@ -68,24 +68,5 @@
     rates: (width) => panels("bpw", { label: "bits ↑" }, width),
   };
 
-  function draw() {
-    for (const [name, make] of Object.entries(charts)) {
-      const figure = document.getElementById(`chart-${name}`);
-      figure.hidden = false;
-      const place = figure.querySelector(".chart");
-      const made = make(Math.max(place.clientWidth, 260));
-      figure.hidden = made === null;
-      place.replaceChildren(...(made ?? []));
-      // Plot labels groups that have no role, which is not allowed
-      for (const group of place.querySelectorAll("g[aria-label]")) group.setAttribute("role", "group");
-    }
-  }
-
-  let width = document.body.clientWidth;
-  addEventListener("resize", () => {
-    if (document.body.clientWidth === width) return;
-    width = document.body.clientWidth;
-    draw();
-  });
-  draw();
+  drawFigures(charts);
 })();
