@@ -6,7 +6,7 @@
 First a small matrix is rounded there as on the CPU, and a tiny Llama is quantized whole on both:
 integers of layers may differ where a value is half-way between two. Nothing is timed if they
 differ by more. Then the parts of one block of Llama-3-8B's shape (random weights and inputs) are
-timed, the shortest of some repetitions, waiting for the device:
+timed, the shortest time of those that fit in a moment, waiting for the device:
 
     forward     the block on a batch of 2048 tokens
     Hessians    x xᵀ of its four inputs, for as many tokens
@@ -21,12 +21,12 @@ weights to the device are not. bench/speed.py times llm-compressor and GPTQModel
 import argparse
 import json
 import tempfile
-import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import tiny
 import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -34,7 +34,7 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 import nearplane as npl
 from nearplane.lattice import basis
-from nearplane.plan.throughput import wait_for
+from nearplane.plan.throughput import seconds_of
 from nearplane.types import NearplaneError
 from nearplane.walk.device import chosen_device, exact_products
 from nearplane.walk.hessian import HessianSum
@@ -89,19 +89,6 @@ def check(device: torch.device) -> str:
     return f"losses of a tiny model on {device} are within {max(apart):.1e} of the CPU's"
 
 
-def shortest(work: Callable[[], Any], device: torch.device, repetitions: int) -> float:
-    """Return the shortest time of some repetitions, after one to warm up."""
-    best = float("inf")
-    for repetition in range(repetitions + 1):
-        wait_for(device)
-        started = time.perf_counter()
-        work()
-        wait_for(device)
-        if repetition:
-            best = min(best, time.perf_counter() - started)
-    return best
-
-
 def inputs_of(columns: int, tokens: int, device: torch.device, dtype: torch.dtype) -> Tensor:
     """Return random inputs with a few strong common factors, as layers have."""
     draws = torch.Generator().manual_seed(columns)
@@ -110,9 +97,7 @@ def inputs_of(columns: int, tokens: int, device: torch.device, dtype: torch.dtyp
 
 
 @torch.no_grad()
-def parts(
-    shape: tuple[int, ...], device: torch.device, tokens: int, repetitions: int
-) -> list[Timed]:
+def parts(shape: tuple[int, ...], device: torch.device, tokens: int) -> list[Timed]:
     """Time the parts of one block."""
     hidden, inner, *_ = shape
     config = config_of(shape)
@@ -125,7 +110,7 @@ def parts(
     found = []
 
     def timed(part: str, work: Callable[[], Any]) -> None:
-        found.append(Timed(part, shortest(work, device, repetitions)))
+        found.append(Timed(part, seconds_of(work, device)))
 
     timed("forward", lambda: block(x, position_embeddings=turns, position_ids=places))
     sums = [(HessianSum(n, device), inputs_of(n, tokens, device, dtype)) for n in (hidden, inner)]
@@ -166,9 +151,7 @@ def main() -> None:
     )
     parser.add_argument("--device", default="auto")
     parser.add_argument("--json", type=Path)
-    parser.add_argument("--repetitions", type=int, default=3)
-    parser.add_argument("--tiny", action="store_true", help="tiny shapes: that it runs, in seconds")
-    arguments = parser.parse_args()
+    arguments = tiny.parse(parser)
     try:
         device = chosen_device(arguments.device)
     except NearplaneError as error:
@@ -178,7 +161,7 @@ def main() -> None:
     said = check(device)
     print(said)
     with exact_products(device):
-        found = parts(shape, device, tokens, arguments.repetitions)
+        found = parts(shape, device, tokens)
     for each in found:
         print(f"{each.part:24} {1e3 * each.seconds:10.2f} ms")
     runs = {}
