@@ -185,11 +185,11 @@ class Placement:
         replacements: dict[int, Tensor] = {}
         swaps: list[Converted] = []
         try:
-            for tensors, name, before, own, prefixed in self.to_convert(parts):
+            for tensors, name, before, own, dtype in self.to_convert(parts):
                 # tied parameters stay tied
                 now = replacements.setdefault(id(before), before)
                 if now is before:
-                    now = self.as_used(prefixed, before) if own is None else own
+                    now = self.as_used(before, dtype) if own is None else own
                     replacements[id(before)] = now
                     self.stored[id(now)] = before
                 made = now.data_ptr(), now._version
@@ -203,25 +203,24 @@ class Placement:
 
     def to_convert(
         self, parts: NamedModules
-    ) -> Iterator[tuple[Tensors, str, Tensor, Tensor | None, str]]:
+    ) -> Iterator[tuple[Tensors, str, Tensor, Tensor | None, torch.dtype | None]]:
         """Yield the tensors of some modules that are elsewhere, or of another type than products.
 
         The fourth: what the class has there if it is loaded in the type of products; else None. The
-        last: the tensor's full name.
+        last: the type that the tensor is used in.
         """
         for prefix, module in parts if not self.as_they_are else ():
             for tensors in (module._parameters, module._buffers):
                 for name, tensor in list(tensors.items()):
                     if tensor is None or tensor.is_meta:
                         continue
-                    own, prefixed = self.own_buffer(module, name, tensor), f"{prefix}.{name}"
-                    moves = tensor.device != self.device
-                    if own is not None or moves or self.converts(prefixed, tensor):
-                        yield tensors, name, tensor, own, prefixed
+                    own = self.own_buffer(module, name, tensor)
+                    changes = self.converts(f"{prefix}.{name}", tensor)
+                    if own is not None or changes or tensor.device != self.device:
+                        yield tensors, name, tensor, own, self.dtype if changes else tensor.dtype
 
-    def as_used(self, name: str, tensor: Tensor) -> Tensor:
-        """Return a tensor of the model where it is used, and in the type of products if it is."""
-        dtype = self.dtype if self.converts(name, tensor) else tensor.dtype
+    def as_used(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        """Return a tensor of the model where it is used, in a type."""
         return like(tensor, tensor.detach().to(self.device, dtype))
 
     def own_buffer(self, module: nn.Module, name: str, tensor: Tensor) -> Tensor | None:

@@ -1,6 +1,6 @@
-// A second device for the tests. Its memory is the host's, so that the CPU's kernels compute on it, with the same bytes;
-// but its tensors are of another device, so that an operator that is given tensors of both is an error. Memory that is
-// held at the same time, and copies to and from the CPU, are counted; beyond a limit there is none.
+// A second device for the tests. Its memory is the host's, so that the CPU's kernels compute on it, with the same
+// bytes; but its tensors are of another device, so that an operator that is given tensors of both is an error. Memory
+// that is held at the same time, and copies to and from the CPU, are counted; beyond a limit there is none.
 #include <ATen/core/Tensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/CPUAllocator.h>
@@ -18,13 +18,12 @@ std::atomic<int64_t> held{0}, peak{0}, limit{-1}, to_device{0}, to_host{0};
 
 void count(int64_t bytes) {
   const int64_t now = held += bytes;
-  for (int64_t most = peak; now > most && !peak.compare_exchange_weak(most, now);) {
-  }
+  for (int64_t most = peak; now > most && !peak.compare_exchange_weak(most, now);) {}
 }
 
 void require(int64_t bytes) {
-  TORCH_CHECK_WITH(OutOfMemoryError, limit < 0 || held + bytes <= limit, "fake out of memory: ", bytes, " bytes more than ",
-                   held.load(), " of ", limit.load());
+  TORCH_CHECK_WITH(OutOfMemoryError, limit < 0 || held + bytes <= limit, "fake out of memory: ", bytes,
+                   " bytes more than ", held.load(), " of ", limit.load());
 }
 
 // Memory of the device: what the CPU's allocator gave, counted as long as it is held.
@@ -57,7 +56,8 @@ c10::Storage on_device(const c10::Storage& cpu) {
 }
 
 at::Tensor tensor_of(const c10::Storage& storage, c10::DispatchKey key, const at::Tensor& like) {
-  at::Tensor made = at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(key), like.dtype());
+  at::Tensor made =
+      at::detail::make_tensor<c10::TensorImpl>(c10::Storage(storage), c10::DispatchKeySet(key), like.dtype());
   made.unsafeGetTensorImpl()->set_sizes_and_strides(like.sizes(), like.strides(), like.storage_offset());
   return made;
 }
@@ -70,8 +70,8 @@ class Call {
   at::Tensor on_cpu(const at::Tensor& given) {
     if (!given.defined()) return given;
     if (!given.is_privateuseone()) {
-      TORCH_CHECK(copies || given.dim() == 0, "a tensor ", given.sizes(), " of the CPU among those of the fake device in ",
-                  name);
+      TORCH_CHECK(copies || given.dim() == 0, "a tensor ", given.sizes(),
+                  " of the CPU among those of the fake device in ", name);
       return given;
     }
     auto found = made.find(given.unsafeGetTensorImpl());
@@ -132,39 +132,33 @@ at::Tensor copy(const at::Tensor& from, const at::Tensor& to, bool) {
   return to;
 }
 
-void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
-  const size_t arguments = op.schema().arguments().size(), begin = stack->size() - arguments;
-  Call call(op.schema().name(), false);
-  for (size_t i = begin; i < stack->size(); i++) {
-    c10::IValue& value = (*stack)[i];
-    if (value.isTensor()) {
-      value = call.on_cpu(value.toTensor());
-    } else if (value.isTensorList()) {
-      c10::List<at::Tensor> list;
-      for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(call.on_cpu(tensor));
-      value = list;
-    } else if (value.isOptionalTensorList()) {
-      c10::List<std::optional<at::Tensor>> list;
-      for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorList())
-        list.push_back(tensor ? std::optional<at::Tensor>(call.on_cpu(*tensor)) : std::nullopt);
-      value = list;
-    } else if (value.isDevice() && value.toDevice().is_privateuseone()) {
-      value = c10::Device(c10::DeviceType::CPU);
-    }
+// Put convert(tensor) in the place of every tensor of a value.
+template <class Convert>
+void each_tensor(c10::IValue& value, const Convert& convert) {
+  if (value.isTensor()) {
+    value = convert(value.toTensor());
+  } else if (value.isTensorList()) {
+    c10::List<at::Tensor> list;
+    for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(convert(tensor));
+    value = list;
+  } else if (value.isOptionalTensorList()) {
+    c10::List<std::optional<at::Tensor>> list;
+    for (const std::optional<at::Tensor>& tensor : value.toOptionalTensorList())
+      list.push_back(tensor ? std::optional<at::Tensor>(convert(*tensor)) : std::nullopt);
+    value = list;
   }
+}
 
-  op.callBoxed(stack);
-  const size_t returns = op.schema().returns().size();
-  for (size_t i = stack->size() - returns; i < stack->size(); i++) {
+void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
+  Call call(op.schema().name(), false);
+  for (size_t i = stack->size() - op.schema().arguments().size(); i < stack->size(); i++) {
     c10::IValue& value = (*stack)[i];
-    if (value.isTensor()) {
-      value = call.back(value.toTensor());
-    } else if (value.isTensorList()) {
-      c10::List<at::Tensor> list;
-      for (const at::Tensor& tensor : value.toTensorVector()) list.push_back(call.back(tensor));
-      value = list;
-    }
+    each_tensor(value, [&](const at::Tensor& tensor) { return call.on_cpu(tensor); });
+    if (value.isDevice() && value.toDevice().is_privateuseone()) value = c10::Device(c10::DeviceType::CPU);
   }
+  op.callBoxed(stack);
+  for (size_t i = stack->size() - op.schema().returns().size(); i < stack->size(); i++)
+    each_tensor((*stack)[i], [&](const at::Tensor& tensor) { return call.back(tensor); });
   call.finish();
 }
 

@@ -196,8 +196,10 @@ def planted() -> list[str]:
     def left(self: HessianSum) -> Tensor:
         return own[2](self).cpu()
 
-    def missing(self: Placement, name: str, tensor: Tensor) -> Tensor:
-        return tensor if name.endswith("down_proj.weight") else own[1](self, name, tensor)
+    def missing(self: Placement, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        # of down projections, whose rows are fewer than their columns
+        narrow = tensor.ndim == 2 and tensor.shape[0] < tensor.shape[1]
+        return tensor if narrow else own[1](self, tensor, dtype)
 
     wrong = [] if noticed(lambda: patch.object(HessianSum, "mean", left)) else ["left on the CPU"]
     if not noticed(lambda: patch.object(Placement, "as_used", missing)):
