@@ -125,7 +125,7 @@ test-arm: $(INSTALLED)
 	qemu-aarch64 $(ARM)/fuzz_kernels $(FUZZ_SECONDS) $(FUZZ_SEED)
 
 # C++ and CUDA C++
-CXX_FILES = $(wildcard nearplane/kernels/cpu/src/* nearplane/kernels/gpu/cuda/src/* tests/kernels/*.cpp bench/*.cpp)
+CXX_FILES = $(wildcard nearplane/kernels/cpu/src/* nearplane/kernels/gpu/cuda/src/* tests/kernels/*.cpp tests/device/*.cpp bench/*.cpp)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check nearplane tests bench .ci docs
