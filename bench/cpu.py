@@ -54,7 +54,7 @@ HPTQ_FAST, ECLQ_FAST = "nearplane-hptq-fast", "nearplane-eclq-fast"
 SPARSE_FAST = "nearplane-ssqr-fast 3 +1%"
 HPTQ, ECLQ, SPARSE = "nearplane-hptq", "nearplane-eclq", "nearplane-ssqr 3 +1%"
 BF16, READ = ("torch-bf16", None), ("read-bandwidth", None)
-Q2_K, Q3_K = ("llama.cpp-q2_k", None), ("llama.cpp-q3_k", None)
+Q3_K = ("llama.cpp-q3_k", None)
 LIMIT = ("read-bandwidth", "of its bits")
 # a row (instruction set None: the best), another one, and the least ratio that is asked for
 ASKED = [
@@ -72,12 +72,12 @@ ASKED = [
         for isa in (None, "avx2")
         for each in [
             ((f"{HPTQ_FAST} 3.1", isa), BF16, 4.0),
-            ((f"{HPTQ_FAST} 3.1", isa), Q3_K, 1.3),
+            ((f"{HPTQ_FAST} 3.1", isa), ("llama.cpp-q3_k", isa), 1.3),
             ((f"{ECLQ_FAST} 3.1", isa), BF16, 4.0),
-            ((f"{ECLQ_FAST} 3.1", isa), Q3_K, 1.3),
-            ((SPARSE_FAST, isa), Q3_K, 1.0),
-            ((f"{HPTQ_FAST} 2.1", isa), Q2_K, 1.0),
-            ((f"{ECLQ_FAST} 2.1", isa), Q2_K, 1.0),
+            ((f"{ECLQ_FAST} 3.1", isa), ("llama.cpp-q3_k", isa), 1.3),
+            ((SPARSE_FAST, isa), ("llama.cpp-q3_k", isa), 1.0),
+            ((f"{HPTQ_FAST} 2.1", isa), ("llama.cpp-q2_k", isa), 1.0),
+            ((f"{ECLQ_FAST} 2.1", isa), ("llama.cpp-q2_k", isa), 1.0),
         ]
     ),
     ((f"{HPTQ_FAST} 3.1", None), (f"{HPTQ} 3.1", None), 1.5),
@@ -126,7 +126,11 @@ def others(args: argparse.Namespace) -> tuple[list[Row], list[Worker]]:
     if args.tiny:
         print(f"llama.cpp: {tiny.LEFT_OUT}")
         return rows, workers
-    for peer in cpu_peers.PEERS[: 1 if args.quick else None]:
+    best, llamacpp = cpu.available()[-1], cpu_peers.LLAMACPP.kernel
+    for peer in cpu_peers.PEERS:
+        # another build of the library is another row only where the processor has more
+        if peer.isa == best or (args.quick and peer.kernel != llamacpp):
+            continue
         worker = cpu_peers.start(peer, args.peers) if wanted(peer.kernel, args.only) else None
         if worker is None:
             continue

@@ -5,7 +5,7 @@ output layer of 256 words beside the linear layers, whose weights alone are coun
 """
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from cpu_rows import Row, Throughput, copies
@@ -19,15 +19,24 @@ VOCABULARY, CONTEXT = 256, 32
 
 @dataclass(frozen=True)
 class Peer:
-    """A library: its environment's name, and the kinds of weights that rows are made of."""
+    """A library: its environment's name, and the kinds of weights that rows are made of.
+
+    - `isa`: the instruction set that it was built for; None is this processor's own.
+    """
 
     name: str
     kernel: str
     kinds: dict[str, float]  # bits of a weight
+    isa: str | None = None
 
 
 LLAMACPP = Peer("llamacpp", "llama.cpp", {"Q2_K": 2.625, "Q3_K": 3.4375, "Q4_0": 4.5, "Q4_K": 4.5})
-PEERS = [LLAMACPP, Peer("onnxruntime", "onnxruntime", {"matmulnbits-int4": 5.0})]
+LLAMACPP_AVX2 = replace(LLAMACPP, name="llamacpp-avx2", isa="avx2")
+PEERS = [
+    LLAMACPP,
+    LLAMACPP_AVX2,
+    Peer("onnxruntime", "onnxruntime", {"matmulnbits-int4": 5.0}),
+]
 
 
 def start(peer: Peer, build: bool) -> Worker | None:
@@ -39,9 +48,11 @@ def start(peer: Peer, build: bool) -> Worker | None:
         print(f"{peer.kernel}: left out: {error}")
         return None
     if not installed(peer.name):
-        print(f"{peer.kernel}: left out: it has no environment here; --peers builds it")
+        built = f" for {peer.isa}" if peer.isa else ""
+        print(f"{peer.kernel}{built}: left out: it has no environment here; --peers builds it")
         return None
-    script, log = HERE / f"{peer.name}_worker.py", FOLDER / f"{peer.name}_worker.log"
+    library = peer.name.partition("-")[0]
+    script, log = HERE / f"{library}_worker.py", FOLDER / f"{peer.name}_worker.log"
     return Worker(peer_python(peer.name), script, log)
 
 
@@ -54,7 +65,7 @@ def rows(
         for kind in kinds:
             count = copies(model, peer.kinds[kind])
             name = f"{model.name}-{kind.lower()}"
-            if peer is LLAMACPP:
+            if peer.kernel == LLAMACPP.kernel:
                 path = gguf_path(f"{name}-{count}")
                 bits = make_gguf(worker, path, kind, model, count, VOCABULARY)
                 worker("load", name=name, path=path, context=CONTEXT)
@@ -63,7 +74,7 @@ def rows(
             for batch in batches:
                 run = runner(worker, name, batch, model.weights * count)
                 kernel = f"{peer.kernel}-{kind.lower()}"
-                found.append(Row(kernel, run, bits, None, bits, model, batch))
+                found.append(Row(kernel, run, bits, None, bits, model, batch, peer.isa))
     return found
 
 

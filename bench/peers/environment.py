@@ -22,13 +22,19 @@ PEERS = {
     "llmcompressor": ([TORCH, "llmcompressor==0.14.0"], "llmcompressor"),
     "autoround": ([TORCH, "auto-round==0.15.1"], "auto_round"),
     "llamacpp": (["llama-cpp-python==0.3.36", "gguf==0.19.0"], "llama_cpp"),
+    "llamacpp-avx2": (["llama-cpp-python==0.3.36", "gguf==0.19.0"], "llama_cpp"),
     "onnxruntime": (["onnxruntime==1.32.0", "onnx==1.23.2"], "onnxruntime"),
 }
-# of the library alone, for this machine's processor
+# of the library alone
 CMAKE_ARGS = (
-    "-DGGML_NATIVE=ON -DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF "
-    "-DMTMD_BUILD=OFF"
+    "-DLLAMA_BUILD_TESTS=OFF -DLLAMA_BUILD_EXAMPLES=OFF -DLLAMA_BUILD_TOOLS=OFF -DMTMD_BUILD=OFF"
 )
+NATIVE = "-DGGML_NATIVE=ON"  # for this machine's processor
+# what a processor with AVX2 and no AVX-512 is given
+INSTRUCTION_SETS = {
+    "llamacpp-avx2": "-DGGML_NATIVE=OFF -DGGML_SSE42=ON -DGGML_AVX=ON -DGGML_AVX2=ON -DGGML_BMI2=ON"
+    " -DGGML_FMA=ON -DGGML_F16C=ON"
+}
 
 
 class InstallError(RuntimeError):
@@ -57,20 +63,23 @@ def install(name: str, folder: Path = FOLDER) -> None:
     wanted, module = PEERS[name]
     folder.mkdir(parents=True, exist_ok=True)
     python = str(peer_python(name, folder))
+    cmake = f"{INSTRUCTION_SETS.get(name, NATIVE)} {CMAKE_ARGS}"
     with (folder / f"{name}.log").open("w") as log:
         if not Path(python).exists():
             _run([sys.executable, "-m", "venv", str(folder / name)], log)
         # torch goes first: an sdist may look for it while it builds
         first = [TORCH] if TORCH in wanted else []
         _run([python, "-m", "pip", "install", *first, "setuptools", "wheel"], log)
-        _run([python, "-m", "pip", "install", *wanted], log)
+        # a wheel that was built for another environment is for other instruction sets
+        fresh = ["--no-cache-dir"] if name in INSTRUCTION_SETS else []
+        _run([python, "-m", "pip", "install", *fresh, *wanted], log, cmake)
         _run([python, "-c", f"import {module}"], log)
     (folder / name / "requirements.txt").write_text(requirements(name))
 
 
-def _run(command: list[str], log) -> None:
+def _run(command: list[str], log, cmake: str = "") -> None:
     env = os.environ | {"GPTQMODEL_CPU_WORKERS": "2", "CUDA_VISIBLE_DEVICES": ""}
-    env |= {"CMAKE_ARGS": CMAKE_ARGS}
+    env |= {"CMAKE_ARGS": cmake}
     start = log.tell()
     done = subprocess.run(command, stdout=log, stderr=subprocess.STDOUT, env=env)
     if done.returncode:

@@ -61,7 +61,7 @@ def chosen_device(name: str) -> torch.device:
         device = numbered(torch.device(name))
     except (RuntimeError, AttributeError) as error:
         raise NearplaneError(
-            f"--device {name}: torch knows no such device here ({first_line(error)}); auto and cpu "
+            f"--device {name}: torch has no such device here ({first_line(error)}); auto and cpu "
             "are there"
         ) from error
     problem = "" if device == CPU else problem_of(device)
@@ -86,11 +86,20 @@ def numbered(device: torch.device) -> torch.device:
         return CPU
     module = torch.get_device_module(device)
     count = module.device_count()
+    if device.index is not None and processes() > 1:
+        raise RuntimeError(
+            f"{processes()} processes cannot share a device: {device.type} gives each its own"
+        )
     index = local_rank() if device.index is None else device.index
     if index >= count:
         raise RuntimeError(f"{count} {device.type} devices are there")
     getattr(module, "set_device", lambda index: None)(index)
     return torch.device(device.type, index)
+
+
+def processes() -> int:
+    """Return how many processes quantize together."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def local_rank() -> int:
@@ -178,10 +187,20 @@ def empty_cache() -> None:
         getattr(torch.get_device_module(device), "empty_cache", lambda: None)()
 
 
-def with_less_if_full(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """Let a run whose device ran out of memory go on once, with as little of it as it can.
+def most_held() -> int | None:
+    """Return the most bytes of the accelerator that this process held; None: torch is silent."""
+    try:
+        return torch.get_device_module().max_memory_allocated()
+    except (RuntimeError, AttributeError, NotImplementedError):
+        return None
 
-    Finished layers are those of the first try, so that the result is what it would have been.
+
+def with_less_if_full(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """Let a run whose device ran out of memory go on once, with half of what it held.
+
+    What waits inside a block is then computed again, or hidden states are kept elsewhere: neither
+    changes results. If that is not enough, it goes on with as little as it can. Finished layers
+    are those of the first try, so that the result is what it would have been.
     """
 
     @wraps(run)
@@ -190,15 +209,16 @@ def with_less_if_full(run: Callable[..., dict[str, Any]]) -> Callable[..., dict[
             return run(*args, **options)
         except torch.OutOfMemoryError as error:
             # of several processes the others would wait for this one
-            if options.get("least") or dist.is_available() and dist.is_initialized():
+            if options.get("least") or processes() > 1:
                 raise NearplaneError(f"memory ran out: {first_line(error)}") from None
-            reason = first_line(error)
+            reason, held = first_line(error), most_held()
         if options.get("watcher") is not None:
             options["watcher"].says(
-                f"warning: the device's memory ran out ({reason}): the run goes on with as little "
-                "of it as it can"
+                f"warning: the device's memory ran out ({reason}): the run goes on with half of "
+                "what it held"
             )
         empty_cache()
-        return quantize(*args, **options | {"resume": True, "device_memory": 1, "least": True})
+        half = 1 if held is None else max(held // 2, 1)
+        return quantize(*args, **options | {"resume": True, "device_memory": half, "least": True})
 
     return quantize

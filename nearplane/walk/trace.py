@@ -318,7 +318,9 @@ def used_again(blocks: nn.ModuleList, order: list[int]) -> set[nn.Module]:
 
 def check_modes(block: str) -> None:
     """Raise NearplaneError where a pass that pauses would leave a mode of torch switched on."""
-    mode = "torch.autocast" if torch.is_autocast_enabled("cpu") else ""
+    found = torch.accelerator.current_accelerator()
+    kinds = ["cpu"] if found is None else ["cpu", found.type]
+    mode = "torch.autocast" if any(map(torch.is_autocast_enabled, kinds)) else ""
     mode = "torch.inference_mode" if torch.is_inference_mode_enabled() else mode
     if mode:
         raise NearplaneError(

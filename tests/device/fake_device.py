@@ -84,6 +84,7 @@ def module(memory: Memory) -> types.ModuleType:
         synchronize=lambda device=None: None,
         empty_cache=lambda: None,
         mem_get_info=lambda device=None: free(memory),
+        max_memory_allocated=lambda device=None: memory.peak,
     )
     sys.modules["torch.fake"] = made
     return made

@@ -147,6 +147,12 @@ def refused() -> list[str]:
         except NearplaneError as error:
             if named not in str(error) or "\n" in str(error):
                 wrong.append(f"{options}: {error}")
+    with patch.object(device_file, "processes", lambda: 2):
+        try:
+            chosen_device("fake:0")
+            wrong.append("a device that two processes would share is not refused")
+        except NearplaneError as error:
+            wrong += [] if "2 processes cannot share" in str(error) else [str(error)]
     return wrong
 
 
