@@ -206,8 +206,19 @@ C10_REGISTER_GUARD_IMPL(PrivateUse1, Guard);
 TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
   m.impl("_copy_from", &copy);
   m.impl("_has_compatible_shallow_copy_type", &may_become);
-  // else torch composes them of others, with other last digits than the CPU's
-  m.impl("silu_backward", torch::CppFunction::makeFromBoxedFunction<&compute>());
+  // What the CPU has a kernel of its own for torch would compose of others, with other last digits.
+  const auto on_cpu = [] { return torch::CppFunction::makeFromBoxedFunction<&compute>(); };
+  for (const c10::OperatorName& name : c10::Dispatcher::singleton().getAllOpNames()) {
+    const auto op = c10::Dispatcher::singleton().findSchema(name);
+    if (!op || !name.name.starts_with("aten::") || name.name.starts_with("aten::empty")) continue;
+    const bool composed = op->hasKernelForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd) ||
+        op->hasKernelForDispatchKey(c10::DispatchKey::CompositeExplicitAutogradNonFunctional);
+    if (composed && op->hasKernelForDispatchKey(c10::DispatchKey::CPU))
+      m.impl(c10::toString(name).c_str() + 6, on_cpu());
+  }
+  // these choose a kernel by the device
+  m.impl("convolution", on_cpu());
+  m.impl("convolution_backward", on_cpu());
 }
 TORCH_LIBRARY_IMPL(_, PrivateUse1, m) { m.fallback(torch::CppFunction::makeFromBoxedFunction<&compute>()); }
 

@@ -20,7 +20,7 @@ CHECKS = [
     "transfers",
     "bench",
 ]
-FAMILIES = ["gpt2", "mixtral", "gemma3_text"]
+FAMILIES = ["gpt2", "mixtral", "gemma3_text", "bloom"]
 OTHERS = [
     "qwen3_moe",
     "falcon",
