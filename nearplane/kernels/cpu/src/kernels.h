@@ -83,8 +83,7 @@ struct Kernels {
   void (*lanes_product)(const View& view, uint32_t block, const Activations& x, float* acc);
   void (*plane_product)(const View& view, const Plane& plane, uint32_t group, const Activations& x, float* acc);
   // Make a row's activations, in the order of places, integers: tile by tile.
-  void (*tile_inputs)(const float* place, uint32_t count, int16_t* whole, int8_t* high, int8_t* low, float* scale,
-                      int32_t* sum);
+  void (*tile_inputs)(const float* place, uint32_t count, int8_t* high, int8_t* low, float* scale, int32_t* sum);
   // acc[b * stride + row] += scale * step[row] * (the integers of a tile . x[b]), for 16 rows.
   void (*add_tile)(const Tiles& tile, const TileInputs* x, uint32_t batch, float* acc, int stride);
 };

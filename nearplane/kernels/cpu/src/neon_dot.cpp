@@ -106,8 +106,15 @@ bool sums_of(const Tiles& tile, const TileInputs& x, int half, int32_t* rows) {
   return false;
 }
 
-// Products and sums are rounded one by one, as on all instruction sets. Digits to a base are not packed for these
-// processors (`kDigitsPay`), though layouts may have them.
+// 4 of the steps of a tile's rows.
+INLINE float32x4_t load_steps(const Tiles& tile, int first) {
+  if (tile.step_type == kF32) return vld1q_f32(reinterpret_cast<const float*>(tile.steps) + first);
+  const uint16x4_t half = vld1_u16(reinterpret_cast<const uint16_t*>(tile.steps) + first);
+  if (tile.step_type == kF16) return vcvt_f32_f16(vreinterpret_f16_u16(half));
+  return vreinterpretq_f32_u32(vshll_n_u16(half, 16));
+}
+
+// Products and sums are rounded one by one, as on all instruction sets.
 void add_tile(const Tiles& tile, const TileInputs* x, uint32_t batch, float* acc, int stride) {
   for (uint32_t b = 0; b < batch; b++, acc += stride)
     for (int half = 0; half < 2; half++) {
@@ -118,16 +125,15 @@ void add_tile(const Tiles& tile, const TileInputs* x, uint32_t batch, float* acc
       const float32x4_t scale = vdupq_n_f32(x[b].scale[tile.number]);
       for (int q = 0; q < 2; q++) {
         float* to = acc + 8 * half + 4 * q;
-        const float32x4_t factor = vmulq_f32(scale, vld1q_f32(tile.step + 8 * half + 4 * q));
+        const float32x4_t factor = vmulq_f32(scale, load_steps(tile, 8 * half + 4 * q));
         const float32x4_t sum = vcvtq_f32_s32(vaddq_s32(vld1q_s32(rows + 4 * q), rest));
         vst1q_f32(to, vaddq_f32(vld1q_f32(to), vmulq_f32(factor, sum)));
       }
     }
 }
 
-void tile_integers(const float* place, uint32_t count, int16_t* whole, int8_t* high, int8_t* low, float* scale,
-                   int32_t* sum) {
-  tile_inputs(place, count, whole, high, low, scale, sum);
+void tile_integers(const float* place, uint32_t count, int8_t* high, int8_t* low, float* scale, int32_t* sum) {
+  tile_inputs(place, count, high, low, scale, sum);
 }
 
 Kernels with_tiles() {

@@ -29,7 +29,7 @@ Choice cheapest(const uint32_t* bins, uint32_t places, bool whole) {
   for (uint32_t form = 0; form < kForms; form++)
     for (uint32_t up = 0; up < 2; up++) {
       const uint8_t kind = uint8_t(form | up << 4);
-      if (!valid_kind(kind) || (tile_form(kind).digits && !kDigitsPay)) continue;
+      if (!valid_kind(kind)) continue;
       const int first = tile_low(kind) + kSpan + 1, last = first + int(tile_form(kind).levels);
       const uint32_t outside = below[kBins] - (below[last] - below[first]);
       const double cost = 512.0 * tile_words(kind, places) + kEscapeBits * outside;

@@ -2,6 +2,7 @@
 #include <algorithm>
 
 #include "kernels.h"
+#include "product.h"
 
 namespace nearplane {
 
@@ -147,20 +148,20 @@ void sparse(const Sparse& s, const uint8_t* entries, uint32_t steps, float scale
   for (int i = 0; i < kRows; i++) acc[i] += scale * sum[i];
 }
 
-void tile_integers(const float* place, uint32_t count, int16_t* whole, int8_t* high, int8_t* low, float* scale,
-                   int32_t* sum) {
-  tile_inputs(place, count, whole, high, low, scale, sum);
+void tile_integers(const float* place, uint32_t count, int8_t* high, int8_t* low, float* scale, int32_t* sum) {
+  tile_inputs(place, count, high, low, scale, sum);
 }
 
 void add_tile(const Tiles& tile, const TileInputs* x, uint32_t batch, float* acc, int stride) {
-  uint8_t codes[kTilePlaces + 20];
+  uint8_t codes[kTilePlaces];
   const int32_t low = tile_low(tile.kind);
   for (int i = 0; i < kRows; i++) {
     tile_row(tile.bytes, tile.kind, tile.places, i, codes);
     for (uint32_t b = 0; b < batch; b++) {
       int32_t sum = low * x[b].sum[tile.number];
-      for (uint32_t p = 0; p < tile.places; p++) sum += codes[p] * x[b].whole[tile.first + p];
-      acc[b * stride + i] += x[b].scale[tile.number] * tile.step[i] * float(sum);
+      for (uint32_t p = 0, at = tile.first; p < tile.places; p++, at++)
+        sum += codes[p] * (x[b].low ? 128 * x[b].high[at] + x[b].low[at] : x[b].high[at]);
+      acc[b * stride + i] += x[b].scale[tile.number] * load(tile.steps, i, tile.step_type) * float(sum);
     }
   }
 }

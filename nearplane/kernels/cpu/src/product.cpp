@@ -109,23 +109,19 @@ class IntegerInputs {
   IntegerInputs(const View& view, const Kernels& k, uint32_t nth, const std::vector<Activations>& rows)
       : tiles(rows.size()) {
     const size_t places = 2 * size_t(view.head.pairs), across = view.tiles_across(), batch = rows.size();
-    static thread_local Scratch<int16_t> wholes[kTogether];
     static thread_local Scratch<int8_t> parts[kTogether];
     static thread_local Scratch<float> scales[kTogether];
     static thread_local Scratch<int32_t> sums[kTogether];
-    int16_t* whole = wholes[nth].get(batch * places + kInputSlack);
     const bool split = view.head.input_bits > 8;
     int8_t* part = parts[nth].get((1 + split) * batch * places);
     float* scale = scales[nth].get(batch * across);
     int32_t* sum = sums[nth].get(batch * across);
-    std::fill(whole + batch * places, whole + batch * places + kInputSlack, int16_t(0));
     for (size_t b = 0; b < batch; b++) {
       view.each_tile([&](uint32_t t, uint32_t first, uint32_t count) {
         int8_t* low = split ? part + places + first : nullptr;
-        k.tile_inputs(rows[b].place + first, count, whole + first, part + first, low, scale + t, sum + t);
+        k.tile_inputs(rows[b].place + first, count, part + first, low, scale + t, sum + t);
       });
-      tiles[b] = {whole, part, split ? part + places : nullptr, scale, sum};
-      whole += places;
+      tiles[b] = {part, split ? part + places : nullptr, scale, sum};
       part += (1 + split) * places;
       scale += across;
       sum += across;
@@ -199,20 +195,23 @@ void add_plane(const View& view, const Kernels& k, const Plane& plane, uint32_t 
   }
 }
 
+constexpr float kOnes[kRows] = {1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1};
+
 // acc[b][16] += step * (codes of a group's tiles)
 void add_tiles(const View& view, const Kernels& k, uint32_t group, const std::vector<TileInputs>& x, float* acc) {
   const Header& head = view.head;
   const uint8_t* kind = view.at<uint8_t>(head.tile_kind_at) + uint64_t(group) * view.tiles_across();
   const uint8_t* at = view.base + head.tile_at + uint64_t(view.at<uint32_t>(head.tile_start_at)[group]) * 64;
-  float step[kRows];
-  std::fill(step, step + kRows, 1.0f);
-  uint32_t steps = 0, next = 0;  // of how many groups of columns, and where those of the next one begin
+  const uint8_t* step = view.base + head.step_at + uint64_t(group) * view.column_groups() * kRows * view.step_bytes();
+  uint32_t next = 2 * head.group_pairs;  // where the steps of another group of columns begin
   view.each_tile([&](uint32_t t, uint32_t first, uint32_t places) {
-    if (head.step_at && first == next) {
-      steps_of(view, group, steps++, step);
+    if (first == next) {
+      step += kRows * view.step_bytes();
       next += 2 * head.group_pairs;
     }
-    k.add_tile({at, kind[t], places, first, t, step}, x.data(), uint32_t(x.size()), acc, kBlockRows);
+    const uint8_t* steps = head.step_at ? step : reinterpret_cast<const uint8_t*>(kOnes);
+    const Tiles tile{at, kind[t], places, first, t, steps, head.step_at ? head.step_type : uint32_t(kF32)};
+    k.add_tile(tile, x.data(), uint32_t(x.size()), acc, kBlockRows);
     at += uint64_t(tile_words(kind[t], places)) * 64;
   });
 }

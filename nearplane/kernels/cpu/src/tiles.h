@@ -1,14 +1,10 @@
 // Tiles: integers in codes of a fixed width, 16 rows and up to 256 places each, with their own width.
 //
-// Either the codes of a tile are bits, in chunks of 64 places of two halves of 8 rows. A half of `bits` bits has words
+// The codes of a tile are in chunks of 64 places of two halves of 8 rows. A half of `bits` bits has words
 // of 64 bytes, in which byte 8 * row + i holds fields of the places i, 8 + i, 16 + i ... Of a code the low 4 bits come
 // first, if bits & 4: word w has those of places 16 w + i and 16 w + 8 + i; then 2 bits, if bits & 2: word w has those
 // of places 32 w + 8 f + i, f = 0 .. 3; then 1 bit, if bits & 1: bit k is that of place 8 k + i. So 8 rows times 8
 // places are one vector of bytes, to be multiplied by 8 activations.
-//
-// Or they are digits to a base, several in a word of 16 bits: 10 to base 3, 6 to base 6, 5 to base 9. A word is a
-// fraction of 2^16; times the base, its whole part is the next digit and the rest goes on. A vector of 32 words has
-// those of 16 rows times 2 places, digit d of the places 2 d and 2 d + 1 from the vector's first one on.
 //
 // Activations are integers of 15 bits, 128 * high + low, or of 8 bits, with a scale a tile. All sums of a tile fit 32
 // bits.
@@ -21,58 +17,27 @@ constexpr int kHalfRows = 8, kUnit = 8;          // rows of a half, places of a 
 constexpr int kUnits = int(kTileChunk) / kUnit;  // of a chunk
 constexpr float kLargestInput = 16256;           // 127 * 128, of 15 bits
 constexpr float kLargestByte = 127;              // of 8 bits
-constexpr size_t kInputSlack = 64;               // integers behind the last that may be read, and count for nothing
 
-// How the codes of a tile are stored: in bits, or as digits of words of 16 bits.
+// How the codes of a tile are stored.
 struct CodeForm {
-  uint32_t bits;    // 0 where they are digits, or all zero
-  uint32_t levels;  // how many integers there are; the base of digits
-  uint32_t digits;  // of a word; 0 where codes are bits
+  uint32_t bits;
+  uint32_t levels;  // how many integers there are
 };
-constexpr CodeForm kCodeForms[] = {{0, 1, 0},  {1, 2, 0},   {2, 4, 0},  {3, 8, 0}, {4, 16, 0}, {5, 32, 0},
-                                   {6, 64, 0}, {7, 128, 0}, {0, 3, 10}, {0, 6, 6}, {0, 9, 5}};
-#if NEARPLANE_ARM
-constexpr bool kDigitsPay = false;  // there is no high product of 16 bits
-#else
-constexpr bool kDigitsPay = true;
-#endif
+constexpr CodeForm kCodeForms[] = {{0, 1}, {1, 2}, {2, 4}, {3, 8}, {4, 16}, {5, 32}, {6, 64}, {7, 128}};
 constexpr uint32_t kForms = sizeof kCodeForms / sizeof *kCodeForms;
-static_assert(kCodeForms[8].digits == 10 && kCodeForms[9].digits == 6 && kCodeForms[10].digits == 5, "vectors_of");
 
 // A tile's byte: the number of its form, and above it whether its lowest integer is one more than usual.
 INLINE const CodeForm& tile_form(uint8_t kind) { return kCodeForms[kind & 15]; }
 INLINE int32_t tile_low(uint8_t kind) { return int32_t(kind >> 4) - int32_t(tile_form(kind).levels / 2); }
 INLINE bool valid_kind(uint8_t kind) {
-  return (kind & 15) < kForms && (kind >> 4) <= (tile_form(kind).levels % 2 || (kind & 15) == 7 ? 0 : 1);
-}
-INLINE uint32_t vectors_of(const CodeForm& form, uint32_t places) {
-  // by constants: this is asked for every tile
-  return form.digits == 10 ? (places + 19) / 20 : form.digits == 6 ? (places + 11) / 12 : (places + 9) / 10;
+  return (kind & 15) < kForms && (kind >> 4) <= ((kind & 15) == 0 || (kind & 15) == 7 ? 0 : 1);
 }
 // Words of 64 bytes that a tile takes.
-INLINE uint32_t tile_words(uint8_t kind, uint32_t places) {
-  const CodeForm& form = tile_form(kind);
-  return form.digits ? vectors_of(form, places) : 2 * form.bits * (places / kTileChunk);
-}
+INLINE uint32_t tile_words(uint8_t kind, uint32_t places) { return 2 * tile_form(kind).bits * (places / kTileChunk); }
 
-// The codes of a row of a tile: [places], and up to 20 more.
+// The codes of a row of a tile: [places].
 INLINE void tile_row(const uint8_t* tile, uint8_t kind, uint32_t places, int row, uint8_t* codes) {
   const CodeForm& form = tile_form(kind);
-  if (form.digits) {
-    for (uint32_t v = 0, at = 0; v < vectors_of(form, places); v++)
-      for (uint32_t e = 0; e < 2; e++) {
-        uint16_t word;
-        std::memcpy(&word, tile + 64 * v + 4 * row + 2 * e, 2);
-        uint32_t rest = word;
-        for (uint32_t d = 0; d < form.digits; d++) {
-          rest *= form.levels;
-          codes[at + 2 * d + e] = uint8_t(rest >> 16);
-          rest &= 0xFFFF;
-        }
-        at += e ? 2 * form.digits : 0;
-      }
-    return;
-  }
   std::memset(codes, 0, places);
   for (uint32_t c = 0; c < places / kTileChunk; c++, codes += kTileChunk) {
     const uint8_t* half = tile + size_t(2 * c + row / kHalfRows) * form.bits * 64 + 8 * (row % kHalfRows);
@@ -101,21 +66,6 @@ INLINE void tile_row(const uint8_t* tile, uint8_t kind, uint32_t places, int row
 // Write the codes of a row, [places], to a tile that was zero.
 INLINE void put_tile_row(uint8_t* tile, uint8_t kind, uint32_t places, int row, const uint8_t* codes) {
   const CodeForm& form = tile_form(kind);
-  if (form.digits) {
-    uint32_t all = 1;
-    for (uint32_t d = 0; d < form.digits; d++) all *= form.levels;
-    for (uint32_t v = 0; v < vectors_of(form, places); v++)
-      for (uint32_t e = 0; e < 2; e++) {
-        uint32_t number = 0;
-        for (uint32_t d = 0; d < form.digits; d++) {
-          const uint32_t place = 2 * (form.digits * v + d) + e;
-          number = number * form.levels + (place < places ? codes[place] : 0);
-        }
-        const uint16_t word = uint16_t((uint64_t(number) * 65536 + all - 1) / all);
-        std::memcpy(tile + 64 * v + 4 * row + 2 * e, &word, 2);
-      }
-    return;
-  }
   for (uint32_t p = 0; p < places; p++) {
     const int unit = int(p % kTileChunk) / kUnit, byte = 8 * (row % kHalfRows) + int(p % kUnit);
     uint8_t* half = tile + size_t(2 * (p / kTileChunk) + row / kHalfRows) * form.bits * 64;
@@ -139,13 +89,13 @@ struct Tiles {
   const uint8_t* bytes;
   uint8_t kind;
   uint32_t places, first, number;  // its places, the first of them, and how many tiles are before it
-  const float* step;               // [16], of its rows
+  const uint8_t* steps;            // [16], of its rows
+  uint32_t step_type;
 };
 
-// One row of activations as integers: place p is about scale[tile] * whole[p], whole = 128 * high + low. Of 8 bits:
-// whole = high, and there is no low.
+// One row of activations as integers: place p is about scale[tile] * (128 * high[p] + low[p]). Of 8 bits: scale[tile] *
+// high[p], and there is no low.
 struct TileInputs {
-  const int16_t* whole = nullptr;                // [places]
   const int8_t *high = nullptr, *low = nullptr;  // [places]
   const float* scale = nullptr;                  // [tiles across]
   const int32_t* sum = nullptr;                  // [tiles across]: of a tile's integers
@@ -156,8 +106,8 @@ INLINE int32_t nearest(float x) { return int32_t(x + bits_to_float((float_to_bit
 
 // Make the integers of `count` activations, and their scale and sum; without `low` they have 8 bits. What is not finite
 // makes the scale NaN, and what is too small to be scaled counts as zero.
-INLINE void tile_inputs(const float* __restrict place, uint32_t count, int16_t* __restrict whole,
-                        int8_t* __restrict high, int8_t* __restrict low, float* scale, int32_t* sum) {
+INLINE void tile_inputs(const float* __restrict place, uint32_t count, int8_t* __restrict high, int8_t* __restrict low,
+                        float* scale, int32_t* sum) {
   uint32_t bits = 0;  // of the largest size: integers, so that compilers take several at once
   for (uint32_t p = 0; p < count; p++) {
     const uint32_t size = float_to_bits(place[p]) & 0x7FFFFFFF;
@@ -169,11 +119,11 @@ INLINE void tile_inputs(const float* __restrict place, uint32_t count, int16_t* 
   *sum = 0;
   *scale = finite ? 0 : bits_to_float(0x7FC00000);
   if (!(inverse > 0 && inverse <= 3e38f)) {  // infinite for denormal numbers
-    std::memset(whole, 0, count * sizeof *whole);
     std::memset(high, 0, count);
     if (low) std::memset(low, 0, count);
     return;
   }
+  int16_t whole[kTilePlaces];
   int32_t total = 0;
   for (uint32_t p = 0; p < count; p++) {
     const int32_t integer = nearest(place[p] * inverse);
