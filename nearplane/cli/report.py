@@ -10,8 +10,9 @@ from nearplane.cli.verify import Directory
 
 def report(
     directory: Directory,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE", help="Write the page there")
+    out: Annotated[
+        Path | None,
+        typer.Option("--out", metavar="FILE", help="Write the page there, not into DIR"),
     ] = None,
 ) -> None:
     """Write DIR/report.html, a page that shows what was done, and print what matters of it."""
@@ -19,7 +20,7 @@ def report(
     from nearplane.report.findings import advice
     from nearplane.report.reading import read_report
 
-    path = write_report_page(directory, output)
+    path = write_report_page(directory, out)
     for sentence in advice(read_report(Path(directory)), directory).sentences():
         typer.echo(sentence)
     typer.echo(f"{path}: {path.stat().st_size / 1e6:.2f} MB, open it in a browser")

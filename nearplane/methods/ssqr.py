@@ -51,7 +51,7 @@ class SSQR(LatticeMethod):
     - `bits`: 2 to 8 per code.
     - `group_size`: columns that share a step; the whole row if it has no more columns.
     - `outliers`: the fraction of weights that may be outliers, 0.01 is 1 %; an upper limit.
-    - `per`: "row" finds a κ for every row, "matrix" one κ for all rows.
+    - `per`: whether the range is tightened row by row (`row`), or by one κ for all (`matrix`).
 
     Raises OutOfRangeError for values outside these ranges.
     """

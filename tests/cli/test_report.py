@@ -47,7 +47,7 @@ def test_the_page_follows_the_report_and_its_sum_follows_the_page(altered, nearp
 
 def test_another_place_leaves_the_checkpoint_as_it_was(altered, nearplane, tmp_path):
     before = (altered / "report.html").stat().st_mtime_ns
-    assert nearplane("report", altered, "--output", tmp_path / "page.html").exit_code == 0
+    assert nearplane("report", altered, "--out", tmp_path / "page.html").exit_code == 0
     assert (tmp_path / "page.html").read_bytes().startswith(b"<!doctype html>")
     assert (altered / "report.html").stat().st_mtime_ns == before and not verify_sums(altered)
 
