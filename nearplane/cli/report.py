@@ -1,5 +1,6 @@
 """The commands report and compare."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -47,24 +48,38 @@ def compare(
 
 
 def print_comparison(runs: list[Any]) -> None:
-    """Print a table of totals, one of kinds, and one of the layers that differ most."""
+    """Print a table of totals, what does not compare, and tables of kinds and of layers."""
+    from nearplane.report.compare_page import by_kind, differing, totals, warnings
+
+    print_columns("", runs, totals(runs))
+    for sentence in warnings(runs):
+        typer.echo(f"warning: {sentence}\n")
+    kinds = by_kind(runs)
+    rates = [(name, numbers(found, "bpw", ".3f")) for name, found in kinds]
+    losses = [(name, numbers(found, "median_loss", ".2e")) for name, found in kinds]
+    print_columns("bits per weight", runs, rates)
+    print_columns("median relative error", runs, losses)
+    layers = [(name, numbers(lines, "relative_loss", ".2e")) for name, lines in differing(runs)]
+    if layers:
+        print_columns("relative errors that differ most", runs, layers)
+
+
+def numbers(found: Sequence[Any], field: str, form: str) -> list[str]:
+    """Return one field of kinds or layers as text; a dash where a run has none."""
+    from nearplane.cli.layer_tables import formatted
+
+    return [formatted(getattr(each, field, None), form) for each in found]
+
+
+def print_columns(title: str, runs: list[Any], rows: list[tuple[str, list[str]]]) -> None:
+    """Print a table with a column for every run, and an empty line."""
     from rich.table import Table
 
-    from nearplane.cli.layer_tables import formatted, wide_console
-    from nearplane.report.compare_page import by_kind, differing, totals
+    from nearplane.cli.layer_tables import wide_console
 
-    names = [each.name for each in runs]
-    sums = Table("", *names, box=None, pad_edge=False)
-    for label, values in totals(runs):
-        sums.add_row(label, *values)
-    rates = Table("bits, median relative error", *names, box=None, pad_edge=False)
-    for name, found in by_kind(runs):
-        cells = (f"{k.bpw:.3f}, {formatted(k.median_loss, '.2e')}" if k else "-" for k in found)
-        rates.add_row(name, *cells)
-    layers = Table("relative errors that differ most", *names, box=None, pad_edge=False)
-    for name, lines in differing(runs):
-        layers.add_row(name, *(formatted(line.relative_loss, ".2e") for line in lines))
+    table = Table(title, *(each.name for each in runs), box=None, pad_edge=False)
+    for label, values in rows:
+        table.add_row(label, *values)
     console = wide_console()
-    for table in (sums, rates, *([layers] if layers.row_count else [])):
-        console.print(table)
-        console.print()
+    console.print(table)
+    console.print()

@@ -176,8 +176,13 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def measured(run: Run, name: str) -> list[float]:
     """Return the values of a figure in all evaluations of a text, the last one last."""
-    texts = [each for each in run.evaluations if each.get("kind") != "task"]
+    texts = [each for each in run.evaluations if is_text(each)]
     return [float(found[name]["value"]) for each in texts if name in (found := figures(each))]
+
+
+def is_text(evaluation: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is of a text, and not of a task."""
+    return evaluation.get("kind") != "task"
 
 
 def some(names: list[str]) -> str:

@@ -70,7 +70,10 @@ def test_compare_shows_runs_side_by_side(nearplane, checkpoint, grouped, tmp_pat
     assert result.exit_code == 0, result.output
     for part in ("eclq", "rtn", "mlp.down_proj", "15 of 15", "0 of 14", "lost most"):
         assert part in result.stdout
+    # both were calibrated on one text
+    assert "warning" not in result.stdout and "calibration tokens, SHA-256" in result.stdout
     said = page.read_text()
+    assert 'id="warnings"' not in said
     assert said.count('<td class="n">eclq</td>') == 1 and said.count("rtn</td>") == 1
     refused(nearplane("compare", checkpoint), "two or more")
     refused(nearplane("compare", checkpoint, checkpoint), "two or more")
