@@ -17,10 +17,12 @@ def report(
     ] = None,
 ) -> None:
     """Write DIR/report.html, a page that shows what was done, and print what matters of it."""
-    from nearplane.export.report_page import write_report_page
+    from nearplane.export.report_page import repaired, write_report_page
     from nearplane.report.findings import advice
     from nearplane.report.reading import read_report
 
+    if finished := repaired(directory, out):
+        typer.echo(finished)
     path = write_report_page(directory, out)
     for sentence in advice(read_report(Path(directory)), directory).sentences():
         typer.echo(sentence)
@@ -36,11 +38,14 @@ def compare(
     ] = None,
 ) -> None:
     """Print what differs between checkpoints: size, error, bits by kind, and measured quality."""
+    from nearplane.export.interrupted_update import interrupted_sentence
     from nearplane.export.report_page import write_pages
     from nearplane.report.compare_page import compare_page, named_runs
     from nearplane.report.reading import read_report
 
     runs = named_runs(directories, [read_report(Path(each)) for each in directories])
+    for sentence in filter(None, map(interrupted_sentence, directories)):
+        typer.echo(f"warning: {sentence}", err=True)
     print_comparison(runs)
     if html is not None:
         write_pages({html: compare_page(runs)})
