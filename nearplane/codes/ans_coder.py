@@ -1,7 +1,7 @@
 """rANS coders of the library constriction, or the same in Python where it has no wheel.
 
 constriction is fast, and the dependency wherever it can be installed. It has no wheel for Linux on
-ARM and no source on PyPI: there `PlainCoder` gives the same words, at about a million integers a
+ARM and no source on PyPI: there `PlainCoder` gives the same words, at some million integers a
 second. Loaded layers are decoded by the compiled kernels in either case.
 """
 
