@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from nearplane.report.compare_page import Named, compare_page, warnings
 from nearplane.report.findings import advice
+from nearplane.report.findings import warnings as run_warnings
 from nearplane.report.layer_lines import expected_loss, kinds_of, natural
 from nearplane.report.reading import checked_run, read_report
 from nearplane.report.report_page import SHOWN_ROWS, report_page
@@ -78,7 +79,10 @@ def test_numbers_are_those_of_the_report():
     assert int(parts["embed_tokens"][2].replace(",", "")) == content["layers"][0]["stored_bytes"]
     assert parts["model.layers.*.input_layernorm.weight"][2] == "128"
     worst = max(content["layers"], key=lambda entry: entry["relative_loss"])
-    assert page.table("damped / bound")[1][0] == worst["name"]
+    first = page.table("of its bound")[1]
+    assert first[0] == worst["name"] and first[2] == f"{worst['bpw']:.3f}"
+    for column, key in ((1, "relative_loss"), (3, "loss_over_bound")):
+        assert float(first[column].removesuffix(" %")) == pytest.approx(100 * worst[key], rel=6e-3)
     said = advice(checked_run(content, ""), "out")
     assert said.hurts.startswith(f"{worst['name']} lost most: ")
 
@@ -239,6 +243,19 @@ def compared(changes):
         content["evaluations"] = [text | {"figures": figures} | evaluation]
         runs.append(Named(name, checked_run(json.loads(json.dumps(content)), name)))
     return runs
+
+
+def test_what_is_said_of_many_layers_is_one_warning_behind_the_bounds():
+    entries = reports.layers(2)
+    void = {"bound": None, "void": "clipped codes void the bound of 2 of 64 rows", "facts": {}}
+    entries[1] = reports.layer(entries[1].name, 1, (64, 64), **void)
+    skipped = [f"model.layers.{i}.mlp.up_proj is skipped as asked" for i in range(2, 30)]
+    others = ["lm_head is no linear layer", "rows of x stay"]
+    content = reports.report(entries, left_out=[*skipped, *others])
+    found = list(run_warnings(checked_run(json.loads(json.dumps(content)), "report.json")))
+    assert len(found) == 4 and "clipped codes void the bound of 2 of 64 rows" in found[0]
+    assert found[1].startswith("28 layers, each of which is skipped as asked: model.layers.2.mlp")
+    assert found[1].endswith("and 23 more") and found[2:] == others
 
 
 @pytest.mark.parametrize(

@@ -69,7 +69,7 @@ function redraw(printing = false) {
 function sentence() {
   const { codes, losses } = found;
   const target = state.weight.map((w) => fixed(w, 2)).join(", ");
-  return `Target: weights (${target}). By ${METHODS[state.method]}: integers (${said(codes[state.method])}), loss ${fixed(losses[state.method], 4)}${boundInWords()}.`;
+  return `Target: weights (${target}); ${METHODS[state.method]}: integers (${said(codes[state.method])}), loss ${fixed(losses[state.method], 4)}${boundInWords()}.`;
 }
 
 /** What the bound says of this loss; nothing in steps before the one that explains it. */
