@@ -20,6 +20,7 @@ Read `app.py` first.
 | options | options that several commands share |
 | method_options | options made from the fields of the registered methods |
 | progress | a progress bar on a terminal, plain lines elsewhere |
+| whole_help | the text of --help, in which no word is cut |
 | failure | reports every failure as one sentence and an exit status |
 | quiet | silences transformers and huggingface_hub |
 

@@ -15,12 +15,14 @@ from nearplane.cli import (
     verify,
 )
 from nearplane.cli.failure import explained
+from nearplane.cli.whole_help import WholeHelp, summary
 
 app = typer.Typer(
     help="Compress large language models by solving every layer as a closest-vector problem.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # nearplane/cli/whole_help.py
 )
 
 COMMANDS = (
@@ -46,4 +48,7 @@ COMMANDS = (
 )
 
 for name, command, example in COMMANDS:
-    app.command(name, epilog=f"Example: {example}")(explained(command))
+    made = app.command(
+        name, cls=WholeHelp, short_help=summary(command), epilog=f"Example: {example}"
+    )
+    made(explained(command))

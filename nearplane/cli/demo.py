@@ -65,7 +65,7 @@ def demo(
         directory = Path(name)
         comparison = Comparison(directory, write_texts(directory), arithmetic, began)
         rows = [comparison.original_row(gguf), *comparison.method_rows()]
-        replace_out(directory / "eclq")
+        replace_out(directory / "eclq", gguf)
     print_comparison(rows)
     typer.echo(f"{OUT}: the ECLQ checkpoint; demo took {time.perf_counter() - began:.0f} s")
     print_sample(arithmetic)
@@ -261,8 +261,14 @@ def print_row(row: Row) -> Row:
     return row
 
 
-def replace_out(checkpoint: Path) -> None:
-    """Move the checkpoint to `OUT`; what an earlier demo left there is deleted."""
+def replace_out(checkpoint: Path, model: Path) -> None:
+    """Move the checkpoint to `OUT`; what an earlier demo left there is deleted.
+
+    Its report names `model`, and not the temporary directory that was quantized.
+    """
+    from nearplane.export.report_page import write_report_of
+
+    write_report_of(checkpoint, str(model), OUT.name)
     if OUT.exists():
         shutil.rmtree(OUT)
     shutil.move(checkpoint, OUT)

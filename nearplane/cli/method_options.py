@@ -52,32 +52,56 @@ def method_parameters() -> list[inspect.Parameter]:
 
 def option(field: dataclasses.Field) -> Any:
     """Return the typer option of a field; a bool gets --NAME and --no-NAME."""
-    flag = f"--{field.name.replace('_', '-')}"
-    declaration = f"{flag}/--no-{flag[2:]}" if field.type is bool else flag
+    flags = [flag_of(field.name), flag_of(field.name, False)]
+    declaration = "/".join(flags) if field.type is bool else flags[0]
     return typer.Option(declaration, help=help_of(field), rich_help_panel="Options of the methods")
 
 
 def help_of(field: dataclasses.Field) -> str:
     """Return the help text of a field: its meaning, the methods that have it, and its default."""
-    description = meaning(field.name)
-    scope = f"{', '.join(methods_with(field.name))}; default {field.default}"
-    return f"{description} ({scope})" if description else scope[0].upper() + scope[1:]
+    scope = f"{', '.join(methods_with(field.name))}; default {defaults(field.name)}"
+    return f"{meaning(field.name)} ({scope})"
+
+
+def defaults(field: str) -> str:
+    """Return a field's default, or those of the methods where they differ."""
+    by_value: dict[str, list[str]] = {}
+    for name in methods_with(field):
+        value = shown(field, fields_of(METHODS[name])[field].default)
+        by_value.setdefault(value, []).append(name)
+    if len(by_value) == 1:
+        return next(iter(by_value))
+    return ", ".join(f"{value} of {' and '.join(names)}" for value, names in by_value.items())
+
+
+def shown(field: str, default: Any) -> str:
+    """Return a default as it is written on the command line."""
+    if isinstance(default, bool):
+        return flag_of(field, default)
+    return f"{default:.4g}" if isinstance(default, float) else str(default)
+
+
+def flag_of(field: str, value: bool = True) -> str:
+    """Return the option of a field; of a bool, the one that gives it a value."""
+    return f"--{'' if value else 'no-'}{field.replace('_', '-')}"
 
 
 def meaning(field: str) -> str:
-    """Return the text of "- `field`: ..." in the first method's docstring that has it, or ""."""
+    """Return the text of "- `field`: ..." in the first method's docstring that has it, if any.
+
+    What is said of False is said of --no-NAME.
+    """
     for name in methods_with(field):
         line = re.search(rf"- `{field}`: (.*?)\.?\n(?! {{6}})", METHODS[name].__doc__ or "", re.S)
         if line:
-            text = " ".join(line[1].split())
-            return text[0].upper() + text[1:]
-    return ""
+            text = re.sub(r"^False\b", flag_of(field, False), " ".join(line[1].split()))
+            return text.replace("`", "")[0].upper() + text.replace("`", "")[1:]
+    return f"The field {field} of the method"
 
 
 def method_help() -> str:
-    """Return the help text of --method: all methods with their fields."""
-    listed = [f"{name} ({', '.join(fields_of(METHODS[name]))})" for name in sorted(METHODS)]
-    return "One of " + ", ".join(listed)
+    """Return the help text of --method."""
+    return f"One of {names()}: what each does is in README.md; options below name theirs"
 
 
 def chosen(name: str, options: dict[str, Any]) -> Method:

@@ -36,9 +36,10 @@ class Settings:
     calibration: Annotated[
         list[str] | None,
         typer.Option(
-            help="Text the model is rounded on: a .txt, .jsonl, .csv or .parquet file, packed or "
-            "not, a directory of them, or a data set as NAME[:CONFIG][:SPLIT]; several are mixed, "
-            "in proportion to weights as in a.jsonl:2 b.txt:1"
+            help="Text the model is rounded on: a .txt, .md, .json, .jsonl, .parquet, .csv or .tsv "
+            "file, as it is or packed as .gz, .zst, .bz2 or .xz; a directory of them; or a data "
+            "set as NAME[:CONFIG][:SPLIT]. Several are mixed, in proportion to weights as in "
+            "a.jsonl:2 b.txt:1"
         ),
     ] = None
     sequences: Annotated[

@@ -36,6 +36,7 @@ Read record.py first, then dense.py, the simplest code.
 | rans | code: range asymmetric numeral systems (rANS) |
 | contexts, fitting, shapes | which integers share a probability table, and those tables |
 | frequencies, stored_tables, classes, bands | rANS's frequencies, their bytes, its bit streams |
+| ans_coder | the coder of these streams: constriction's, or the same in Python |
 | bitstream, reader, corrupt | bit fields, a bounds-checked cursor, the error for bad bytes |
 
 To add a code: write a frozen dataclass with the members of `registry.Code` in a file of its own,

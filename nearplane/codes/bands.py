@@ -5,17 +5,17 @@ A band is a block of neighbouring rows with a bit stream of its own.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
-from constriction import stream  # pyright: ignore[reportAttributeAccessIssue]
-from jaxtyping import Int32, Int64, UInt8, UInt32
+from jaxtyping import Int32, Int64, UInt8
 
+from nearplane.codes.ans_coder import Words, coder_of, model_of
 from nearplane.codes.contexts import Contexts
 from nearplane.codes.corrupt import CorruptError, require
 from nearplane.op import Op
 
 FIRST_STATE = np.array([0, 1], np.uint32)  # 2^32 as two words, the state in which a coder begins
-Words = UInt32[np.ndarray, "_"]
 
 
 @dataclass(frozen=True)
@@ -48,9 +48,9 @@ def encode_bands(
 
     The stream of the band that begins at row 0 begins with the classes of all rows and columns.
     """
-    models, streams = [_model(f) for f in frequencies.symbol], []
+    models, streams = [model_of(f) for f in frequencies.symbol], []
     for band in bands:
-        coder, row = stream.stack.AnsCoder(FIRST_STATE), contexts.row[band]
+        coder, row = coder_of(FIRST_STATE), contexts.row[band]
         some = symbols[band.start - bands[0].start :][: len(row)]
         placed = some.take(_order(row), 0).take(_order(contexts.column), 1)
         # rANS is a stack: what is encoded last is decoded first
@@ -71,7 +71,7 @@ def decode_bands(
     streams: list[Words], shape: tuple[int, int], frequencies: Frequencies
 ) -> Int32[np.ndarray, "rows columns"]:
     """Return the symbols; CorruptError unless every stream ends in the state 2^32."""
-    models, result = [_model(f) for f in frequencies.symbol], np.empty(shape, np.int32)
+    models, result = [model_of(f) for f in frequencies.symbol], np.empty(shape, np.int32)
     coder = _coder(streams[0])
     row = _decode_classes(coder, shape[0], frequencies.row)
     column = _decode_classes(coder, shape[1], frequencies.column)
@@ -122,34 +122,25 @@ def _order(classes: np.ndarray) -> Int64[np.ndarray, " n"]:
     return np.argsort(classes, kind="stable")
 
 
-def _model(frequency: Int64[np.ndarray, " symbols"]) -> stream.model.Categorical:
-    """Return a model of the library constriction that has exactly these frequencies.
-
-    constriction gives symbol k the interval from k + ⌊(p(0) + ... + p(k − 1)) · scale⌋, with
-    scale = (2^24 − n) / Σ p. For p = frequency − 1 all sums are integers and scale is 1.
-    """
-    return stream.model.Categorical((frequency - 1).astype(np.float64), perfect=False)
-
-
-def _coder(words: Words) -> stream.stack.AnsCoder:
+def _coder(words: Words) -> Any:
     try:
-        return stream.stack.AnsCoder(words)
+        return coder_of(words)
     except ValueError as error:
         raise CorruptError(f"a stream cannot be read: {error}") from error
 
 
 def _encode_classes_(
-    coder: stream.stack.AnsCoder,
+    coder: Any,
     classes: UInt8[np.ndarray, " n"],
     frequency: Int64[np.ndarray, " classes"],
 ) -> None:
     if len(frequency) > 1:
-        coder.encode_reverse(classes.astype(np.int32), _model(frequency))
+        coder.encode_reverse(classes.astype(np.int32), model_of(frequency))
 
 
 def _decode_classes(
-    coder: stream.stack.AnsCoder, count: int, frequency: Int64[np.ndarray, " classes"]
+    coder: Any, count: int, frequency: Int64[np.ndarray, " classes"]
 ) -> UInt8[np.ndarray, " count"]:
     if len(frequency) == 1:
         return np.zeros(count, np.uint8)
-    return coder.decode(_model(frequency), count).astype(np.uint8)
+    return coder.decode(model_of(frequency), count).astype(np.uint8)

@@ -23,6 +23,7 @@ Read `checkpoint_writer.py` first, then `checkpoint_reader.py`.
 | output_directory | makes an output directory appear complete or not at all |
 | output_lock | lets one process at a time write an output directory |
 | report_page | writes report.html beside report.json, whole or not at all |
+| interrupted_update | tells and finishes an update of a report that was cut off |
 | ledger | the finished layers of an unfinished run, for `--resume` |
 | checkpoint_reader | reads a checkpoint tensor by tensor, and checks it |
 | record_check | checks a record without decoding it |

@@ -62,15 +62,24 @@ class ECLQ(LatticeMethod, RateMethod):
     embeddings and output heads have steps by how much their tokens are used.
 
     - `bpw`: bits per weight of everything stored, an upper limit; with `allocate`, the mean over
-      all quantized layers.
-    - `paths`: beam width of the search in each row; 1 is greedy, K takes about K times as long.
-    - `slope`: ν, the squared error, in squared steps, that one bit is worth; 2 ln 2 / 12 at high
-      rate, 0 for rounding that ignores code lengths.
-    - `unequal`: False gives all columns the same step.
-    - `contexts`: False codes all integers with one table.
-    - `cross`: False rounds every layer towards its own weight.
-    - `two_sided`: False rounds every row by itself, with the same steps for all rows.
-    - `allocate`: False gives every layer the same rate.
+      all quantized layers. From 1.1 to 12; 3 to 4.25 are usual.
+    - `order`: which columns are rounded first, so that later ones make up for their errors:
+      `activation`, those of the largest inputs; `min-pivot`, by the least pivot, for a small
+      bound; `natural`, as they lie.
+    - `damping`: fraction of the Hessian's mean diagonal that is added to it: larger values trust a
+      short calibration text less. From 0.01 to 0.1 is usual.
+    - `paths`: roundings of a row that are followed at once: 1 takes the best integer at every
+      column, K search more and take about K times as long.
+    - `slope`: how much squared error, in squared steps, is accepted to save one bit (ν): larger
+      values give smaller integers and finer steps at the same size. 2 ln 2 / 12 fits high rates, 0
+      heeds error alone.
+    - `unequal`: False gives all columns the same step, as HPTQ does.
+    - `contexts`: False codes all integers with one table, in place of one for alike columns.
+    - `cross`: False rounds every layer towards its own weight, and not so that it makes up for
+      the errors of the layers before it.
+    - `two_sided`: False rounds every row by itself, with the same steps for all rows; it needs no
+      backward passes of the model.
+    - `allocate`: False gives every layer the same rate, so that none is probed first.
 
     A row's loss is at most (√B + √M)², where B = Σ_j c_ij² R_jj² step_ij². c_ij is the largest
     distance, in steps, between an integer of that context and its best value (½ for ν = 0), step_ij

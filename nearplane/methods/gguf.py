@@ -43,11 +43,12 @@ class GGUF(LatticeMethod):
     target that compensates for the errors of the layers in front of it (`lattice.cross_target`).
     A row with a clipped integer has no bound.
 
-    - `type`: of blocks: Q2_K, Q3_K, IQ4_XS, Q4_K, IQ4_NL, Q4_0, Q5_K, Q5_0, Q6_K or Q8_0. Those of
-      256 columns give way to llama.cpp's choice where 256 does not divide a row.
+    - `type`: the type of blocks: Q2_K, Q3_K, IQ4_XS, Q4_K, IQ4_NL, Q4_0, Q5_K, Q5_0, Q6_K or
+      Q8_0. Those of 256 columns give way to llama.cpp's choice where 256 does not divide a row.
     - `mixed`: bits per weight on average, where each layer gets a type by how much its errors
       change the model's predictions; 0 for one type.
-    - `targets`: False rounds every layer towards its own weight.
+    - `targets`: False rounds every layer towards its own weight, and not so that it makes up for
+      the errors of the layers before it.
 
     Raises OutOfRangeError for another type, and for `mixed` above 16.
     """

@@ -22,11 +22,12 @@ class GPTQ(LatticeMethod):
     the first weight is rounded (static groups), so no order needs a `g_idx`. A row with a clipped
     code has no bound.
 
-    - `bits`: 2 to 8 per code.
-    - `group_size`: columns that share a step; the whole row if it has no more columns.
+    - `bits`: bits of each integer, 2 to 8; 4 is usual, 3 loses visibly more.
+    - `group_size`: columns that share a step of 16 bits; the whole row if it has no more columns.
+      32 to 128 are usual: smaller groups are more exact and cost 16 / group size bits a weight.
     - `damping`: fraction of the Hessian's mean diagonal that is added to it.
-    - `hessian_steps`: whether steps minimise Σ R_jj² (w_j − s·code_j)², what rounding column j to
-      nearest adds to the loss; else Σ |w_j − s·code_j|^2.4, as in GPTQ's code.
+    - `hessian_steps`: False chooses steps by the weights alone, Σ |w_j − s·code_j|^2.4 as in GPTQ's
+      code, in place of by what rounding to nearest adds to the loss, Σ R_jj² (w_j − s·code_j)².
 
     Raises OutOfRangeError for bits outside 2 .. 8.
     """

@@ -44,14 +44,15 @@ class Rounded:
 class SSQR(LatticeMethod):
     """Nearest plane with `bits`-bit codes; what clipping cuts off is stored as sparse outliers.
 
-    value = step · code + outlier [Chen26, Alg. 9, 10]. The steps are κ times those of least error.
+    value = step · code + outlier [Chen26, Alg. 9, 10]. The steps are κ times those of least error
+    for all but a row's largest weights, which are expected to become its outliers.
     κ is found by bisection, as small as it can be with at most a fraction `outliers` of the weights
     clipped. Since outliers store what was clipped off, Theorem 5 still bounds every row.
 
     - `bits`: 2 to 8 per code.
     - `group_size`: columns that share a step; the whole row if it has no more columns.
     - `outliers`: the fraction of weights that may be outliers, 0.01 is 1 %; an upper limit.
-    - `per`: "row" finds a κ for every row, "matrix" one κ for all rows.
+    - `per`: whether the range is tightened row by row (`row`), or by one κ for all (`matrix`).
 
     Raises OutOfRangeError for values outside these ranges.
     """
@@ -77,7 +78,7 @@ class SSQR(LatticeMethod):
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         group_size = check_group_size(self.group_size, weight.shape[1])
-        start = mse_steps(weight.float(), self.bits, group_size)
+        start = mse_steps(without_largest(weight.float(), self.outliers), self.bits, group_size)
         step = self.search(weight, basis, start, group_size)
         rounder = self.rounder(weight, basis, step, group_size)
         rounded = Rounded(*by_rows(lambda rows: rounder(rows).parts, len(weight)))
@@ -142,6 +143,19 @@ class SSQR(LatticeMethod):
         if self.per == "matrix":
             density = density.mean().expand_as(density)
         return density <= self.outliers
+
+
+def without_largest(
+    weight: Float[Tensor, "rows columns"], share: float
+) -> Float[Tensor, "rows columns"]:
+    """Return the weight with that share of every row, the largest in magnitude, set to 0.
+
+    A step that spanned them would be wide for all of their group, and where the input is large,
+    too, half of such a step is more error than the row's other columns can make up for.
+    """
+    count = int(share * weight.shape[1])
+    largest = weight.abs().topk(count, dim=1).indices
+    return weight.scatter(1, largest, 0.0)
 
 
 def scaled_steps(start: Float[Tensor, "rows groups"], exponent: Float[Tensor, "rows 1"]) -> Tensor:

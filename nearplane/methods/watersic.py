@@ -26,7 +26,8 @@ class WaterSIC(LatticeMethod, RateMethod):
     column.
 
     - `bpw`: bits per weight of everything stored, an upper limit.
-    - `gain`: False keeps γ = 1; Theorem 5 then bounds every row.
+    - `gain`: False leaves values as they were rounded (γ = 1) in place of scaling each column to
+      least squares: Theorem 5 then bounds every row, not only their sum.
 
     With the gain, Theorem 5 still bounds the sum over all rows ("layer_bound" in `facts`), since
     γ_j only lowers the sum over rows of a column's squared residuals. The bound of one row is

@@ -4,6 +4,7 @@ import copy
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field, replace
+from importlib.util import find_spec
 from pathlib import Path
 from reprlib import repr
 from typing import Any
@@ -188,6 +189,8 @@ def location(name: str | Path, trust_remote_code: bool = False) -> dict[str, Any
     """Return the arguments of `from_pretrained`; NearplaneError for a path that is no model."""
     path = Path(name)
     if path.suffix == ".gguf" and path.is_file():
+        if find_spec("gguf") is None:
+            raise NearplaneError('GGUF files need the package gguf: pip install "nearplane[gguf]"')
         return pretrained(path.parent, trust_remote_code) | {"gguf_file": path.name}
     if path.is_file():
         raise NearplaneError(f"{name} is a file: give the directory of a model, or a .gguf file")

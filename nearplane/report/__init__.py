@@ -17,6 +17,7 @@ Read `report_page.py` first.
 | findings | warnings, and the three sentences: what hurts, what would help, what to run next |
 | kinds | sums over the layers of a kind |
 | report_page | the page of one run |
+| run_differences | what makes runs not comparable: other models, calibrations, texts |
 | compare_page | the page, and the rows of a table, of several |
 | strips | charts of one line for the terminal |
 | embedding | data, scripts and styles put into a page safely |

@@ -11,11 +11,14 @@ from nearplane.report.kinds import Kind, kinds
 from nearplane.report.layer_lines import LayerLine
 from nearplane.report.reading import Run, known_number, text_of
 from nearplane.report.report_page import duration
+from nearplane.report.run_differences import calibration_rows, differences, measured_rows
 from nearplane.types import NearplaneError
 
 SCRIPTS = (embedding.PLOT, "templates/figures.js", "templates/compare.js")
 DIFFERING = 10  # layers whose errors differ most
 NONE = "–"
+# rows that are marked where runs differ in them
+HEEDED = ("model", "calibration tokens, SHA-256", "measured tokens, SHA-256")
 
 
 @dataclass(frozen=True)
@@ -40,10 +43,16 @@ def named_runs(directories: Sequence[str | Path], runs: Sequence[Run]) -> list[N
 
 
 def totals(runs: Sequence[Named]) -> list[tuple[str, list[str]]]:
-    """Return rows of (what it is, one value for every run)."""
+    """Return rows of (what it is, one value for every run), without those that no run knows."""
     columns = [dict(of_run(each.run)) for each in runs]
     labels = dict.fromkeys(label for column in columns for label in column)
-    return [(label, [column.get(label, NONE) for column in columns]) for label in labels]
+    rows = [(label, [column.get(label, NONE) for column in columns]) for label in labels]
+    return [row for row in rows if set(row[1]) != {NONE}]
+
+
+def warnings(runs: Sequence[Named]) -> list[str]:
+    """Return a sentence for everything that makes numbers of the runs not comparable."""
+    return differences([(each.name, each.run) for each in runs])
 
 
 def of_run(run: Run) -> Iterator[tuple[str, str]]:
@@ -59,9 +68,11 @@ def of_run(run: Run) -> Iterator[tuple[str, str]]:
         found = measured(run, name)
         yield f"measured {name}", f"{found[-1]:.4g}" if found else NONE
     yield "bounds that hold", f"{run.certified} of {len(run.layers)}"
+    yield from measured_rows(run)
     worst = worst_layers(run.layers)
     yield "lost most", worst[0].name if worst else NONE
     yield "rounded to nearest", str(len(run.fallbacks))
+    yield from calibration_rows(run)
     seconds = known_number(run.raw.get("seconds"))
     yield "time", NONE if seconds is None else duration(seconds)
     machine = run.raw.get("machine") or {}
@@ -100,6 +111,8 @@ def compare_page(runs: Sequence[Named]) -> bytes:
         title=" and ".join(each.name for each in runs),
         names=[each.name for each in runs],
         totals=totals(runs),
+        warnings=warnings(runs),
+        heeded=HEEDED,
         kinds=by_kind(runs),
         differing=differing(runs),
     )

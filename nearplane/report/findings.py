@@ -138,20 +138,15 @@ def worst_layers(layers: list[LayerLine]) -> list[LayerLine]:
 
 
 def warnings(run: Run) -> Iterator[str]:
-    """Yield a sentence for everything that was left out, fell back or has no bound."""
+    """Yield a sentence for everything that has no bound, was left out or fell back."""
     raw = run.raw
-    yield from run.left_out
+    yield from without_bound(run)
+    yield from together(run.left_out)
     if run.fallbacks:
         share = f"{len(run.fallbacks)} of {len(run.layers)} layers"
         yield f"rounded to nearest, {share}: {some(run.fallbacks)}"
     if text_of(raw.get("rows_by_themselves")):
         yield f"rows were rounded by themselves: {text_of(raw['rows_by_themselves'])}"
-    by_reason: dict[str, list[str]] = {}
-    for entry in raw["layers"]:
-        if entry.get("void"):
-            by_reason.setdefault(text_of(entry["void"]), []).append(entry["name"])
-    for reason, names in by_reason.items():
-        yield f"no bound for {len(names)} of {len(run.layers)} layers ({some(names)}): {reason}"
     entries = {entry["name"]: entry for entry in raw["layers"]}
     yield from map(text_of, few_token_sentences(entries))
     dropped = [name for name, entry in entries.items() if entry.get("dropped_tokens")]
@@ -161,6 +156,29 @@ def warnings(run: Run) -> Iterator[str]:
         )
     if run.padded:
         yield f"{run.padded} calibration tokens are padding"
+
+
+def without_bound(run: Run) -> Iterator[str]:
+    """Yield a sentence for every reason for which layers have no bound."""
+    by_reason: dict[str, list[str]] = {}
+    for entry in run.raw["layers"]:
+        if entry.get("void"):
+            by_reason.setdefault(text_of(entry["void"]), []).append(entry["name"])
+    for reason, names in by_reason.items():
+        yield f"no bound for {len(names)} of {len(run.layers)} layers ({some(names)}): {reason}"
+
+
+def together(sentences: list[str]) -> Iterator[str]:
+    """Yield sentences "NAME is ..." that say the same of several layers as one."""
+    by_rest: dict[str, list[str]] = {}
+    for sentence in sentences:
+        name, _, rest = sentence.partition(" ")
+        by_rest.setdefault(rest, []).append(name)
+    for rest, names in by_rest.items():
+        if len(names) > 1 and rest.startswith("is "):
+            yield f"{len(names)} layers, each of which {rest}: {some(names)}"
+        else:
+            yield from (f"{name} {rest}".rstrip() for name in names)
 
 
 def figures(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
@@ -176,8 +194,13 @@ def figures(evaluation: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
 
 def measured(run: Run, name: str) -> list[float]:
     """Return the values of a figure in all evaluations of a text, the last one last."""
-    texts = [each for each in run.evaluations if each.get("kind") != "task"]
+    texts = [each for each in run.evaluations if is_text(each)]
     return [float(found[name]["value"]) for each in texts if name in (found := figures(each))]
+
+
+def is_text(evaluation: Mapping[str, Any]) -> bool:
+    """Whether an evaluation is of a text, and not of a task."""
+    return evaluation.get("kind") != "task"
 
 
 def some(names: list[str]) -> str:

@@ -211,7 +211,7 @@ def answers(run: Run, worst: list[LayerLine]) -> dict[str, str]:
         for each in run.layers
         if each.expected is not None and each.bound
     ]
-    found = {"tight": "No layer has a bound that holds."}
+    found = {"tight": "No layer has a bound that holds: warnings say why, Words what it means."}
     if ratios:
         found["tight"] = (
             f"It holds for {len(ratios)} of {len(run.layers)} layers: the median layer's damped "

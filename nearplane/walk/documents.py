@@ -198,7 +198,7 @@ def read_dataset(name: str) -> Iterator[Record]:
     parts = name.split(":")
     hub_name, config = parts[0], parts[1] if len(parts) == 3 else None
     missing = NearplaneError(f"there is no file {name}, and no data set of that name can be loaded")
-    if name.endswith((".txt", ".json", ".jsonl", ".parquet", *COMPRESSED)):
+    if name.endswith((*TEXTS, *READERS, *COMPRESSED)):
         raise NearplaneError(f"the calibration file {name} does not exist")
     try:
         import datasets

@@ -1,6 +1,7 @@
 """Every command explains itself, quickly; a command line that is wrong is refused."""
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -9,9 +10,13 @@ import pytest
 import typer
 
 import nearplane.cli
-from nearplane.cli.app import COMMANDS
+from nearplane.cli.app import COMMANDS, app
 from nearplane.cli.failure import explained
+from nearplane.cli.method_options import all_fields, help_of
+from nearplane.cli.run_settings import Settings
+from nearplane.cli.whole_help import summary
 from nearplane.types import NearplaneError
+from nearplane.walk.documents import COMPRESSED, READERS, TEXTS
 
 
 @pytest.mark.parametrize("name", [name for name, _, _ in COMMANDS])
@@ -68,3 +73,46 @@ def test_a_closed_pipe_is_left_to_typer():
 
     with pytest.raises(BrokenPipeError):
         explained(fail)()
+
+
+@pytest.mark.parametrize("name", ["", *(name for name, _, _ in COMMANDS)])
+def test_help_is_whole_in_80_columns(nearplane, monkeypatch, name):
+    monkeypatch.setenv("COLUMNS", "80")
+    monkeypatch.setenv("TERMINAL_WIDTH", "80")
+    said = nearplane(*([name] if name else []), "--help").output
+    assert "…" not in said and not re.search(r"\w\.\.\.(?!])", said)
+    assert max(map(len, said.splitlines())) <= 80
+    # every text stands whole, but for where its lines end
+    words = " ".join(said.split())
+    command = typer.main.get_command(app)
+    shown = command.commands[name] if name else command
+    for parameter in shown.params:
+        if not name or parameter.help is None:
+            continue
+        assert " ".join(parameter.help.split()) in words, parameter.name
+    for other in [] if name else COMMANDS:
+        assert summary(other[1]) in words
+
+
+def test_every_option_of_the_methods_says_what_it_is_for():
+    for name, field in all_fields().items():
+        said = help_of(field)
+        assert not said.startswith("The field") and len(said) > 40, name
+    assert "0.1 of eclq and gguf, 0.01 of" in help_of(all_fields()["damping"])
+    assert "default --gain" in help_of(all_fields()["gain"])
+
+
+def test_help_and_readme_list_the_formats_of_calibration_texts():
+    known = {*TEXTS, *READERS, *COMPRESSED}
+    readme = (Path(__file__).parents[2] / "README.md").read_text()
+    said = re.search(r"Calibration text is (.*?), a directory of them", readme, re.S)
+    assert said and set(re.findall(r"`(\.\w+)`", said[1])) == known
+    annotation = Settings.__annotations__["calibration"]
+    assert set(re.findall(r"\.[a-z]\w+", annotation.__metadata__[0].help.split(";")[0])) == known
+
+
+def test_a_file_has_one_option_for_its_place():
+    command = typer.main.get_command(app)
+    for name, made in command.commands.items():
+        flags = {flag for parameter in made.params for flag in parameter.opts}
+        assert not flags & {"--output", "-o"}, name

@@ -1,11 +1,14 @@
 """report, compare, and the pictures of inspect."""
 
 import json
+import os
 import shutil
+from pathlib import Path
 
 import pytest
 
 from nearplane.export.checksums import verify_sums
+from nearplane.export.evaluations import append_evaluations
 from tests.cli.test_quantize import refused
 
 
@@ -47,7 +50,7 @@ def test_the_page_follows_the_report_and_its_sum_follows_the_page(altered, nearp
 
 def test_another_place_leaves_the_checkpoint_as_it_was(altered, nearplane, tmp_path):
     before = (altered / "report.html").stat().st_mtime_ns
-    assert nearplane("report", altered, "--output", tmp_path / "page.html").exit_code == 0
+    assert nearplane("report", altered, "--out", tmp_path / "page.html").exit_code == 0
     assert (tmp_path / "page.html").read_bytes().startswith(b"<!doctype html>")
     assert (altered / "report.html").stat().st_mtime_ns == before and not verify_sums(altered)
 
@@ -70,7 +73,10 @@ def test_compare_shows_runs_side_by_side(nearplane, checkpoint, grouped, tmp_pat
     assert result.exit_code == 0, result.output
     for part in ("eclq", "rtn", "mlp.down_proj", "15 of 15", "0 of 14", "lost most"):
         assert part in result.stdout
+    # both were calibrated on one text
+    assert "warning" not in result.stdout and "calibration tokens, SHA-256" in result.stdout
     said = page.read_text()
+    assert 'id="warnings"' not in said
     assert said.count('<td class="n">eclq</td>') == 1 and said.count("rtn</td>") == 1
     refused(nearplane("compare", checkpoint), "two or more")
     refused(nearplane("compare", checkpoint, checkpoint), "two or more")
@@ -83,3 +89,58 @@ def test_inspect_begins_with_kinds_and_ends_with_advice(nearplane, checkpoint):
     assert len(strips) == 2 and all(set(line) & set("▁▂▃▄▅▆▇█") for line in strips)
     assert "lost most" in lines[-3] and "Half a bit more" in lines[-2]
     assert "nearplane eval" in lines[-1]
+
+
+@pytest.mark.parametrize("renamed", [0, 1, 2])
+def test_an_update_that_was_cut_off_is_finished(
+    altered, checkpoint, nearplane, monkeypatch, renamed
+):
+    """A kill behind each of the renames; `replace` raises what no handler sees, as a kill does."""
+
+    class KilledError(BaseException):
+        pass
+
+    done = []
+
+    def replace(path, target):
+        if path.name.startswith(".") and len(done) == renamed:
+            raise KilledError
+        done.append(target)
+        os.replace(path, target)
+
+    before = (altered / "report.json").read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "replace", replace)
+        patch.setattr(Path, "unlink", lambda path, missing_ok=False: None)
+        with pytest.raises(KilledError):
+            figures = {"perplexity": {"value": 11.5}}
+            append_evaluations(altered, [{"kind": "text", "text": "t", "figures": figures}])
+    # the process that wrote them has ended
+    monkeypatch.setattr("nearplane.export.interrupted_update.is_alive", lambda process: False)
+    told = "was cut off between two files: nearplane report"
+    verified, compared = nearplane("verify", altered), nearplane("compare", altered, checkpoint)
+    if renamed:
+        assert verified.exit_code == 1
+        assert verified.stdout.count("wrong: ") == 1 and told in verified.stdout
+        elsewhere = nearplane("report", altered, "--out", altered.parent / "page.html")
+        assert told in elsewhere.stdout and verify_sums(altered)
+    else:
+        assert verified.exit_code == 0 and told not in verified.output
+    assert compared.exit_code == 0 and (told in compared.output) == bool(renamed)
+    result = nearplane("report", altered)
+    assert result.exit_code == 0
+    assert ("had been cut off was finished" in result.stdout) == bool(renamed)
+    assert verify_sums(altered) == [] and nearplane("verify", altered).exit_code == 0
+    assert ((altered / "report.json").read_bytes() == before) == (not renamed)
+    assert ("11.5" in (altered / "report.html").read_text()) == bool(renamed)
+    assert not [name for name in os.listdir(altered) if name.startswith(".")]
+
+
+def test_what_a_stranger_changed_is_not_taken_for_an_update(altered, nearplane):
+    left = altered / ".SHA256SUMS.1-0123abcd"
+    left.write_bytes((altered / "SHA256SUMS").read_bytes())
+    content = json.loads((altered / "report.json").read_text()) | {"seconds": 1.0}
+    (altered / "report.json").write_text(json.dumps(content))
+    assert nearplane("report", altered).exit_code == 0
+    assert [problem.split()[0] for problem in verify_sums(altered)] == ["'report.json'"]
+    assert not left.exists()

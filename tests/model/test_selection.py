@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+from nearplane.model.open_model import location
 from nearplane.model.selection import Rules, select
 from nearplane.types import NearplaneError
 from tests.walk.tiny import Blocks, Residual, linear
@@ -69,3 +70,10 @@ def test_the_names_decide():
     assert selection.left_out() == kept
     with pytest.raises(NearplaneError, match="every layer is skipped"):
         select(model, Rules(skip=(".",)))
+
+
+def test_a_gguf_file_without_its_package_is_refused_with_the_command(tmp_path, monkeypatch):
+    (tmp_path / "a.gguf").write_bytes(b"GGUF")
+    monkeypatch.setattr("nearplane.model.open_model.find_spec", lambda name: None)
+    with pytest.raises(NearplaneError, match=r'pip install "nearplane\[gguf\]"'):
+        location(tmp_path / "a.gguf")

@@ -148,6 +148,63 @@ def test_nothing_leaves_the_box_until_integers_are_clipped(browser_page, path):
     assert page.evaluate(loss_share) <= 1
 
 
+# where each word is explained; no step before it may use it
+EXPLAINED = {
+    "bound": "bound",
+    "other order": "order",
+    "clip": "clipping",
+    "rate-aware": "rate",
+    "ν": "rate",
+    "reduced": "reduction",
+}
+SHOWN = """() => ["text", "said", "numbers", "legend", "controls"].map((id) => {
+  const copy = document.getElementById(id).cloneNode(true);
+  for (const hidden of copy.querySelectorAll("option[hidden]")) hidden.remove();
+  return copy.textContent;
+}).join(" ").toLowerCase()"""
+
+
+def test_no_step_uses_a_word_before_the_step_that_explains_it(browser_page, path):
+    page = browser_page(path, "reduction")
+    seen = {}
+    for name in STEPS[::-1]:  # what later steps had set must not stay
+        page.evaluate(f"location.hash = '{name}'")
+        settled(page)
+        seen[name] = page.evaluate(SHOWN)
+    for word, step in EXPLAINED.items():
+        assert word in seen[step]
+        early = [name for name in STEPS[: STEPS.index(step)] if word in seen[name]]
+        assert not early, f"{word!r} in {early}"
+
+
+def test_hatched_targets_are_those_that_are_clipped(browser_page, path):
+    page = browser_page(path, "clipping")
+    settled(page)
+    low, high = found(page, "state.low"), found(page, "state.high")
+    hessian = torch.tensor(found(page, "hessian"), dtype=torch.float64)
+    factor = lattice.factor(hessian, torch.tensor([1, 0]), 0.0)
+    step = torch.ones(1, 2, dtype=torch.float64)
+
+    def leaves_its_box(weight):
+        code = lattice.nearest_plane(weight, factor, step, low, high)
+        residual = (weight - code) @ factor.T
+        return (residual.abs() > factor.diagonal() / 2 * (1 + 1e-9)).any(1)
+
+    # one of four lines across the picture is drawn in the hatch's colour
+    seen = [each for each in page.evaluate(PIXELS) if each["stripe"]]
+    hatch = page.evaluate("getComputedStyle(document.body).getPropertyValue('--clipped').trim()")
+    colour = ",".join(str(int(hatch[k : k + 2], 16)) for k in (1, 3, 5))
+    weight = torch.tensor([each["weight"] for each in seen], dtype=torch.float64)
+    hatched = torch.tensor([each["colour"] == colour for each in seen])
+    assert len(seen) > 500 and 0.2 < hatched.double().mean() < 0.9
+    assert torch.equal(hatched, leaves_its_box(weight))
+    # how many of those in range are clipped all the same
+    axis = low - 0.5 + (high - low + 1) * (torch.arange(40, dtype=torch.float64) + 0.5) / 40
+    share = 100 * leaves_its_box(torch.cartesian_prod(axis, axis)).double().mean()
+    assert f" {share:.0f} % are clipped all the same" in page.inner_text("#numbers")
+    assert "needs the integer 3 and gets 1" in page.inner_text("#said")
+
+
 def test_arrows_are_dragged_and_everything_has_keys(browser_page, path):
     page = browser_page(path, "lattice")
     before = found(page, "hessian")
@@ -220,7 +277,9 @@ PIXELS = """() => {
   const {data} = canvas.getContext("2d").getImageData(0, 0, width, height);
   for (let y = 3; y < height; y += 5) for (let x = 3; x < width; x += 5) {
     const at = 4 * (y * width + x);
-    found.push({colour: data.slice(at, at + 3).join(), weight: explore.weightAtPixel(x, y)});
+    const stripe = (x + y) % 8 < 2;
+    const weight = explore.weightAtPixel(x, y);
+    found.push({stripe, weight, colour: data.slice(at, at + 3).join()});
   }
   return found;
 }"""

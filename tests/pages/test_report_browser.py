@@ -133,3 +133,22 @@ def test_it_prints_in_black_on_white(browser_page, written):
     ground = page.evaluate("getComputedStyle(document.body).backgroundColor")
     assert ground == "rgb(255, 255, 255)" and not page.locator("nav").is_visible()
     assert page.pdf(format="A4").startswith(b"%PDF")
+
+
+def test_on_a_phone_no_table_of_the_worst_layers_is_cut(browser_page, written):
+    phone = {"viewport": {"width": 390, "height": 844}, "is_mobile": True, "has_touch": True}
+    entries = [
+        reports.layer(f"model.layers.{i}.self_attn.q_proj", i, (64, 64)) for i in range(10, 30)
+    ]
+    page = browser_page(written("phone", reports.report(entries)), **phone)
+    table = page.locator("#lost table").bounding_box()
+    assert table["x"] >= 0 and table["x"] + table["width"] <= 390
+    outside = page.evaluate(OUTSIDE)
+    assert outside == [], "texts of charts that are cut"
+
+
+# texts of charts that lie beyond the page's sides
+OUTSIDE = """() => [...document.querySelectorAll("main svg text")].filter((text) => {
+  const {left, right, width} = text.getBoundingClientRect();
+  return width > 0 && (left < -0.5 || right > 390.5);
+}).map((text) => text.textContent)"""

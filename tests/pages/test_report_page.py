@@ -1,6 +1,7 @@
 """The page of a report: its numbers are those of report.json, and no name becomes code."""
 
 import copy
+import html
 import json
 import re
 from html.parser import HTMLParser
@@ -9,7 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from nearplane.report.compare_page import Named, compare_page, warnings
 from nearplane.report.findings import advice
+from nearplane.report.findings import warnings as run_warnings
 from nearplane.report.layer_lines import expected_loss, kinds_of, natural
 from nearplane.report.reading import checked_run, read_report
 from nearplane.report.report_page import SHOWN_ROWS, report_page
@@ -76,7 +79,10 @@ def test_numbers_are_those_of_the_report():
     assert int(parts["embed_tokens"][2].replace(",", "")) == content["layers"][0]["stored_bytes"]
     assert parts["model.layers.*.input_layernorm.weight"][2] == "128"
     worst = max(content["layers"], key=lambda entry: entry["relative_loss"])
-    assert page.table("damped / bound")[1][0] == worst["name"]
+    first = page.table("of its bound")[1]
+    assert first[0] == worst["name"] and first[2] == f"{worst['bpw']:.3f}"
+    for column, key in ((1, "relative_loss"), (3, "loss_over_bound")):
+        assert float(first[column].removesuffix(" %")) == pytest.approx(100 * worst[key], rel=6e-3)
     said = advice(checked_run(content, ""), "out")
     assert said.hurts.startswith(f"{worst['name']} lost most: ")
 
@@ -223,3 +229,60 @@ def test_the_expected_error_is_between_the_targets_own_and_the_bound(bound, asid
     assert aside + bound / 3 == pytest.approx(expected, abs=1e-9 * (1 + around))
     assert aside <= expected + 1e-9 and expected <= around + 1e-9
     assert expected_loss({"bound": None}) is None
+
+
+def compared(changes):
+    """Return two runs, the second with other fields of its calibration and its evaluation."""
+    first, second = ({"fingerprint": "a" * 64}, {"tokens_sha256": "b" * 64}), changes
+    runs = []
+    for name, (calibration, evaluation) in zip("ab", (first, second), strict=True):
+        content = reports.report(reports.layers(2))
+        content["recipe"]["calibration"] |= calibration
+        figures = {"perplexity": {"value": 11.5}}
+        text = {"kind": "text", "text": f"{name}.txt", "windows": 6, "context": 512}
+        content["evaluations"] = [text | {"figures": figures} | evaluation]
+        runs.append(Named(name, checked_run(json.loads(json.dumps(content)), name)))
+    return runs
+
+
+def test_what_is_said_of_many_layers_is_one_warning_behind_the_bounds():
+    entries = reports.layers(2)
+    void = {"bound": None, "void": "clipped codes void the bound of 2 of 64 rows", "facts": {}}
+    entries[1] = reports.layer(entries[1].name, 1, (64, 64), **void)
+    skipped = [f"model.layers.{i}.mlp.up_proj is skipped as asked" for i in range(2, 30)]
+    others = ["lm_head is no linear layer", "rows of x stay"]
+    content = reports.report(entries, left_out=[*skipped, *others])
+    found = list(run_warnings(checked_run(json.loads(json.dumps(content)), "report.json")))
+    assert len(found) == 4 and "clipped codes void the bound of 2 of 64 rows" in found[0]
+    assert found[1].startswith("28 layers, each of which is skipped as asked: model.layers.2.mlp")
+    assert found[1].endswith("and 23 more") and found[2:] == others
+
+
+@pytest.mark.parametrize(
+    "calibration, evaluation, said",
+    [
+        ("a", "b", []),
+        ("c", "b", ["calibrated on different tokens (a: 8 x 512 of notes.txt; b: 8 x 512"]),
+        ("a", "c", ["measured on different texts (a: 6 x 512 of a.txt; b: 6 x 512 of b.txt)"]),
+        (None, "b", ["calibration tokens are not known of b"]),
+    ],
+)
+def test_what_does_not_compare_is_said(calibration, evaluation, said):
+    repeated = calibration and calibration * 64
+    runs = compared(({"fingerprint": repeated}, {"tokens_sha256": evaluation * 64}))
+    found = warnings(runs)
+    assert len(found) == len(said)
+    page = compare_page(runs).decode()
+    for sentence, start in zip(found, said, strict=True):
+        assert sentence.startswith(start) and sentence in html.unescape(page)
+    marked = re.findall(r'<tr class="warned"><th scope="row">([^<]*)', page)
+    assert ("calibration tokens, SHA-256" in marked) == (calibration != "a")
+    assert ("measured tokens, SHA-256" in marked) == (evaluation != "b")
+
+
+def test_a_cell_of_a_comparison_has_one_number():
+    runs = compared(({"fingerprint": "a" * 64}, {"tokens_sha256": "b" * 64}))
+    page = compare_page(runs).decode()
+    cells = re.findall(r'<td class="n[^"]*">([^<]*)</td>', page)
+    rates = [cell for cell in cells if re.match(r"[\d.]+(e-?\d+)?$", cell)]
+    assert len(rates) > 20 and not any(re.search(r"\d,? .*\d\.\d", cell) for cell in cells)

@@ -2,7 +2,7 @@
 import { fixed, make } from "./elements.js";
 import { METHODS } from "./problem.js";
 
-/** Return { group: element }, and a function that brings all controls to the settings. */
+/** Return { group: element }, and functions that bring all controls to the settings and offer methods. */
 export function makeControls(set) {
   const readers = [];
   const slider = (label, [least, most, by], read, write, show = (x) => fixed(x, 2)) => {
@@ -27,7 +27,7 @@ export function makeControls(set) {
     return make("label", { class: "number" }, make("span", {}, label), input);
   };
   const choice = (label, key, options) => {
-    const select = make("select", {}, options.map(([value, text]) => make("option", { value }, text)));
+    const select = make("select", { "data-key": key }, options.map(([value, text]) => make("option", { value }, text)));
     select.addEventListener("change", () => set({ [key]: options[select.selectedIndex][0] }));
     readers.push((state) => (select.selectedIndex = options.findIndex(([value]) => value === state[key])));
     return make("label", { class: "choice" }, make("span", {}, label), select);
@@ -71,5 +71,11 @@ export function makeControls(set) {
       make("fieldset", { class: "group" }, make("legend", {}, title), rows),
     ]),
   );
-  return { groups: made, show: (state) => readers.forEach((read) => read(state)) };
+  /** Offer only some of the algorithms: those that the story has told of. */
+  const offer = (methods) => {
+    for (const option of made.method.querySelectorAll("[data-key=method] option")) {
+      option.hidden = option.disabled = !methods.includes(option.value);
+    }
+  };
+  return { groups: made, offer, show: (state) => readers.forEach((read) => read(state)) };
 }

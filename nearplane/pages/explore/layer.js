@@ -61,7 +61,7 @@ class LayerView {
     const area = made.factor[0][0] * made.factor[1][1] * Math.abs(section.step[0] * section.step[1]);
     // drawn so that one dot has an area of 1
     const root = transpose(cholesky(section.hessian)).map((row) => row.map((x) => x / Math.sqrt(area)));
-    this.found = { state: { step: section.step }, root, section, made };
+    this.found = { state: { step: section.step }, root, section, made, area };
     const aim = toFactor(section.target, made);
     const steps = toFactor(section.step, made);
     const limits = this.data.limits;
@@ -87,6 +87,7 @@ class LayerView {
     plot.cells(this.cells === "none" ? null : this.codeAt(), codes[this.cells]);
     plot.layer("bounds", section.box.length ? [plot.polygon(section.box.map((w) => this.place(w)), "box")] : []);
     plot.layer("dots", this.dots());
+    plot.layer("scale", plot.scaleBar(`length 1: loss ${found.area.toExponential(1)}`));
     const target = this.place(section.target);
     const chosen = placeOf(found, codes.stored);
     const others = ["plane", "closest"].filter((name) => said(codes[name]) !== said(codes.stored));

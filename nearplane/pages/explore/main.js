@@ -4,9 +4,9 @@ import { fixed, make } from "./elements.js";
 import { showLayer } from "./layer.js";
 import * as panels from "./numbers.js";
 import { Picture, said } from "./picture.js";
-import { derive, initial, METHODS, weightAt } from "./problem.js";
+import { clippedColumns, derive, initial, METHODS, weightAt } from "./problem.js";
 import { showSpace } from "./space.js";
-import { STORY } from "./story.js";
+import { learned, STORY } from "./story.js";
 
 const PANELS = {
   answers: panels.answers,
@@ -53,7 +53,7 @@ function show() {
 function showNumbers() {
   const place = element("numbers");
   const open = place.querySelector("details")?.open ?? false;
-  const panels = step.numbers.map((name) => PANELS[name](found, picture.plot.dragging));
+  const panels = step.numbers.map((name) => PANELS[name](found, picture.plot.dragging, learned(step, "introduces")));
   place.replaceChildren(...panels);
   place.querySelector("details")?.toggleAttribute("open", open);
 }
@@ -67,14 +67,21 @@ function redraw(printing = false) {
 
 /** The state of the picture in words. */
 function sentence() {
-  const { codes, losses, bound } = found;
-  const limited = state.limited && !["reduced", "rate"].includes(state.method);
-  const share = `${fixed((losses[state.method] / bound) * 100, 0)} % of the bound`;
+  const { codes, losses } = found;
   const target = state.weight.map((w) => fixed(w, 2)).join(", ");
-  const within = losses[state.method] <= bound * (1 + 1e-9);
-  const times = `${fixed(losses[state.method] / bound, 2)} times what the bound would be without limits, which void it`;
-  const told = limited && !within ? `, ${times}` : state.method === "nearest-plane" ? `, ${share}` : "";
-  return `Target (${target}); ${METHODS[state.method]}: integers (${said(codes[state.method])}), loss ${fixed(losses[state.method], 4)}${told}.`;
+  return `Target: weights (${target}); ${METHODS[state.method]}: integers (${said(codes[state.method])}), loss ${fixed(losses[state.method], 4)}${boundInWords()}.`;
+}
+
+/** What the bound says of this loss; nothing in steps before the one that explains it. */
+function boundInWords() {
+  const told = STORY.indexOf(step) >= STORY.findIndex(({ id }) => id === "bound");
+  if (!told || state.method !== "nearest-plane") return "";
+  const times = found.losses[state.method] / found.bound;
+  if (!state.limited) return `, ${fixed(times * 100, 0)} % of the bound`;
+  const clipped = clippedColumns(found);
+  if (!clipped.length) return `, ${fixed(times * 100, 0)} % of the bound, which limits void all the same: the next target may be clipped`;
+  const [{ column, wanted, integer }] = clipped;
+  return `, ${fixed(times, 2)} times the bound, which is void: column ${column + 1} needs the integer ${said([wanted])} and gets ${said([integer])}`;
 }
 
 /** Buttons that show nearest plane one column at a time. */
@@ -96,10 +103,11 @@ function enter(next) {
   );
   turn(element("before"), STORY[at - 1], "← ");
   turn(element("after"), STORY[at + 1] ?? { id: "three", title: "Three columns" }, "", " →");
-  const rest = Object.keys(controls.groups).filter((name) => !step.settings.includes(name));
+  const rest = learned(step, "settings").filter((name) => !step.settings.includes(name));
+  controls.offer(learned(step, "introduces"));
   element("controls").replaceChildren(
     ...step.settings.map((name) => controls.groups[name]),
-    make("details", {}, make("summary", {}, "More settings"), ...rest.map((name) => controls.groups[name])),
+    ...(rest.length ? [make("details", {}, make("summary", {}, "More settings"), ...rest.map((name) => controls.groups[name]))] : []),
     make("button", { type: "button", class: "reset", onclick: () => (set({ ...initial(), ...step.view }), step.begins && set(step.begins(found))) }, "Reset"),
   );
   picture.shown = new Set([...step.shows, "target"]);
@@ -124,12 +132,16 @@ function turn(link, to, before = "", after = "") {
 
 /** What the marks in the picture mean. */
 function legend() {
-  const marks = [["target", "target"], ["chosen", "dot chosen"]];
+  const marks = [["target", "target: the weights"], ["chosen", "dot chosen"]];
+  if (step.view.cells) marks.push(["cells", "cells: targets of one dot; colours only tell neighbours apart, the chosen dot’s is strong"]);
   if (step.shows.includes("lines")) marks.push(["plane", "lines of the column rounded first"], ["project", "projection"]);
-  if (step.shows.includes("box")) marks.push(["box", "box: sides R · step"]);
-  if (step.shows.includes("circle")) marks.push(["circle", "circle: the bound"]);
+  if (step.shows.includes("box")) marks.push(["box", step.id === "order" ? "brick: sides R · step" : "box: sides R · step, around the chosen dot"]);
+  if (step.shows.includes("clipped")) {
+    marks.push(["left", "the box, where the target is outside of it"], ["clipped", "clipped targets: in no box"]);
+    marks.push(["refused", "dots that do not exist"], ["dashed", "lines that do not exist"]);
+  }
+  if (step.shows.includes("circle")) marks.push(["circle", "circle: its radius squared is the bound"]);
   if (step.id === "rate") marks.push(["wide", "wider box of priced integers"]);
-  if (step.view.limited) marks.push(["refused", "integers that do not exist"]);
   return marks.map(([kind, text]) => make("span", { class: `mark-${kind}` }, make("i", { "aria-hidden": "true" }), text));
 }
 

@@ -1,16 +1,16 @@
 // The numbers beside the picture: what every algorithm gives, step by step, the bound, the orders.
 import { COMPARED, compared, exact, fixed, gauge, make, table } from "./elements.js";
 import { remainingWeights } from "./lattice.js";
-import { METHODS, survey } from "./problem.js";
+import { clippedColumns, clippedInRange, METHODS, survey } from "./problem.js";
 import { said } from "./picture.js";
 
 const column = (k) => `column ${k + 1}`;
 
-/** What every algorithm makes of this target. */
-export function answers({ codes, losses, bits, state }) {
+/** What the algorithms that were told of make of this target. */
+export function answers({ codes, losses, bits, state }, dragging, methods) {
   const priced = state.method === "rate";
-  const rows = Object.entries(METHODS).map(([method, name]) => [
-    name + (state.limited && ["reduced", "rate"].includes(method) ? " (no limits)" : ""),
+  const rows = methods.map((method) => [
+    METHODS[method] + (state.limited && ["reduced", "rate"].includes(method) ? " (no limits)" : ""),
     said(codes[method]),
     fixed(losses[method], 4),
     fixed(losses[method] / losses.closest, 2),
@@ -19,17 +19,17 @@ export function answers({ codes, losses, bits, state }) {
   return table(
     "This target, rounded",
     ["", "integers", "loss", "÷ least loss", ...(priced ? ["bits"] : [])],
-    rows.map((row, k) => (Object.keys(METHODS)[k] === state.method ? [make("strong", {}, row[0]), ...row.slice(1)] : row)),
+    rows.map((row, k) => (methods[k] === state.method ? [make("strong", {}, row[0]), ...row.slice(1)] : row)),
   );
 }
 
 let surveyed = { of: "", found: [] };
 
 /** How often a method misses the closest dot, over all targets; not anew while something is dragged. */
-export function misses(found, dragging) {
-  const methods = ["nearest", "nearest-plane", "reversed", "reduced", "rate"];
+export function misses(found, dragging, known) {
+  const methods = known.filter((name) => name !== "closest");
   const { weight, method, stage, cells, misses, ...rest } = found.state;
-  const of = JSON.stringify(rest);
+  const of = JSON.stringify([rest, methods]);
   if (of !== surveyed.of && !(dragging && surveyed.of)) surveyed = { of, found: survey(found, methods) };
   const rows = surveyed.found.map(({ missed, ratio }, k) => [
     METHODS[methods[k]],
@@ -82,11 +82,12 @@ function matricesOf({ own, damped, update }) {
 }
 
 /** The bound, and what keeps to it or does not. */
-export function bounds({ own, bound, losses, state, trace, sides, codes }) {
+export function bounds(found) {
+  const { own, bound, losses, state, trace, sides } = found;
   const shown = state.method === "rate" ? "rate" : "nearest-plane";
   const half = (j) => Math.abs(own.factor[j][j] * own.step[j]) / 2;
   const gauges = trace.map(({ j, residual }, k) =>
-    gauge(`${k + 1}. ${column(own.columns[j])}: distance to its line`, Math.abs(residual) / half(j), "out of the box"),
+    gauge(`${column(own.columns[j])}, rounded ${k ? "last" : "first"}: target to ${k ? "dot" : "line"}`, Math.abs(residual) / half(j), "out of the box"),
   );
   const rows = trace.map(({ j, residual }) => [
     column(own.columns[j]),
@@ -97,39 +98,48 @@ export function bounds({ own, bound, losses, state, trace, sides, codes }) {
   ]);
   rows.push(["together", "", "", fixed(losses[shown], 4), fixed(bound, 4)]);
   const made = [
-    make("h3", {}, "Half the distance of its lines is 100 %"),
+    make("h3", {}, "How far, in percent of the most that there can be without limits"),
     ...gauges,
-    gauge("loss, of the bound", losses[shown] / bound, "there is no bound"),
-    table("Loss of nearest plane, and its bound", ["", "distance", "at most", "squared", "at most"], rows),
+    gauge("loss: squares of both, together", losses[shown] / bound, "above the bound"),
+    table(`Loss of nearest plane, and its bound${state.limited ? " without limits" : ""}`, ["", "distance", "at most", "squared", "at most"], rows),
   ];
   if (state.method === "rate") {
     const wide = sides.reduce((sum, side) => sum + side ** 2, 0) / 4;
     made.push(make("p", {}, `Integers that weigh code length may lie farther: the wider box bounds the loss by ${fixed(wide, 4)}.`));
   }
-  if (state.limited) {
-    const out = trace.some(({ j, residual }) => Math.abs(residual) > half(j) + 1e-9);
-    made.push(make("p", { class: out ? "warning" : "" }, out
-      ? `Clipped to ${said([state.low])} … ${state.high}, nearest plane gives (${said(codes["nearest-plane"])}), and the target is outside of the box around it.`
-      : "This target is not clipped. Nothing promises that for the next row: with limits there is no bound before rounding."));
-  }
+  if (state.limited && shown === "nearest-plane") made.push(...clipping(found));
   return make("div", {}, made);
+}
+
+/** Whether this target is clipped, and how many are. */
+function clipping(found) {
+  const { state, codes } = found;
+  const integers = `${said([state.low])} … ${state.high}`;
+  const clipped = clippedColumns(found);
+  const wanted = clipped.map(({ column: c, wanted: z, integer }) => `${said([z])} for ${column(c)} and gets ${said([integer])}`).join(", ");
+  const share = fixed(clippedInRange(found) * 100, 0);
+  return [
+    make("p", { class: clipped.length ? "warning" : "" }, clipped.length
+      ? `This target is clipped: of ${integers}, nearest plane wants ${wanted}. The target is outside of the box around (${said(codes["nearest-plane"])}), and no formula said beforehand how far.`
+      : `This target is not clipped: with ${integers}, nearest plane gets the integers that it wants. Nothing promises that for the next row, so there is no bound before rounding.`),
+    make("p", {}, `Of targets with both weights between ${fixed(state.low - 0.5, 1)} and ${fixed(state.high + 0.5, 1)} steps, each of which rounds to an integer that exists, ${share} % are clipped all the same (of a grid of 1,600). A row of a layer has thousands of columns, and one that is clipped is enough.`),
+  ];
 }
 
 /** Pivots in both orders. */
 export function orders({ own, other, state }) {
   const rows = [own, other]
     .sort((a, b) => a.order[0] - b.order[0])
-    .map(({ order, pivots, sum, relative }) => [
+    .map(({ order, pivots, sum }) => [
       `${column(order[0])} first${order[0] === state.first ? " (shown)" : ""}`,
       fixed(pivots[0], 4),
       fixed(pivots[1], 4),
       fixed(pivots[0] * pivots[1], 4),
-      fixed(sum, 4),
-      fixed(relative, 3),
+      fixed(4 * sum, 4),
     ]);
   return table(
     "Orders",
-    ["", "R of column 1", "R of column 2", "product", "bound", "γ"],
+    ["", "R of column 1", "R of column 2", "product", "(R · step)², summed"],
     rows,
   );
 }

@@ -1,5 +1,5 @@
 // The picture of two columns: dots, cells, lines of nearest plane, projections, box, handles.
-import { placeOf, rounded, weightAt, withVectors } from "./problem.js";
+import { placeOf, rounded, sidesLeft, weightAt, withVectors } from "./problem.js";
 import { handle, Plot, shape } from "./plot.js";
 
 const FARTHEST = 26; // integers drawn in each direction, at most
@@ -9,7 +9,7 @@ export class Picture {
   constructor(stage, get, set) {
     this.get = get;
     this.plot = new Plot(stage, { unit: 5.6, onResize: () => this.draw() });
-    this.shown = new Set(); // of "arrows", "lines", "box", "circle", "target", "others"
+    this.shown = new Set(); // of "arrows", "lines", "box", "circle", "target", "others", "clipped"
     this.handles = this.makeHandles(set);
   }
 
@@ -48,20 +48,27 @@ export class Picture {
     const { state } = found;
     plot.measure();
     this.chosen = found.codes[state.method];
-    plot.cells(state.cells ? this.codeAt(found) : null, this.chosen);
+    const clipped = this.shown.has("clipped") && state.limited && state.method === "nearest-plane" && !state.misses;
+    plot.cells(state.cells ? this.codeAt(found, clipped) : null, this.chosen, clipped ? "clipped" : "miss");
     plot.layer("bounds", this.boundShapes(found));
     plot.layer("planes", this.shown.has("lines") ? this.lineShapes(found) : []);
     plot.layer("dots", this.dotShapes(found));
+    plot.layer("scale", plot.scaleBar("length 1: loss 1"));
     plot.layer("vectors", this.vectorShapes(found));
     plot.layer("answers", this.answerShapes(found));
     this.placeHandles(found);
   }
 
-  codeAt(found) {
+  /** The integers of a place; with `clipped`, also whether its target leaves the box, and where. */
+  codeAt(found, clipped) {
     const { state } = found;
     return (x, y) => {
       const weight = weightAt(found, [x, y]);
       const code = rounded(found, state.method, weight);
+      if (clipped) {
+        const [first, second] = sidesLeft(found, weight); // each part of a cell is convex
+        return [...code, first !== 0 || second !== 0, first * 3 + second];
+      }
       if (!state.misses) return code;
       const best = rounded(found, "closest", weight);
       const missed = best[0] !== code[0] || best[1] !== code[1];

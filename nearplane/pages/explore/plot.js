@@ -60,13 +60,14 @@ export class Plot {
     return Math.hypot(this.width, this.height) / 2 / this.scale;
   }
 
-  cells(codeAt, chosen) {
+  /** Colour the cells; `hatch` names the colour of places whose code says so. */
+  cells(codeAt, chosen, hatch = "miss") {
     const density = this.dragging ? 0.5 : Math.min(window.devicePixelRatio || 1, 2);
     const [width, height] = [this.width, this.height].map((x) => Math.round(x * density));
     Object.assign(this.canvas, { width, height });
     if (!codeAt) return;
     const names = [0, 1, 2, 3].map((k) => `cell-${k}`).concat([0, 1, 2, 3].map((k) => `own-${k}`));
-    const palette = [...names, "miss"].map(colourNamed);
+    const palette = [...names, hatch].map(colourNamed);
     const placeOfPixel = (i, j) => this.placeAt(i / density, j / density);
     drawCells(this.canvas, { placeOfPixel }, codeAt, { palette, chosen, finest: 1 });
   }
@@ -114,6 +115,16 @@ export class Plot {
     const made = shape("g", { class: kind });
     made.append(shape("line", { x1, y1, x2: bx, y2: by }), shape("polygon", { points: head }));
     return made;
+  }
+
+  /** A bar of length 1 in the lower left corner, and what that length means. */
+  scaleBar(meaning) {
+    const [left, low] = [16, this.height - 14];
+    const right = left + this.scale;
+    const path = `M${left} ${low - 5}V${low + 5}M${left} ${low}H${right}M${right} ${low - 5}V${low + 5}`;
+    const ground = { x: left - 9, y: low - 26, width: Math.max(this.scale, 7.6 * meaning.length) + 18, height: 36, rx: 4 };
+    return [shape("rect", { ...ground, class: "scale-ground" }), shape("path", { d: path, class: "scale-bar" }),
+      shape("text", { x: left, y: low - 10, class: "name" }, meaning)];
   }
 
   /** Whether a place is in the picture, or at most `margin` pixels beside it. */

@@ -113,7 +113,6 @@ function orientation(state, hessian, root, order) {
     step: lattice.toFactor(state.step, made),
     pivots: lattice.fromFactor(diagonal(made.factor), made),
     sum: lattice.bound(made.factor, lattice.toFactor(state.step, made)),
-    relative: lattice.relativeFactor(made.factor, lattice.toFactor(state.step, made)),
   };
 }
 
@@ -153,6 +152,34 @@ export const weightAt = ({ root }, place) => {
   const det = a * d - b * c;
   return [(d * place[0] - b * place[1]) / det, (a * place[1] - c * place[0]) / det];
 };
+
+/** For each of the factor's columns, the side on which nearest plane with limits leaves the box, or 0. */
+export function sidesLeft({ own, limits }, weight) {
+  const { trace } = lattice.nearestPlane(lattice.toFactor(weight, own), own.factor, own.step, ...limits);
+  return trace.map(({ j, residual }) => {
+    const half = (own.factor[j][j] * own.step[j]) / 2;
+    return Math.abs(residual) > half * (1 + 1e-9) ? Math.sign(residual) : 0;
+  });
+}
+
+/** The columns whose integer does not exist: column, integer that nearest plane wants, integer taken. */
+export function clippedColumns({ own, trace }) {
+  return trace
+    .map(({ j, best, integer }) => ({ column: own.columns[j], wanted: lattice.nearestInteger(best), integer }))
+    .filter(({ wanted, integer }) => wanted !== integer);
+}
+
+/** Of targets whose weights all round to integers that exist, the share that is clipped all the same. */
+export function clippedInRange(found, side = 40) {
+  const { step, low, high } = found.state;
+  const at = (k, share) => (low - 0.5 + (high - low + 1) * share) * step[k];
+  let clipped = 0;
+  for (let i = 0; i < side * side; i++) {
+    const weight = [at(0, ((i % side) + 0.5) / side), at(1, (Math.floor(i / side) + 0.5) / side)];
+    clipped += Number(sidesLeft(found, weight).some((left) => left !== 0));
+  }
+  return clipped / side ** 2;
+}
 
 /**
  * For some methods, the share of targets that are not taken to the closest dot, and the mean loss

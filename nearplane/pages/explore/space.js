@@ -6,21 +6,21 @@ import { said } from "./picture.js";
 import { colourNamed } from "./plot.js";
 
 const AROUND = 2; // integers drawn to either side of the target's
-const ORDERS = { reversed: "3, 2, 1", natural: "1, 2, 3", activation: "activation: loudest first", "min-pivot": "min-pivot" };
+const ORDERS = { reversed: "3, 2, 1", natural: "1, 2, 3", activation: "activation: largest input first", "min-pivot": "min-pivot" };
 const STAGES = ["target", "nearest plane", "nearest line", "nearest dot"];
 
 const settings = {
-  loud: [1, 0.85, 0.75],
+  size: [1, 0.85, 0.75],
   together: [0.75, 0.5, 0.6], // correlation of inputs 1 and 2, 1 and 3, 2 and 3
   weight: [-0.32, -0.49, -0.3],
   order: "reversed",
   stage: 3,
 };
 
-/** The Hessian of inputs that are so loud and go together so much. */
-function hessianOf({ loud, together: [ab, ac, bc] }) {
+/** The Hessian of inputs of such sizes that go together so much. */
+function hessianOf({ size, together: [ab, ac, bc] }) {
   const correlation = [[1, ab, ac], [ab, 1, bc], [ac, bc, 1]];
-  return correlation.map((row, i) => row.map((x, j) => x * loud[i] * loud[j]));
+  return correlation.map((row, i) => row.map((x, j) => x * size[i] * size[j]));
 }
 
 /** All that follows from the settings; null if no inputs go together so. */
@@ -172,7 +172,7 @@ class Space {
       { class: "controls", "aria-label": "Settings" },
       group("Order", make("label", { class: "choice" }, make("span", {}, "Rounded first to last"), select)),
       group("Inputs that go together", pairs.map(([a, b], k) => slider(`correlation of ${a} and ${b}`, settings.together, k, [-0.98, 0.98]))),
-      group("Loudness", [0, 1, 2].map((k) => slider(`of input ${k + 1}`, settings.loud, k, [0.2, 1.5]))),
+      group("Size of the inputs", [0, 1, 2].map((k) => slider(`of input ${k + 1}`, settings.size, k, [0.2, 1.5]))),
       group("Target", [0, 1, 2].map((k) => slider(`weight ${k + 1}`, settings.weight, k, [-1.5, 1.5]))),
     );
   }

@@ -13,34 +13,44 @@ function search(found, derive, wanted) {
 }
 const differ = (a, b) => a[0] !== b[0] || a[1] !== b[1];
 
+/** What the steps up to one have together of a field, such as the algorithms that were told of. */
+export const learned = (step, field) => [
+  ...new Set(STORY.slice(0, STORY.indexOf(step) + 1).flatMap((each) => each[field] ?? [])),
+];
+
 export const STORY = [
   {
     id: "lattice",
     title: "A layer is a lattice",
-    view: { method: "nearest-plane", cells: false, stage: 2, limited: false, misses: false },
+    introduces: ["closest", "nearest"],
+    view: { method: "closest", cells: false, stage: 2, limited: false, misses: false },
     shows: ["arrows"],
     settings: ["hessian", "target"],
     numbers: ["answers"],
     text: `<p>Take one output of a linear layer with two inputs, <i>w</i>₁<i>x</i>₁ + <i>w</i>₂<i>x</i>₂.
       Quantization puts an integer times a step in place of each weight. What counts is how far the <em>output</em> moves, on average
-      over the inputs. That depends on how loud the two inputs are and how they go together: on the Hessian
+      over the inputs. That depends on how large the two inputs are and how they go together: on the Hessian
       <b>H</b>, the mean of <i>x xᵀ</i>.</p>
       <p>Draw the weights <i>w</i> at the place <b>F</b><i>w</i>, where <b>FᵀF = H</b>. Then <strong>squared distance in the picture is
-      mean squared error of the output</strong>. Every pair of integers is a dot: together they are a <em>lattice</em>. The
-      weights themselves are the <span class="key target-key">target</span>. To quantize is to choose a dot near it.</p>`,
+      mean squared error of the output</strong>, in short the <em>loss</em>. Every pair of integers is a dot: together they are a <em>lattice</em>. The
+      weights themselves are the <span class="key target-key">target</span>. To quantize is to choose a dot near it: the closest dot has the least loss, and it
+      need not be the one that rounding each weight by itself gives.</p>
+      <p>How to read the picture: the numbers at a dot are its integers, of column 1 (the weight of input 1) and of column 2. Both steps are 1 here, so that weights count steps, too.
+      The bar at the lower left is a length of 1: a target that far from its dot has a loss of 1.</p>`,
     tries: `Drag the target, or an arrow: the arrows are the two columns of <b>F</b>, one step long. Inputs that go together make
       them point the same way.`,
   },
   {
     id: "cells",
     title: "Which dot?",
+    introduces: ["nearest-plane"],
     view: { method: "nearest", cells: true, stage: 2, limited: false, misses: false },
     shows: ["arrows", "others"],
     settings: ["method", "hessian", "target"],
     numbers: ["answers", "misses"],
     text: `<p>A colour is a <em>cell</em>: all targets that an algorithm takes to the dot inside it. For the closest dot, cells are hexagons.
       <strong>Round to nearest</strong> rounds each weight by itself; its cells are the slanted boxes that the arrows span, and where inputs go
-      together these reach far from their dot. <strong>Nearest plane</strong> has upright bricks: not hexagons, but near.</p>
+      together these reach far from their dot. <strong>Nearest plane</strong>, which the next step explains, has upright bricks: not hexagons, but near.</p>
       <p>For two weights the closest dot is found by trying a few. For the thousands of columns of a real layer nobody can: the problem is NP-hard.</p>`,
     tries: `Choose another algorithm in the settings, and hatch the targets for which it misses the closest dot.`,
     actions: [
@@ -81,6 +91,7 @@ export const STORY = [
   {
     id: "order",
     title: "Which column first?",
+    introduces: ["reversed"],
     view: { method: "nearest-plane", cells: true, stage: 2, limited: false, misses: false },
     shows: ["lines", "box"],
     settings: ["order", "hessian", "target"],
@@ -88,7 +99,7 @@ export const STORY = [
     text: `<p>Starting with the other column cuts the same dots into other lines, and the bricks into others: long ones or short ones. The sides of a brick are
       R<sub>jj</sub> times the step. Their product is the same in every order (it is the lattice’s area for one dot); the sum of their squares is not. It is small
       when the sides are alike.</p>
-      <p>GPTQ’s act-order rounds the loudest input first. <em>Min-pivot</em> looks from the other end: it puts last the column with the smallest pivot, then the next to last,
+      <p>GPTQ’s act-order rounds the column of the largest input first. <em>Min-pivot</em> looks from the other end: it puts last the column with the smallest pivot, then the next to last,
       and so on. With two columns the two agree; with many they differ, and neither is always best.</p>`,
     tries: `Switch the order; then make one arrow much longer than the other.`,
     actions: [["Swap the order", (f) => ({ first: 1 - f.state.first })]],
@@ -113,15 +124,18 @@ export const STORY = [
     title: "Clipping voids the bound",
     begins: (f) => ({ weight: beyond(f.state) }), // so that it is seen at once
     view: { method: "nearest-plane", cells: true, stage: 2, limited: true, low: -2, high: 1, misses: false },
-    shows: ["lines", "box", "circle"],
+    shows: ["lines", "box", "circle", "clipped"],
     settings: ["limits", "order", "hessian", "target"],
     numbers: ["bounds", "answers"],
-    text: `<p>The bound needs one thing: that the nearest line is <em>there</em>. Store each integer in 2 bits, and only −2 … 1 exist; dots beyond are hollow, and lines dashed. Now</p>
-      <ul><li><strong>a target beyond the last line</strong> is not half a distance away at most, but as far as it lies outside. The cells at the edge run on without end, so no box
-      holds them; and a formula that knows only R and the steps cannot know how far out a target is.</li>
-      <li><strong>A target inside the range may be clipped, too.</strong> Dropping onto the first line moves the best value of the next column (GPTQ’s update). The weight was in range; after the update it is not.</li></ul>
+    text: `<p>The bound needs one thing: that the nearest line is <em>there</em>. Store each integer in 2 bits, and only −2 … 1 exist: other lines are dashed, other dots hollow. A target is <strong>clipped</strong>
+      when nearest plane wants an integer that does not exist and takes the last one instead. Clipped targets are hatched. One that is not hatched lies in the box of its dot, half a
+      distance from its line at most. <strong>A hatched one is outside of its box, at any distance</strong>, for the hatched part of the picture has no end; and a formula of R and the steps, which knows no target, cannot say how far.
+      So one clipped integer is enough: for its row there is no bound.</p>
+      <p>There are two ways to be clipped:</p>
+      <ul><li><strong>A weight beyond the last integer.</strong></li>
+      <li><strong>Weights that are all in range.</strong> Dropping onto the first line moves the best value of the next column (GPTQ’s update): the weight was in range, and after the update it is not.</li></ul>
       <p>That is why nearplane calls a bound void where integers are clipped, says so layer by layer, and prefers integers without limits: large ones are rare, so an entropy code can store them at little cost.</p>`,
-    tries: `Drag the target past the last solid line and watch the box stay behind. A wider range or larger steps push the problem outwards; larger steps also make the box larger.`,
+    tries: `Drag the target from a plain brick into the hatched part: the box stays behind and turns red, and the percentages pass 100. A wider range or larger steps push the hatched part outwards; larger steps also make the box larger.`,
     actions: [
       ["Beyond the last line", (f) => ({ weight: beyond(f.state) })],
       ["In range, and clipped all the same", (f, d) => search(f, d, clippedInside)],
@@ -146,6 +160,7 @@ export const STORY = [
   },
   {
     id: "rate",
+    introduces: ["rate"],
     title: "Rounding with a price",
     view: { method: "rate", cells: true, stage: 2, limited: false, misses: false },
     shows: ["box"],
@@ -158,6 +173,7 @@ export const STORY = [
   },
   {
     id: "reduction",
+    introduces: ["reduced"],
     title: "A better basis",
     view: { method: "reduced", cells: true, stage: 2, limited: false, misses: false },
     shows: ["arrows", "others"],

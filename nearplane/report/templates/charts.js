@@ -70,12 +70,15 @@
   }
 
   function bars(values, x, label, format, width, fill = "var(--measured)") {
-    const longest = Math.max(...values.map((each) => each.label.length));
+    const longest = (texts) => Math.max(...texts.map((text) => text.length)) * 6.8;
+    const marginLeft = Math.min(longest(values.map((each) => each.label)) + 14, width * 0.5);
+    const room = Math.floor((marginLeft - 14) / 6.8);
+    const end = (name) => (name.length > room + 1 ? `…${name.slice(1 - room)}` : name);
     return Plot.plot({
-      style, width, marginLeft: Math.min(longest * 6.6 + 12, width * 0.5), marginRight: 50,
+      style, width, marginLeft, marginRight: longest(values.map((each) => format(each[x]))) + 14,
       height: values.length * 22 + 60, marginBottom: 42,
       x: { label, grid: true, tickFormat: format, ticks: Math.max(width / 160, 2) },
-      y: { label: null, domain: values.map((each) => each.label) },
+      y: { label: null, domain: values.map((each) => each.label), tickFormat: end },
       marks: [
         Plot.barX(values, { x, y: "label", fill, title: "tip", tip: true }),
         Plot.text(values, { x, y: "label", text: (each) => format(each[x]), dx: 4, textAnchor: "start" }),
@@ -109,7 +112,7 @@
       x: many
         ? { type: "point", label: "block", domain: blocks, ticks: blocks.filter((_, i) => i % apart === 0) }
         : { label: "block", ticks: 6, tickFormat: "d", nice: true },
-      y: { ...y, ticks: 4 },
+      y: { ...y, ticks: 4 }, inset: 5,
       marks: [...marks, ...(many ? [] : [Plot.tip(values, Plot.pointer({ x: "block", y: tip, title: described }))])],
     }));
   }
@@ -233,7 +236,7 @@
       ramp.className = "key";
       if (range[1] > range[0]) ramp.append(Plot.legend({ color, style }));
       return [ramp, ...all.map(([kind, points]) => titled(kind, Plot.plot({
-        style, width: panelWidth(width), height: 170, marginLeft: 40, marginBottom: 36,
+        style, width: panelWidth(width), height: 170, marginLeft: 40, marginRight: 24, marginBottom: 36, insetTop: 5, insetBottom: 5,
         x: { label: "share of the columns →", ticks: 5, tickFormat: "%" }, y: { label: "log₂ ↑", grid: true, domain, ticks: 5 },
         color,
         marks: [
@@ -256,12 +259,12 @@
       const many = some.length > 3 * MANY;
       return Plot.plot({
         style, width, height: 280, marginLeft: 50, marginBottom: 42, color: { legend: true },
-        x: { label: "block →", ticks: 10, tickFormat: "d" }, y,
+        x: { label: "block →", ticks: Math.min(10, width / 50), tickFormat: "d" }, y, inset: 5,
         marks: [
           many ? Plot.dot(some, Plot.groupX({ y: "max" }, { x: "block", y: field, fill: "kind", z: "kind", r: 3 }))
             : Plot.dot(some, { x: "block", y: field, fill: "kind", r: 3, title: described, tip: true }),
           Plot.ruleY(having.filter((layer) => layer.block === null), { y: field, strokeDasharray: "4 3" }),
-          Plot.text(having.filter((layer) => layer.block === null), { y: field, text: (layer) => layer.name, frameAnchor: "right", dy: -6, textAnchor: "end" }),
+          Plot.text(having.filter((layer) => layer.block === null), { y: field, text: (layer) => layer.name, frameAnchor: "right", dy: -8, textAnchor: "end", stroke: "var(--ground)", strokeWidth: 6, fill: "currentColor" }),
         ],
       });
     },

@@ -36,6 +36,7 @@
         style, width: Math.floor((width + 16) / columns) - 16, height: 170, marginLeft: 48, marginBottom: 36,
         color: { type: "categorical", domain },
         x: of.length > MANY ? { type: "point", label: "block", ticks: [] } : { label: "block", ticks: 6, tickFormat: "d" },
+        inset: 5,
         y: { ...y, domain: y.type === "log" ? range : [0, range[1]], grid: true, ticks: 4 },
         marks: [of.length > MANY
           ? Plot.dot(of, Plot.groupX({ y: "median" }, { ...channels, z: "run" }))
@@ -55,7 +56,7 @@
       if (!points.length) return null;
       const title = (point) => `${point.run}\n${point.size.toPrecision(4)} MB\n${point.how} ${point.kl.toPrecision(3)} nats a token`;
       return [legend(), Plot.plot({
-        style, width, height: 280, marginLeft: 55, marginBottom: 42, color: { type: "categorical", domain },
+        style, width, height: 280, marginLeft: 55, marginTop: 30, marginBottom: 42, inset: 5, color: { type: "categorical", domain },
         x: { label: "MB →", grid: true, zero: true, ticks: Math.max(width / 120, 3) },
         y: { type: "log", label: "divergence, nats a token ↑", grid: true, nice: true, tickFormat: "~e", ticks: 5 },
         marks: [
