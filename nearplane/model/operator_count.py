@@ -1,0 +1,55 @@
+"""Count the operators that torch runs: on a GPU each is at least one kernel launch."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+# operators that give memory a shape or a name, and launch nothing
+WITHOUT_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "detach", "alias", "resize_"}
+
+
+class OperatorCount(TorchDispatchMode):
+    """Inside a `with` block: how many operators ran, what they moved, and how long they took.
+
+    - `launches`: operators that start a kernel on a GPU: all but views and allocations.
+    - `bytes`: of the tensors that these read and wrote, each counted once an operator.
+    - `seconds`: of processor time inside of operators, by one thread of this machine.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.launches, self.bytes, self.seconds = 0, 0, 0.0
+        self.paused = 0
+
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Count nothing inside a `with` block."""
+        self.paused += 1
+        try:
+            yield
+        finally:
+            self.paused -= 1
+
+    def __torch_dispatch__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if self.paused:
+            return func(*args, **kwargs or {})
+        started = time.process_time()
+        result = func(*args, **kwargs or {})
+        if not func.is_view and func.overloadpacket.__name__ not in WITHOUT_KERNEL:
+            self.launches += 1
+            self.bytes += sum(map(bytes_of, tree_leaves((args, kwargs, result))))
+        # with what counting takes
+        self.seconds += time.process_time() - started
+        return result
+
+
+def bytes_of(value: Any) -> int:
+    """Return the bytes of a tensor's numbers, and 0 for anything else."""
+    return value.numel() * value.element_size() if isinstance(value, Tensor) else 0
