@@ -215,9 +215,8 @@ def stated_lines(name: str, rates: Throughput, trial: MethodTrial, ranks: int) -
         *lines,
         f"assumed, in GB/s: {MOVED:g} of {device.moves / 1e9:g} of memory between products, "
         f"{HOSTED:g} of {device.host / 1e9:g} to the host, {rates.read_bytes / 1e9:g} from disk to "
-        f"each process, {rates.write_bytes / 1e9:g} to it{joined}",
-        f"assumed: {1e6 * LAUNCH_S:g} µs from the launch of a kernel to the next, where it is done "
-        "sooner; the launches of the method are counted in a trial, an operator as one",
+        f"each process, {rates.write_bytes / 1e9:g} to it{joined}; {1e6 * LAUNCH_S:g} µs from the "
+        "launch of a kernel to the next, where it is done sooner",
         f"on the host, by one core a process, as measured on this one just now: {coded(trial)}",
         *threaded,
     ]

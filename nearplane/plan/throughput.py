@@ -1,8 +1,8 @@
 """Measure how much work a process does in a second on this machine, by nearplane's functions."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import MISSING, dataclass, field, fields
 from math import inf
 from typing import Any
@@ -16,14 +16,13 @@ from nearplane.lattice.two_sided import moved_targets
 from nearplane.methods import Method, certificate
 from nearplane.methods.rate import histogram, histogram_on_device
 from nearplane.model.operator_count import OperatorCount
-from nearplane.op import Op
 from nearplane.plan.method_launches import MethodLaunches
 from nearplane.plan.survey import Survey
+from nearplane.plan.timers import Clock, PartsTimer, Timer
 from nearplane.plan.trial_matrix import TrialMatrix, rows_of
-from nearplane.rows import TILE, Work, in_parts
+from nearplane.rows import TILE
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.hidden_states import CPU
-from nearplane.walk.messages import narrowest
 
 MEASURE_S = 0.15
 SHORTEST_S = 1e-9  # a clock may not have moved
@@ -138,104 +137,6 @@ class MethodTrial:
         return 1 / max(self.matrix_s, SHORTEST_S)
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Seconds since it was made, of wall time or of this process's CPU time, whichever is less.
-
-    For work on one thread, the time that other programs take does not count.
-
-    - `device`: whose work is waited for; of another one than the CPU, wall time counts.
-    """
-
-    device: torch.device = CPU
-    wall: float = 0.0
-    own: float = 0.0
-
-    @classmethod
-    def started(cls, device: torch.device = CPU) -> "Clock":
-        wait_for(device)
-        return cls(device, time.perf_counter(), time.process_time())
-
-    @property
-    def seconds(self) -> float:
-        wait_for(self.device)
-        wall, own = time.perf_counter() - self.wall, time.process_time() - self.own
-        return min(wall, own) if self.device == CPU else wall
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
-    if device != CPU:
-        torch.accelerator.synchronize(device)
-
-
-@dataclass
-class Timer:
-    """How long calls of a function took, and how many rows they were on.
-
-    - `op`: the function, whose first argument is a matrix; its operators are not counted.
-    """
-
-    op: Op
-    operators: OperatorCount
-    seconds: float = 0.0
-    rows: int = 0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Time all calls that are made inside a `with` block."""
-        with self.op.within(self.timed):
-            yield
-
-    def timed(self, rows: Tensor, *others: Any, **named: Any) -> Tensor:
-        """Call the function, add its time and rows, return its result."""
-        started = Clock.started(rows.device)
-        with self.operators.pause():
-            result = self.op(rows, *others, **named)
-        self.seconds += started.seconds
-        self.rows += len(rows)
-        return result
-
-
-@dataclass
-class PartsTimer:
-    """How long the work took that processes can share, by rows or by pieces of integers.
-
-    - `operators`: whose seconds are left out.
-    - `calls`: how often there was such work. `sent`: bytes of its results, sent to all processes.
-    """
-
-    operators: OperatorCount
-    device: torch.device = CPU
-    rows_s: float = 0.0
-    pieces_s: float = 0.0
-    calls: int = 0
-    sent: int = 0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Time all calls of `rows.in_parts` inside a `with` block, but for those inside others."""
-        with in_parts.within(self.timed):
-            yield
-
-    def timed(self, work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
-        """Call `in_parts`, add its time and the bytes of its results, return these."""
-        started, before = Clock.started(self.device), self.operators.seconds
-        results = in_parts(work, count, grain)
-        seconds = started.seconds - (self.operators.seconds - before)
-        self.rows_s += seconds if grain == TILE else 0.0
-        self.pieces_s += seconds if grain != TILE else 0.0
-        self.calls += 1
-        self.sent += sum(bytes_of(each) for part in results for each in part)
-        return results
-
-
-def bytes_of(result: Tensor) -> int:
-    """Return about the bytes of a tensor in a message, from the range of 1000 of its numbers."""
-    some = result.reshape(-1)[:: max(1, result.numel() // 1000)]
-    return result.numel() * narrowest(some).dtype.itemsize
-
-
 def tried(
     method: Method, columns: int, device: torch.device = CPU, on_host: bool = False
 ) -> MethodTrial:
@@ -265,16 +166,17 @@ def once(matrix: TrialMatrix, on_host: bool = False) -> MethodTrial:
     """Return how a method spends its time on one matrix; `matrix_s` is not known from one."""
     weight, operators, device = matrix.weight, OperatorCount(), matrix.weight.device
     sweeps = [Timer(op, operators) for op in SWEEPS]
-    check, parts = Timer(certificate.times_triangle, operators), PartsTimer(operators, device)
+    check = Timer(certificate.times_triangle, operators)
+    parts = PartsTimer(operators, [*sweeps, check], device)
     with ExitStack() as stack:
-        for timer in (*sweeps, check, parts):
+        for timer in (*parts.timers, parts):
             stack.enter_context(timer.running())
         if on_host:
             stack.enter_context(histogram.within(histogram_on_device))
             stack.enter_context(operators)
         started = Clock.started(device)
         matrix.quantize()
-        seconds = started.seconds - operators.seconds
+        seconds = started.seconds - parts.left_out
     swept_s = sum(timer.seconds for timer in sweeps)
     rows, columns = weight.shape
     swept = sum(timer.rows for timer in sweeps) / rows
@@ -288,7 +190,7 @@ def once(matrix: TrialMatrix, on_host: bool = False) -> MethodTrial:
         checks=checks - extra,
         sweep_s=swept_s,
         check_s=check.seconds * (checks - extra) / max(checks, 1),
-        rows_s=max(parts.rows_s - swept_s - check.seconds, 0.0),
+        rows_s=max(parts.rows_s, 0.0),
         pieces_s=parts.pieces_s,
         each_s=max(each_s, 0.0),
         matrix_s=0.0,
