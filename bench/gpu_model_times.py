@@ -39,8 +39,8 @@ def compared(
         parts, rates = times.of(each.part)
         expected = sum(part.seconds(rates) for part in parts)
         lines.append(
-            f"{each.part:20} {1e3 * each.seconds:10.2f} {1e3 * expected:10.2f} "
-            f"{each.seconds / expected:7.2f}  {reached(parts, rates, each.seconds, device)}"
+            f"{each.part:20} {1e3 * each.seconds:10.3g} {1e3 * expected:10.3g} "
+            f"{each.seconds / expected:7.2g}  {reached(parts, rates, each.seconds, device)}"
         )
     return [*lines, f"model: nearplane plan --device {sheet}, for the {device.title}"]
 
@@ -104,7 +104,9 @@ def reached(parts: list[Part], rates: Throughput, seconds: float, device: Device
     rate = max(spent, key=lambda each: spent[each])
     amount = sum(part.amounts.get(rate, 0.0) for part in parts)
     named = bound_of(next(part for part in parts if part.bound(rates) == rate), rates)
+    named = "bfloat16" if named == "products" else named
     peak = device.peak(rate)
-    if peak is None:
-        return f"bound by {named}: {1e6 * seconds / max(amount, 1):.2g} µs each"
-    return f"bound by {named}: {amount / seconds / peak:.0%} of its peak"
+    if peak is not None:
+        return f"bound by {named}: {amount / seconds / peak:.0%} of its peak"
+    each = f": {1e6 * seconds / amount:.2g} µs each" if rate == "launches" and amount else ""
+    return f"bound by {named}{each}"

@@ -1,6 +1,5 @@
 """Count the operators that torch runs: on a GPU each is at least one kernel launch."""
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -14,17 +13,15 @@ WITHOUT_KERNEL = {"empty", "empty_like", "empty_strided", "new_empty", "detach",
 
 
 class OperatorCount(TorchDispatchMode):
-    """Inside a `with` block: how many operators ran, what they moved, and how long they took.
+    """Inside a `with` block: how many operators ran, and what they moved.
 
     - `launches`: operators that start a kernel on a GPU: all but views and allocations.
     - `bytes`: of the tensors that these read and wrote, each counted once an operator.
-    - `seconds`: of processor time inside of operators, by one thread of this machine.
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.launches, self.bytes, self.seconds = 0, 0, 0.0
-        self.paused = 0
+        self.launches, self.bytes, self.paused = 0, 0, 0
 
     @contextmanager
     def pause(self) -> Iterator[None]:
@@ -40,13 +37,10 @@ class OperatorCount(TorchDispatchMode):
     ) -> Any:
         if self.paused:
             return func(*args, **kwargs or {})
-        started = time.process_time()
         result = func(*args, **kwargs or {})
         if not func.is_view and func.overloadpacket.__name__ not in WITHOUT_KERNEL:
             self.launches += 1
             self.bytes += sum(map(bytes_of, tree_leaves((args, kwargs, result))))
-        # with what counting takes
-        self.seconds += time.process_time() - started
         return result
 
 

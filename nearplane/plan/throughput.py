@@ -10,12 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from nearplane import lattice
+from nearplane import codes, lattice
 from nearplane.lattice import nearest_plane, nearest_plane_among, rate_aware_plane
 from nearplane.lattice.two_sided import moved_targets
 from nearplane.methods import Method, certificate
 from nearplane.methods.rate import histogram, histogram_on_device
-from nearplane.model.operator_count import OperatorCount
 from nearplane.plan.method_launches import MethodLaunches
 from nearplane.plan.survey import Survey
 from nearplane.plan.timers import Clock, PartsTimer, Timer
@@ -31,6 +30,7 @@ SMALLEST, LARGEST = 128, 1024  # columns that are measured on, however wide the 
 MOST_TWO_SIDED = 512  # columns of a trial whose many rows make up for each other
 TRIALS = 3
 SWEEPS = nearest_plane, nearest_plane_among, rate_aware_plane
+ON_HOST = codes.fit, codes.price, codes.pack
 COPIED = 1 << 22  # numbers in float32
 MOVED = 40  # numbers that norms, activations and sums read or write, per token, block and channel
 TRIANGLE_SHARE = 0.625  # of a full product that certificate.times_triangle computes
@@ -142,8 +142,8 @@ def tried(
 ) -> MethodTrial:
     """Return how `method` spends its time on a few matrices, rounded as a run rounds them.
 
-    - `on_host`: leave out the time inside torch's operators beside sweeps and certificates: what is
-      left is the host's where these run on an accelerator.
+    - `on_host`: of the time beside sweeps and certificates, count only that of fitting tables and
+      of packing: the host's, where torch's operators run on an accelerator.
     """
     if method.weighs_outputs:
         columns = min(columns, MOST_TWO_SIDED)
@@ -164,23 +164,20 @@ def tried(
 
 def once(matrix: TrialMatrix, on_host: bool = False) -> MethodTrial:
     """Return how a method spends its time on one matrix; `matrix_s` is not known from one."""
-    weight, operators, device = matrix.weight, OperatorCount(), matrix.weight.device
-    sweeps = [Timer(op, operators) for op in SWEEPS]
-    check = Timer(certificate.times_triangle, operators)
-    parts = PartsTimer(operators, [*sweeps, check], device)
+    weight, device = matrix.weight, matrix.weight.device
+    sweeps, check = Timer(SWEEPS, device), Timer([certificate.times_triangle], device)
+    parts, host = PartsTimer([sweeps, check], device), Timer(ON_HOST)
     with ExitStack() as stack:
-        for timer in (*parts.timers, parts):
+        for timer in (sweeps, check, parts, host):
             stack.enter_context(timer.running())
         if on_host:
             stack.enter_context(histogram.within(histogram_on_device))
-            stack.enter_context(operators)
         started = Clock.started(device)
         matrix.quantize()
-        seconds = started.seconds - parts.left_out
-    swept_s = sum(timer.seconds for timer in sweeps)
+        seconds = host.seconds if on_host else started.seconds - parts.left_out - parts.rows_s
     rows, columns = weight.shape
-    swept = sum(timer.rows for timer in sweeps) / rows
-    each_s = seconds - parts.rows_s - parts.pieces_s
+    swept = sweeps.rows / rows
+    each_s = seconds - parts.pieces_s
     extra = matrix.method.target_certificates if matrix.output_hessian else 0
     checks = check.rows / rows
     if matrix.output_hessian and not on_host:
@@ -188,9 +185,9 @@ def once(matrix: TrialMatrix, on_host: bool = False) -> MethodTrial:
     return MethodTrial(
         sweeps=swept,
         checks=checks - extra,
-        sweep_s=swept_s,
+        sweep_s=sweeps.seconds,
         check_s=check.seconds * (checks - extra) / max(checks, 1),
-        rows_s=max(parts.rows_s, 0.0),
+        rows_s=0.0 if on_host else max(parts.rows_s, 0.0),
         pieces_s=parts.pieces_s,
         each_s=max(each_s, 0.0),
         matrix_s=0.0,

@@ -2,14 +2,14 @@
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from nearplane.model.operator_count import OperatorCount
 from nearplane.op import Op
 from nearplane.rows import TILE, Work, in_parts
 from nearplane.walk.hidden_states import CPU
@@ -49,27 +49,34 @@ def wait_for(device: torch.device) -> None:
 
 @dataclass
 class Timer:
-    """How long calls of a function took, and how many rows they were on.
+    """How long calls of some functions took, and how many rows they were on.
 
-    - `op`: the function, whose first argument is a matrix; its operators are not counted.
+    - `ops`: the functions, whose first argument has rows. A call inside of another is part of it.
     """
 
-    op: Op
-    operators: OperatorCount
+    ops: Sequence[Op]
+    device: torch.device = CPU
     seconds: float = 0.0
     rows: int = 0
+    inside: bool = False
 
     @contextmanager
     def running(self) -> Iterator[None]:
         """Time all calls that are made inside a `with` block."""
-        with self.op.within(self.timed):
+        with ExitStack() as stack:
+            for op in self.ops:
+                stack.enter_context(op.within(partial(self.timed, op)))
             yield
 
-    def timed(self, rows: Tensor, *others: Any, **named: Any) -> Tensor:
-        """Call the function, add its time and rows, return its result."""
-        started = Clock.started(rows.device)
-        with self.operators.pause():
-            result = self.op(rows, *others, **named)
+    def timed(self, op: Op, rows: Any, *others: Any, **named: Any) -> Any:
+        """Call a function, add its time and rows, return its result."""
+        if self.inside:
+            return op(rows, *others, **named)
+        self.inside, started = True, Clock.started(self.device)
+        try:
+            result = op(rows, *others, **named)
+        finally:
+            self.inside = False
         self.seconds += started.seconds
         self.rows += len(rows)
         return result
@@ -79,12 +86,10 @@ class Timer:
 class PartsTimer:
     """How long the work took that processes can share, by rows or by pieces of integers.
 
-    Time of operators that are counted, and of timed functions, is left out.
-
+    - `timers`: of functions whose time is left out.
     - `calls`: how often there was such work. `sent`: bytes of its results, sent to all processes.
     """
 
-    operators: OperatorCount
     timers: Sequence[Timer]
     device: torch.device = CPU
     rows_s: float = 0.0
@@ -101,13 +106,13 @@ class PartsTimer:
     @property
     def left_out(self) -> float:
         """Seconds so far of what is left out."""
-        return self.operators.seconds + sum(timer.seconds for timer in self.timers)
+        return sum(timer.seconds for timer in self.timers)
 
     def timed(self, work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
         """Call `in_parts`, add its time and the bytes of its results, return these."""
-        inside, before, started = self.operators.paused, self.left_out, Clock.started(self.device)
+        inside = any(timer.inside for timer in self.timers)
+        before, started = self.left_out, Clock.started(self.device)
         results = in_parts(work, count, grain)
-        # of work inside of timed functions all is left out
         seconds = 0.0 if inside else started.seconds - (self.left_out - before)
         self.rows_s += seconds if grain == TILE else 0.0
         self.pieces_s += seconds if grain != TILE else 0.0
