@@ -1,6 +1,6 @@
 """Quantizing on an accelerator: is it right, how long does each part take, what would a run take?
 
-    .venv/bin/python bench/gpu_quantize.py [--device cuda] [--json FILE]
+    .venv/bin/python bench/gpu_quantize.py [--device cuda] [--sheet h100] [--json FILE]
     .venv/bin/python bench/gpu_quantize.py --tiny            that it runs, in seconds
 
 First a small matrix is rounded there as on the CPU, and a tiny Llama is quantized whole on both:
@@ -10,22 +10,33 @@ timed, the shortest time of those that fit in a moment, waiting for the device:
 
     forward     the block on a batch of 2048 tokens
     Hessians    x xᵀ of its four inputs, for as many tokens
-    factor      Cholesky factors in float64 of its two widths
-    HPTQ, ECLQ  a whole layer of 4096 x 4096 and of 14336 x 4096, as the method is called
+    factors     Cholesky factors in float64 of its four inputs
+    HPTQ, ECLQ  a whole layer of 4096 x 4096 and of 14336 x 4096, as a run calls the method: ECLQ
+                with an output Hessian
 
 and what a run of 128 x 2048 tokens on models of 8B and 70B would take from these, layer by layer
-(in proportion to rows · columns · (columns + rows)); coding is in it, copies of
-weights to the device are not. bench/speed.py times llm-compressor and GPTQModel on whole models.
+(in proportion to rows · columns · (columns + rows)); coding is in it, copies of weights to the
+device are not. A part is begun while fewer than MOST_S seconds have passed; what is left out then
+is said.
+
+Beside each time is that of `nearplane plan --device` for the same work, what bounds it there, and
+which share of that peak was reached: for a device that plan knows by the name torch gives it, or by
+`--sheet`. If llm-compressor is installed, its GPTQModifier quantizes a block of the same shape on
+the same number of tokens; that part was not run yet. bench/speed.py times it on whole models.
 """
 
 import argparse
+import importlib
+import importlib.util
 import json
 import tempfile
+import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+import gpu_model_times
 import tiny
 import torch
 from torch import Tensor
@@ -34,7 +45,10 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 
 import nearplane as npl
 from nearplane.lattice import basis
-from nearplane.plan.throughput import seconds_of
+from nearplane.methods import Target
+from nearplane.plan.devices import DEVICES, name_of_device
+from nearplane.plan.throughput import Clock
+from nearplane.plan.trial_matrix import output_hessians
 from nearplane.types import NearplaneError
 from nearplane.walk.device import chosen_device, exact_products
 from nearplane.walk.hessian import HessianSum
@@ -43,6 +57,9 @@ TOKENS, RUN_TOKENS = 2048, 128 * 2048
 MOST_APART = 0.02  # of a layer's loss
 SHAPES = {"8b": (4096, 14336, 32, 8, 32), "70b": (8192, 28672, 64, 8, 80)}
 TINY = (64, 128, 4, 2, 2)
+MOST_S = 300.0  # after which no part is begun; one takes less than a minute on any GPU of DEVICES
+PART_S, ENOUGH_S = 20.0, 0.5  # of one part: of its calls, and of those that are enough
+PEER_SEQUENCES = 8
 
 
 @dataclass(frozen=True)
@@ -51,6 +68,31 @@ class Timed:
 
     part: str
     seconds: float
+
+
+@dataclass
+class Stopwatch:
+    """Times parts of a block until MOST_S have passed since it was made."""
+
+    device: torch.device
+    found: list[Timed] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    began: float = field(default_factory=time.perf_counter)
+
+    def time(self, part: str, work: Callable[[], Any]) -> None:
+        """Time a part, whose first call also compiles kernels; once only if it takes long."""
+        started = time.perf_counter()
+        if started - self.began > MOST_S:
+            self.left_out.append(part)
+            return
+        times = []
+        while not times or time.perf_counter() - started < ENOUGH_S or len(times) == 1:
+            clock = Clock.started(self.device)
+            work()
+            times.append(clock.seconds)
+            if time.perf_counter() - started > PART_S:
+                break
+        self.found.append(Timed(part, min(times)))
 
 
 def config_of(shape: tuple[int, ...], layers: int = 1) -> LlamaConfig:
@@ -97,7 +139,7 @@ def inputs_of(columns: int, tokens: int, device: torch.device, dtype: torch.dtyp
 
 
 @torch.no_grad()
-def parts(shape: tuple[int, ...], device: torch.device, tokens: int) -> list[Timed]:
+def parts(shape: tuple[int, ...], device: torch.device, tokens: int) -> Stopwatch:
     """Time the parts of one block."""
     hidden, inner, *_ = shape
     config = config_of(shape)
@@ -107,32 +149,44 @@ def parts(shape: tuple[int, ...], device: torch.device, tokens: int) -> list[Tim
     x = inputs_of(hidden, tokens, device, dtype)[None]
     places = torch.arange(tokens, device=device)[None]
     turns = LlamaRotaryEmbedding(config).to(device)(x, places)
-    found = []
-
-    def timed(part: str, work: Callable[[], Any]) -> None:
-        found.append(Timed(part, seconds_of(work, device)))
-
-    timed("forward", lambda: block(x, position_embeddings=turns, position_ids=places))
+    watch = Stopwatch(device)
+    watch.time("forward", lambda: block(x, position_embeddings=turns, position_ids=places))
     sums = [(HessianSum(n, device), inputs_of(n, tokens, device, dtype)) for n in (hidden, inner)]
-    timed("Hessians", lambda: [total.add(given) for total, given in (sums[0],) * 3 + (sums[1],)])
+    four = (sums[0],) * 3 + (sums[1],)
+    watch.time("Hessians", lambda: [total.add(given) for total, given in four])
     hessians = [total.mean() for total, _ in sums]
-    timed("factor", lambda: [basis(h, "activation", 0.01) for h in hessians])
+    each = (hessians[0],) * 3 + (hessians[1],)
+    watch.time("factors", lambda: [basis(hessian, "activation", 0.01) for hessian in each])
     for rows in (hidden, inner):
         weight = 0.02 * torch.randn(rows, hidden).to(device)
         for method in (npl.HPTQ(bpw=3.1), npl.ECLQ(bpw=3.1)):
-            call = method, weight, hessians[0]
-            timed(f"{method.name} {rows} x {hidden}", lambda call=call: call[0](*call[1:]))
-    return found
+            rounded = rounding(method, weight, hessians[0])
+            watch.time(f"{method.name} {rows} x {hidden}", rounded)
+    return watch
+
+
+def rounding(method: Any, weight: Tensor, hessian: Tensor) -> Callable[[], Any]:
+    """Return the function that quantizes a layer as a run does, on the basis of its inputs."""
+    outputs = output_hessians(0, len(weight)) if method.weighs_outputs else ()
+    there = tuple(block.to(weight.device) for block in outputs)
+    layer_basis = method.basis(hessian)
+    if not there:
+        return lambda: method(weight, layer_basis)
+    return lambda: method.quantize_towards(
+        weight, layer_basis, Target(weight, output_hessian=there)
+    )
 
 
 def whole(found: list[Timed], shape: tuple[int, ...], model: tuple[int, ...]) -> dict[str, float]:
     """Return about how long whole runs take, in seconds, from the parts of one block."""
     seconds = {each.part: each.seconds for each in found}
+    if len(seconds) < 7:
+        return {}
     layers, ratio = model[4], model[0] / shape[0]
     batches = RUN_TOKENS / TOKENS
     fixed = layers * (
         2 * batches * (seconds["forward"] + seconds["Hessians"]) * ratio**2
-        + seconds["factor"] * ratio**3
+        + seconds["factors"] * ratio**3
     )
     result = {}
     for name in ("hptq", "eclq"):
@@ -145,13 +199,39 @@ def whole(found: list[Timed], shape: tuple[int, ...], model: tuple[int, ...]) ->
     return result
 
 
+def peer(shape: tuple[int, ...], device: torch.device, tokens: int) -> str:
+    """Return in a sentence how long llm-compressor's GPTQ takes for a block of this shape."""
+    if importlib.util.find_spec("llmcompressor") is None:
+        return "llm-compressor is not installed here: not timed"
+    library = importlib.import_module("llmcompressor")
+    modifiers = importlib.import_module("llmcompressor.modifiers.gptq")
+    data = importlib.import_module("datasets").Dataset
+    dtype = torch.bfloat16 if device.type == "cuda" else torch.float32
+    model: Any = LlamaForCausalLM(config_of(shape))
+    model.to(device, dtype)
+    ids = torch.randint(3, 320, (PEER_SEQUENCES, tokens)).tolist()
+    samples = {"input_ids": ids, "attention_mask": [[1] * tokens] * PEER_SEQUENCES}
+    modifier = modifiers.GPTQModifier(targets=["Linear"], scheme="W4A16", ignore=["lm_head"])
+    started = Clock.started(device)
+    library.oneshot(
+        model=model,
+        dataset=data.from_dict(samples),
+        recipe=modifier,
+        max_seq_length=tokens,
+        num_calibration_samples=PEER_SEQUENCES,
+    )
+    size = f"{PEER_SEQUENCES} x {tokens} tokens"
+    return f"llm-compressor's GPTQModifier, one block, {size}: {started.seconds:.1f} s"
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--device", default="auto")
+    parser.add_argument("--sheet", choices=list(DEVICES), help="the data sheet to compare with")
     parser.add_argument("--json", type=Path)
-    arguments = tiny.parse(parser)
+    arguments = tiny.parse(parser, sheet="h100")
     try:
         device = chosen_device(arguments.device)
     except NearplaneError as error:
@@ -161,16 +241,26 @@ def main() -> None:
     said = check(device)
     print(said)
     with exact_products(device):
-        found = parts(shape, device, tokens)
-    for each in found:
-        print(f"{each.part:24} {1e3 * each.seconds:10.2f} ms")
+        watch = parts(shape, device, tokens)
+    found = watch.found
+    title = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)
+    sheet = arguments.sheet or name_of_device(title)
+    for line in gpu_model_times.compared(found, shape, tokens, title, sheet):
+        print(line)
+    for part in watch.left_out:
+        print(f"{part}: not timed, {MOST_S:.0f} s had passed")
     runs = {}
     for name, model in ({"tiny": TINY} if arguments.tiny else SHAPES).items():
         runs[name] = whole(found, shape, model)
         times = ", ".join(f"{method} {s / 60:.1f} min" for method, s in runs[name].items())
-        print(f"a run of 128 x 2048 tokens, {name}: {times} (from the parts of one block)")
+        if times:
+            print(f"a run of 128 x 2048 tokens, {name}: {times} (from the parts of one block)")
+    if arguments.tiny:
+        print(tiny.LEFT_OUT)
+    elif time.perf_counter() - watch.began < MOST_S:
+        print(peer(shape, device, tokens))
     if arguments.json:
-        result = {"device": str(device), "check": said, "parts": [asdict(e) for e in found]}
+        result = {"device": title, "check": said, "parts": [asdict(e) for e in found]}
         arguments.json.write_text(json.dumps(result | {"runs": runs}, indent=1))
 
 

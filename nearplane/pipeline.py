@@ -32,6 +32,7 @@ from nearplane.plan.survey import Survey, survey
 from nearplane.report.machine import machine
 from nearplane.report.report_json import Kept, run_report
 from nearplane.report.report_page import report_files
+from nearplane.rows import in_threads
 from nearplane.types import LayerReport, NearplaneError, Progress, no_progress
 from nearplane.version import __version__
 from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount
@@ -100,7 +101,7 @@ def quantize(
     chosen, limit = computing_on(device, device_memory, least, arithmetic)
     wanted = CalibrationSize(calibration, sequences, length, seconds, device, device_memory)
     ledger = Ledger(out, ranks.first, ranks.bytes_of_first)
-    with writer_to(out, ranks) as writer, keeping(ledger, watcher, resume), exact_products(chosen):
+    with writer_to(out, ranks) as writer, keeping(ledger, watcher, resume), computing(chosen):
         earlier = earlier_recipe(ledger) if resume else {}
         survey = surveyed(model, method, rules, trust_remote_code)
         survey = in_one_dtype(survey, earlier, arithmetic, ranks, chosen)
@@ -298,6 +299,13 @@ def dependencies(source: OpenModel, recipe: dict[str, Any], walk: Walk) -> dict[
         "processes": walk.ranks.size,
         "device": walk.prepared.placement.device.type,
     }
+
+
+@contextmanager
+def computing(device: torch.device) -> Iterator[None]:
+    """Inside a `with` block, products are exact and threads share the host's work."""
+    with exact_products(device), in_threads(torch.get_num_threads()):
+        yield
 
 
 @dataclass(frozen=True)

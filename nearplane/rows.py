@@ -1,8 +1,11 @@
 """Compute independent rows of a matrix in parts, which several processes can share."""
 
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from itertools import pairwise
+from threading import Lock
 from typing import Any
 
 import torch
@@ -30,6 +33,27 @@ def in_parts(work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ..
     - `grain`: parts begin at multiples of it, and none is smaller unless `count` is.
     """
     return [work(slice(0, count))]
+
+
+@contextmanager
+def in_threads(threads: int) -> Iterator[None]:
+    """Inside a `with` block, let threads share work that is divided otherwise than by tiles.
+
+    Such is work on integers, by numpy and coders, which run in one thread each and let others run
+    meanwhile. Tiles are work of torch's operators, which have threads of their own.
+    """
+    if threads < 2:
+        yield
+        return
+    with ThreadPoolExecutor(threads, "nearplane") as pool:
+
+        def shared(work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
+            starts = starts_of_parts(count, grain, threads)
+            parts = [slice(*ends) for ends in pairwise(starts) if ends[0] < ends[1]]
+            return list(pool.map(work, parts))
+
+        with in_parts.within(shared, lambda work, count, grain=TILE: grain != TILE and count > 0):
+            yield
 
 
 def by_rows(work: Work, rows: int, grain: int = TILE) -> tuple[Tensor, ...]:
@@ -73,15 +97,20 @@ def cached_rows(of: Callable[[slice], Any], count: int) -> Callable[[slice], Any
       the matrix finds those of the sweep before it.
     """
     cache: OrderedDict[tuple[int, int, int], Any] = OrderedDict()
+    lock = Lock()  # threads share the cache, and each makes rows of its own
 
     def rows_of(rows: slice) -> Any:
         key = rows.start or 0, count if rows.stop is None else rows.stop, rows.step or 1
-        if key not in cache:
-            cache[key] = of(rows)
-        cache.move_to_end(key)
-        while len(cache) > 1 and sum(map(len, cache.values())) > count:
-            cache.popitem(last=False)
-        return cache[key]
+        with lock:
+            found = cache.get(key)
+        if found is None:
+            found = of(rows)
+        with lock:
+            cache[key] = found
+            cache.move_to_end(key)
+            while len(cache) > 1 and sum(map(len, cache.values())) > count:
+                cache.popitem(last=False)
+        return found
 
     return rows_of
 

@@ -1,7 +1,9 @@
 """What is done in parts comes to the same bits, however it is cut."""
 
+import threading
 import weakref
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 
 import numpy as np
@@ -12,7 +14,7 @@ from hypothesis import strategies as st
 
 from nearplane import codes
 from nearplane.codes import alphabet, contexts, fitting, huffman
-from nearplane.rows import TILE, by_rows, cached_rows, in_parts, some_rows
+from nearplane.rows import TILE, by_rows, cached_rows, in_parts, in_threads, some_rows
 
 PIECE = 96  # integers: matrices of this file are many pieces
 
@@ -62,6 +64,49 @@ def test_codes_are_the_same_bytes(code, parts):
     whole = [coder.encode(code) for coder in coders]
     with cut(parts):
         assert [coder.encode(code) for coder in coders] == whole
+
+
+@given(matrices(), st.integers(2, 4))
+def test_threads_write_the_same_bytes(code, threads):
+    coders = codes.Huffman(), codes.Rans()
+    whole = [coder.encode(code) for coder in coders], codes.fit(code).lengths
+    with in_threads(threads):
+        shared = [coder.encode(code) for coder in coders], codes.fit(code).lengths
+    assert shared[0] == whole[0] and np.array_equal(shared[1], whole[1])
+
+
+def test_threads_share_work_on_integers_and_leave_tiles_alone():
+    names, caught = set(), RuntimeError("of one part")
+
+    def work(part):
+        names.add(threading.current_thread().name)
+        if part.stop == 7:
+            raise caught
+        return (torch.arange(part.start, part.stop),)
+
+    with in_threads(3):
+        parts = in_parts(work, 10, 1)
+        assert torch.cat([part for (part,) in parts]).tolist() == list(range(10))
+        assert len(parts) == 3 and all(name.startswith("nearplane") for name in names)
+        names.clear()
+        assert len(in_parts(work, 10 * TILE)) == 1 and names == {threading.current_thread().name}
+        with pytest.raises(RuntimeError) as error:
+            in_parts(work, 7, 1)
+        assert error.value is caught
+    with in_threads(1):
+        assert len(in_parts(work, 10, 1)) == 1
+
+
+def test_threads_share_a_cache():
+    """Rows that one thread drops are another's result all the same."""
+    rows_of = cached_rows(lambda rows: torch.arange(rows.start, rows.stop), 4)
+    slices = [slice(start, start + 2) for start in range(40)] * 20
+    with ThreadPoolExecutor(8) as pool:
+        found = list(pool.map(rows_of, slices))
+    assert all(
+        each.tolist() == [part.start, part.start + 1]
+        for each, part in zip(found, slices, strict=True)
+    )
 
 
 @given(matrices(), st.integers(2, 5))

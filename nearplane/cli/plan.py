@@ -52,3 +52,7 @@ def plan(
         typer.echo(expected.time_sentence(seconds))
     for line in expected.lines():
         typer.echo(line)
+    if expected.device != "cpu":
+        typer.echo("")
+        for line in expected.table():
+            typer.echo(line)

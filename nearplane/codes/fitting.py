@@ -16,6 +16,7 @@ from nearplane.codes.dense import packed_bytes, width_of
 from nearplane.codes.frequencies import PRECISION, TOTAL, UNIT
 from nearplane.codes.shapes import fit_shapes
 from nearplane.codes.stored_tables import LONGEST, MAX_FREQUENCY, StoredTables
+from nearplane.op import Op
 
 BAND = 2**18  # about how many integers one band, and so one bit stream, has
 MOST_BANDS = 2**16 - 1
@@ -98,6 +99,7 @@ def choose_contexts(code: Int32[np.ndarray, "rows columns"]) -> Contexts:
     return fit(code).contexts
 
 
+@Op
 def fit(
     code: Int32[np.ndarray, "rows columns"], rows: int | None = None, contexts: bool = True
 ) -> Tables:

@@ -21,6 +21,7 @@ from nearplane.codes.header import (
 from nearplane.codes.huffman import Huffman
 from nearplane.codes.reader import Reader
 from nearplane.codes.registry import Code, by_tag
+from nearplane.op import Op
 from nearplane.types import Outliers
 
 # What the header of a safetensors file spends on one record: a name of 39 characters and
@@ -40,6 +41,7 @@ class Unpacked:
     row_step: Float32[Tensor, "rows 1"] | None = None
 
 
+@Op
 def pack(
     code: Int32[Tensor, "rows columns"],
     step: Float[Tensor, "step_rows step_columns"],
@@ -106,6 +108,7 @@ def inspect(record: UInt8[Tensor, " bytes"] | bytes | memoryview) -> Header:
     return read_header(Reader(_view(record)))
 
 
+@Op
 def price(
     values: Int64[np.ndarray, " distinct"],
     counts: Int64[np.ndarray, " distinct"],

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from nearplane import codes
+from nearplane.op import Op
 from nearplane.rows import RowsOf, cached_rows
 from nearplane.types import NearplaneError
 
@@ -146,12 +147,18 @@ def errors_from_residuals(
     return torch.linalg.solve_triangular(unit, residual, upper=True, unitriangular=True)
 
 
+@Op
 def histogram(code: Int32[Tensor, "..."]) -> tuple[np.ndarray, np.ndarray]:
     """Return the distinct integers in ascending order, and how often each occurs."""
     if code.device.type == "cpu":
         return codes.histogram(code.numpy().reshape(-1))
+    return histogram_on_device(code)
+
+
+def histogram_on_device(code: Int32[Tensor, "..."]) -> tuple[np.ndarray, np.ndarray]:
+    """Return what `histogram` returns, by operators of the integers' device."""
     found, counts = torch.unique(code, return_counts=True)
-    return found.cpu().numpy(), counts.cpu().numpy()
+    return found.cpu().numpy().astype(np.int64), counts.cpu().numpy()
 
 
 def sample_rows(rows: int, columns: int) -> slice:

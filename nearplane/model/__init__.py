@@ -18,6 +18,7 @@ Read `open_model.py` first, then `selection.py`.
 | output_head | the output head, and the embedding that it may share its weight with |
 | selection | which layers are quantized, which are left out, and why |
 | meta_run | a forward pass on the meta device: which layers share an input |
+| operator_count | how many operators run, and what they move |
 | block_loading | loading the weights of blocks one at a time |
 | compute_dtype | the type that products run in, measured on this processor |
 | process_memory | giving memory back to the system, and how much there is |

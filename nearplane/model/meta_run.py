@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from nearplane.model.blocks import Layer
 from nearplane.model.experts import Experts
 from nearplane.model.forward_arguments import first_input, forward_arguments
+from nearplane.model.operator_count import OperatorCount
 
 TOKENS = 4
 
@@ -19,10 +20,12 @@ class MetaRun:
     """Layers grouped by their input tensor, and the share of all tokens that each expert gets.
 
     - `shares`: by the names of the experts' layers; assumes that all experts are equally likely.
+    - `launches`: operators of the whole model that a GPU starts kernels for.
     """
 
     stages: list[list[Layer]]
     shares: dict[str, float]
+    launches: int = 0
 
 
 def meta_run(model: Any, layers: list[Layer]) -> MetaRun:
@@ -49,8 +52,9 @@ def meta_run(model: Any, layers: list[Layer]) -> MetaRun:
     ]
     mixtures = [module for module in model.modules() if isinstance(module, Experts)]
     hooks += [experts.register_forward_pre_hook(note_share) for experts in mixtures]
+    count = OperatorCount()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), count:
             inputs = meta_inputs(TOKENS)
             model(**inputs | forward_arguments(model, inputs["input_ids"]))
     # whatever a model's code raises: it was not made for a run without numbers
@@ -60,7 +64,7 @@ def meta_run(model: Any, layers: list[Layer]) -> MetaRun:
         for hook in hooks:
             hook.remove()
     named = {layer.name: shares[layer.module] for layer in layers if layer.module in shares}
-    return MetaRun(list(groups.values()) or [[layer] for layer in layers], named)
+    return MetaRun(list(groups.values()) or [[layer] for layer in layers], named, count.launches)
 
 
 def meta_inputs(tokens: int) -> dict[str, Tensor]:

@@ -12,8 +12,13 @@ Read `estimate.py` first, then `work.py`.
 | survey | what a method would quantize of a model, from its configuration alone |
 | run_size | how large a run is, and how its processes divide it |
 | calibration_size | how many sequences: given, default, or as many as fit a time |
+| sizes | sums over a model's layers to which the work is proportional |
 | work | how much work each part of a run is |
+| costs | the table: what each part computes, moves and starts, and what bounds it |
 | throughput | how much work one process does in a second, measured |
+| timers | clocks, and how long some functions of a method take |
+| trial_matrix | a random matrix that a method is tried on |
+| method_launches | what a method starts on an accelerator, counted |
 | devices | this machine, measured, and accelerators, by their data sheets |
 | footprint | the bytes of a run, in memory and on the disk |
 | offload | which weights and hidden states stay in memory |

@@ -84,9 +84,10 @@ class BackwardSize:
         products += 4 * self.sequences * self.logits * hidden
         moved = MOVED * hidden * self.survey.compute.itemsize * blocks * tokens
         attention = attended(self.run.length, hidden) * blocks * tokens
+        launches = PASSES * self.sequences * self.survey.launches
         factors = sum(cubes_of(layer) / 3 for layer in self.layers)
         return [
-            Part("gradients", "forward_flops", products, share),
+            Part("gradients", "forward_flops", products, share, beside={"launches": launches}),
             Part("gradients", "attention_flops", PASSES * attention, share),
             Part("gradients", "moved_bytes", PASSES * moved, share),
             Part("gradients", "gram_flops", 2 * tokens * self.squares, share),
@@ -98,7 +99,7 @@ class BackwardSize:
         if not self.needed:
             return []
         sizes = sum(squares_of(layer) * layer.shape[1] for layer in self.layers)
-        return [Part("rounding", "float32_flops", (sweeps + 1) * sizes)]
+        return [Part("rounding", "float32_flops", (sweeps + 1) * sizes, name="errors between rows")]
 
 
 def squares_of(layer: Layer) -> int:

@@ -7,9 +7,12 @@ import torch
 
 from nearplane.model.positions import check_positions
 from nearplane.model.process_memory import available_bytes
+from nearplane.plan.costs import table
 from nearplane.plan.devices import (
     CPU,
     DEVICES,
+    HOST_MEMORY,
+    HOST_TIMES,
     known,
     measured_lines,
     measured_throughput,
@@ -18,6 +21,7 @@ from nearplane.plan.devices import (
     threads,
 )
 from nearplane.plan.footprint import Memory, unfinished_bytes
+from nearplane.plan.method_launches import counted
 from nearplane.plan.offload import Offload, choose_offload, choose_with_device
 from nearplane.plan.part import OffloadCost, Part
 from nearplane.plan.run_size import RunSize
@@ -26,7 +30,7 @@ from nearplane.plan.throughput import SMALLEST, MethodTrial, Throughput, tried
 from nearplane.plan.work import Sizes, network_bytes, parts_of
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import MOST_TOKENS, default_length, default_sequences
-from nearplane.walk.device import Accelerator
+from nearplane.walk.device import USABLE, Accelerator
 
 START_S = 6  # Python's and its libraries' start, opening the model, reading the text
 TRIED_COLUMNS = 1024
@@ -53,7 +57,8 @@ class Estimate:
     @property
     def offload_cost(self) -> OffloadCost:
         means = self.offload
-        return OffloadCost(1 - means.paused / means.batches, means.by_blocks, means.spilled)
+        again = 1 - means.paused / means.batches
+        return OffloadCost(again, means.by_blocks, means.spilled, means.on_host)
 
     @property
     def groups(self) -> dict[str, float]:
@@ -122,7 +127,7 @@ class Estimate:
     def capacity(self) -> int | float:
         """The bytes of memory that a process can have; processes share this machine's."""
         if self.device in DEVICES:
-            return DEVICES[self.device].memory_bytes
+            return DEVICES[self.device].memory_bytes if self.accelerator is None else HOST_MEMORY
         return available_bytes() / self.run.ranks
 
     def with_sequences(self, sequences: int) -> "Estimate":
@@ -165,9 +170,12 @@ class Estimate:
                 f"too little for layers wider than {tried_columns(self.survey)} columns"
             )
         if self.peak_bytes > self.capacity:
-            projected = self.device in DEVICES
-            whose = f"one {self.device} has" if projected else "this machine has available"
+            stated = self.device in DEVICES
+            whose = f"one {self.device} has" if stated else "this machine has available"
             lines.append(f"warning: that is more memory than {whose}")
+        there, limit = self.offload.device, self.accelerator
+        if there is not None and limit is not None and there.total > limit.allowed:
+            lines.append(f"warning: that is more memory than {self.device} has free")
         return lines + self.survey.selection.left_out()
 
     def size_lines(self) -> list[str]:
@@ -185,7 +193,7 @@ class Estimate:
         there, limit = self.offload.device, self.accelerator
         if there is not None and limit is not None:
             lines.append(
-                f"memory of {limit.device}: about {there.total / 1e9:.2f} GB ({there.sentence()}) "
+                f"memory of {self.device}: about {there.total / 1e9:.2f} GB ({there.sentence()}) "
                 f"of {limit.allowed / 1e9:.1f} GB"
             )
         if self.run.ranks > 1:
@@ -204,6 +212,10 @@ class Estimate:
                 f"{times:.1f} times as fast as one in as much memory"
             )
         return [first, *self.group_lines()]
+
+    def table(self) -> list[str]:
+        """Return what each part computes, moves and starts, and what bounds it."""
+        return table(self.parts, self.rates, self.survey.compute, START_S)
 
     def group_lines(self) -> list[str]:
         """Return a line for every group of parts."""
@@ -278,7 +290,8 @@ def estimate(
         survey = replace(survey, compute=survey.dtype)
         trial = tried_on_one_core(survey)
         rates = stated_throughput(device, ranks, trial)
-        return Estimate(survey, run, rates, trial, device, allowed)
+        limit = projected(device, device_memory)
+        return Estimate(survey, run, rates, trial, device, allowed, limit)
     limit = Accelerator.of(here, device_memory)
     survey = survey if limit is None else replace(survey, compute=survey.dtype)
     trial = tried(survey.method, tried_columns(survey), here)
@@ -287,15 +300,24 @@ def estimate(
     return Estimate(survey, run, rates, trial, name, allowed, limit)
 
 
+def projected(name: str, device_memory: int | None) -> Accelerator:
+    """Return an accelerator of a data sheet, and how much of its memory a run may use."""
+    free = USABLE * DEVICES[name].memory_bytes
+    return Accelerator(torch.device("cuda"), min(free, device_memory or free), promised=False)
+
+
 def tried_on_one_core(survey: Survey) -> MethodTrial:
     """Return the method's trial by one core, as the host of an accelerator has for each of them.
 
-    Meanwhile all operations of torch in this process run on one thread.
+    Its operators, which run on the accelerator, are counted and not timed. Meanwhile all operations
+    of torch in this process run on one thread.
     """
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        return tried(survey.method, tried_columns(survey))
+        trial = tried(survey.method, tried_columns(survey), on_host=True)
+        rows = {layer.shape[0] for layer in survey.layers}
+        return replace(trial, launches=counted(survey.method, rows), threads=HOST_TIMES)
     finally:
         torch.set_num_threads(threads)
 

@@ -30,6 +30,7 @@ class Survey:
     - `compute`: the type that products run in.
     - `stages`: layers that share their inputs, found by a run on the meta device.
     - `shares`: name of an expert's layer -> the share of all tokens that is routed to it.
+    - `launches`: of kernels in one forward pass on an accelerator; 0 where that is not known.
     """
 
     empty: EmptyModel
@@ -38,6 +39,7 @@ class Survey:
     selection: Selection
     stages: list[list[Layer]]
     shares: dict[str, float] = field(default_factory=dict)
+    launches: int = 0
 
     @property
     def name(self) -> str:
@@ -154,7 +156,7 @@ def survey(
     check_layers(method, layers)
     run = meta_run(model.model, layers)
     compute = arithmetic_for(model.dtype, arithmetic)
-    return Survey(model, compute, method, selection, run.stages, run.shares)
+    return Survey(model, compute, method, selection, run.stages, run.shares, run.launches)
 
 
 def at_size(found: Survey, size: int) -> Survey:

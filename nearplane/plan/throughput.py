@@ -1,32 +1,37 @@
 """Measure how much work a process does in a second on this machine, by nearplane's functions."""
 
 import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import MISSING, dataclass, field, fields
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from nearplane import codes, lattice
 from nearplane.lattice import nearest_plane, nearest_plane_among, rate_aware_plane
+from nearplane.lattice.two_sided import moved_targets
 from nearplane.methods import Method, certificate
-from nearplane.op import Op
+from nearplane.methods.rate import histogram, histogram_on_device
+from nearplane.plan.method_launches import MethodLaunches
 from nearplane.plan.survey import Survey
-from nearplane.rows import TILE, Work, in_parts
+from nearplane.plan.timers import Clock, PartsTimer, Timer
+from nearplane.plan.trial_matrix import TrialMatrix, rows_of
+from nearplane.rows import TILE
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.hidden_states import CPU
-from nearplane.walk.messages import narrowest
 
 MEASURE_S = 0.15
 SHORTEST_S = 1e-9  # a clock may not have moved
 TOKENS = 1024
 SMALLEST, LARGEST = 128, 1024  # columns that are measured on, however wide the model is
+MOST_TWO_SIDED = 512  # columns of a trial whose many rows make up for each other
 TRIALS = 3
+SWEEPS = nearest_plane, nearest_plane_among, rate_aware_plane
+ON_HOST = codes.fit, codes.price, codes.pack
 COPIED = 1 << 22  # numbers in float32
-RANK = 16  # columns for every common factor of the inputs
-COLUMN_SPREAD, ROW_SPREAD = 0.5, 0.3  # of logarithms
 MOVED = 40  # numbers that norms, activations and sums read or write, per token, block and channel
 TRIANGLE_SHARE = 0.625  # of a full product that certificate.times_triangle computes
 
@@ -45,7 +50,7 @@ class Throughput:
       their size, such as fitting code tables.
     - `read_bytes`, `write_bytes`: of the disk.
     - `link_bytes`: from a process to the next one; `link_messages`: of any size.
-    - `host_bytes`: between the device and its host.
+    - `host_bytes`: between the device and its host. `launches`: of kernels, one after the other.
     """
 
     forward_flops: float
@@ -63,6 +68,7 @@ class Throughput:
     link_bytes: float
     link_messages: float
     host_bytes: float = inf
+    launches: float = inf
 
 
 @dataclass(frozen=True)
@@ -76,6 +82,8 @@ class MethodTrial:
     - `calls`: how often processes would wait for each other per matrix; `sent`: the bytes per
       weight that they would send each other.
     - `weights`: of all matrices; `size` is Σ rows · n².
+    - `launches`: what it starts on an accelerator, if that was counted.
+    - `threads`: how many times as fast work by pieces is on a host of several cores.
     """
 
     sweeps: float
@@ -90,10 +98,17 @@ class MethodTrial:
     sent: float
     weights: int
     size: int
+    launches: MethodLaunches | None = None
+    threads: float = 1.0
+
+    @property
+    def threaded_s(self) -> float:
+        """Seconds of work by pieces, by all threads."""
+        return self.pieces_s / self.threads
 
     @property
     def rest_s(self) -> float:
-        return max(self.rows_s + self.pieces_s + self.each_s, SHORTEST_S)
+        return max(self.rows_s + self.threaded_s + self.each_s, SHORTEST_S)
 
     @property
     def seconds(self) -> float:
@@ -113,145 +128,68 @@ class MethodTrial:
         return self.weights / self.rest_s
 
     @property
+    def one_core(self) -> float:
+        """The same by one thread."""
+        return self.weights / max(self.rows_s + self.pieces_s + self.each_s, SHORTEST_S)
+
+    @property
     def coded_matrices(self) -> float:
         return 1 / max(self.matrix_s, SHORTEST_S)
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Seconds since it was made, of wall time or of this process's CPU time, whichever is less.
+def tried(
+    method: Method, columns: int, device: torch.device = CPU, on_host: bool = False
+) -> MethodTrial:
+    """Return how `method` spends its time on a few matrices, rounded as a run rounds them.
 
-    For work on one thread, the time that other programs take does not count.
-
-    - `device`: whose work is waited for; of another one than the CPU, wall time counts.
+    - `on_host`: of the time beside sweeps and certificates, count only that of fitting tables and
+      of packing: the host's, where torch's operators run on an accelerator.
     """
+    if method.weighs_outputs:
+        columns = min(columns, MOST_TWO_SIDED)
 
-    device: torch.device = CPU
-    wall: float = 0.0
-    own: float = 0.0
+    def least(seed: int, rows: int, columns: int) -> MethodTrial:
+        """Return the faster of two trials: other programs can only add time."""
+        matrix = TrialMatrix.of(method, seed, rows, columns, device)
+        return min((once(matrix, on_host) for _ in range(2)), key=lambda trial: trial.seconds)
 
-    @classmethod
-    def started(cls, device: torch.device = CPU) -> "Clock":
-        wait_for(device)
-        return cls(device, time.perf_counter(), time.process_time())
-
-    @property
-    def seconds(self) -> float:
-        wait_for(self.device)
-        wall, own = time.perf_counter() - self.wall, time.process_time() - self.own
-        return min(wall, own) if self.device == CPU else wall
-
-
-def wait_for(device: torch.device) -> None:
-    """Wait until a device has done what it was given."""
-    if device != CPU:
-        torch.accelerator.synchronize(device)
-
-
-@dataclass
-class Timer:
-    """How long calls of a function took, and how many rows they were on.
-
-    - `op`: the function, whose first argument is a matrix.
-    """
-
-    op: Op
-    seconds: float = 0.0
-    rows: int = 0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Time all calls that are made inside a `with` block."""
-        with self.op.within(self.timed):
-            yield
-
-    def timed(self, rows: Tensor, *others: Any, **named: Any) -> Tensor:
-        """Call the function, add its time and rows, return its result."""
-        started = Clock.started(rows.device)
-        result = self.op(rows, *others, **named)
-        self.seconds += started.seconds
-        self.rows += len(rows)
-        return result
-
-
-@dataclass
-class PartsTimer:
-    """How long the work took that processes can share, by rows or by pieces of integers.
-
-    - `calls`: how often there was such work. `sent`: bytes of its results, sent to all processes.
-    """
-
-    device: torch.device = CPU
-    rows_s: float = 0.0
-    pieces_s: float = 0.0
-    calls: int = 0
-    sent: int = 0
-
-    @contextmanager
-    def running(self) -> Iterator[None]:
-        """Time all calls of `rows.in_parts` inside a `with` block, but for those inside others."""
-        with in_parts.within(self.timed):
-            yield
-
-    def timed(self, work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ...]]:
-        """Call `in_parts`, add its time and the bytes of its results, return these."""
-        started = Clock.started(self.device)
-        results = in_parts(work, count, grain)
-        seconds = started.seconds
-        self.rows_s += seconds if grain == TILE else 0.0
-        self.pieces_s += seconds if grain != TILE else 0.0
-        self.calls += 1
-        self.sent += sum(bytes_of(each) for part in results for each in part)
-        return results
-
-
-def bytes_of(result: Tensor) -> int:
-    """Return about the bytes of a tensor in a message, from the range of 1000 of its numbers."""
-    some = result.reshape(-1)[:: max(1, result.numel() // 1000)]
-    return result.numel() * narrowest(some).dtype.itemsize
-
-
-def tried(method: Method, columns: int, device: torch.device = CPU) -> MethodTrial:
-    """Return how `method` spends its time on a few tiles of rows."""
-    small = least_of_two(method, 0, SMALLEST, device)
-    best = [least_of_two(method, seed, columns, device) for seed in range(TRIALS)]
-    sums: dict[str, Any] = {
-        field.name: sum(getattr(each, field.name) for each in best) for field in fields(MethodTrial)
-    }
+    small = least(0, TILE, SMALLEST)
+    best = [least(seed, rows_of(method), columns) for seed in range(TRIALS)]
+    measured = [field.name for field in fields(MethodTrial) if field.default is MISSING]
+    sums: dict[str, Any] = {name: sum(getattr(each, name) for each in best) for name in measured}
     means = {name: sums[name] / TRIALS for name in ("sweeps", "checks", "calls", "sent")}
     each_s = max(sums["each_s"] - TRIALS * small.each_s, 0.0)
     return MethodTrial(**sums | means | {"each_s": each_s, "matrix_s": small.each_s})
 
 
-def least_of_two(method: Method, seed: int, columns: int, device: torch.device) -> MethodTrial:
-    """Return the faster of two trials: other programs can only add time."""
-    weight_and_hessian = [part.to(device) for part in problem(seed, columns)]
-    return min(
-        (once(method, *weight_and_hessian) for _ in range(2)), key=lambda trial: trial.seconds
-    )
-
-
-def once(method: Method, weight: Tensor, hessian: Tensor) -> MethodTrial:
-    """Return how `method` spends its time on one matrix; `matrix_s` is not known from one."""
-    basis = method.basis(hessian)
-    sweeps = [Timer(each) for each in (nearest_plane, nearest_plane_among, rate_aware_plane)]
-    check, parts = Timer(certificate.times_triangle), PartsTimer(weight.device)
+def once(matrix: TrialMatrix, on_host: bool = False) -> MethodTrial:
+    """Return how a method spends its time on one matrix; `matrix_s` is not known from one."""
+    weight, device = matrix.weight, matrix.weight.device
+    sweeps, check = Timer(SWEEPS, device), Timer([certificate.times_triangle], device)
+    parts, host = PartsTimer([sweeps, check], device), Timer(ON_HOST)
     with ExitStack() as stack:
-        for timer in (*sweeps, check, parts):
+        for timer in (sweeps, check, parts, host):
             stack.enter_context(timer.running())
-        started = Clock.started(weight.device)
-        method(weight, basis)
-        seconds = started.seconds
-    swept_s = sum(timer.seconds for timer in sweeps)
+        if on_host:
+            stack.enter_context(histogram.within(histogram_on_device))
+        started = Clock.started(device)
+        matrix.quantize()
+        seconds = host.seconds if on_host else started.seconds - parts.left_out - parts.rows_s
     rows, columns = weight.shape
+    swept = sweeps.rows / rows
+    each_s = seconds - parts.pieces_s
+    extra = matrix.method.target_certificates if matrix.output_hessian else 0
+    checks = check.rows / rows
+    if matrix.output_hessian and not on_host:
+        each_s -= between_rows_s(matrix, swept)
     return MethodTrial(
-        sweeps=sum(timer.rows for timer in sweeps) / rows,
-        checks=check.rows / rows,
-        sweep_s=swept_s,
-        check_s=check.seconds,
-        rows_s=max(parts.rows_s - swept_s - check.seconds, 0.0),
+        sweeps=swept,
+        checks=checks - extra,
+        sweep_s=sweeps.seconds,
+        check_s=check.seconds * (checks - extra) / max(checks, 1),
+        rows_s=0.0 if on_host else max(parts.rows_s, 0.0),
         pieces_s=parts.pieces_s,
-        each_s=max(seconds - parts.rows_s - parts.pieces_s, 0.0),
+        each_s=max(each_s, 0.0),
         matrix_s=0.0,
         calls=float(parts.calls),
         sent=parts.sent / weight.numel(),
@@ -260,21 +198,20 @@ def once(method: Method, weight: Tensor, hessian: Tensor) -> MethodTrial:
     )
 
 
-def problem(seed: int, columns: int) -> tuple[Tensor, Tensor]:
-    """Return a random weight and Hessian on which searches take about as long as on a layer's.
+def between_rows_s(matrix: TrialMatrix, sweeps: float) -> float:
+    """Return the seconds that output Hessians take, which are counted as parts of their own.
 
-    Inputs are correlated; columns and rows are of unequal size.
+    These are their factors, and the products by which errors of rows move the rows before them, in
+    every sweep and for the certificate.
     """
-    draws = torch.Generator().manual_seed(seed)
-    common = torch.randn(2 * columns, columns // RANK, generator=draws)
-    mixed = (
-        common @ torch.randn(columns // RANK, columns, generator=draws) / (columns // RANK) ** 0.5
-    )
-    x = mixed + torch.randn(2 * columns, columns, generator=draws)
-    x *= torch.exp(COLUMN_SPREAD * torch.randn(columns, generator=draws))
-    weight = torch.randn(TILE, columns, generator=draws)
-    weight *= 0.02 * torch.exp(ROW_SPREAD * torch.randn(TILE, 1, generator=draws))
-    return weight, x.T @ x / len(x)
+    started, first = Clock.started(matrix.weight.device), 0
+    bases = [lattice.basis(hessian, "activation", 1.0) for hessian in matrix.output_hessian]
+    found, started = started.seconds, Clock.started(matrix.weight.device)
+    for basis in bases:
+        rows = matrix.weight[first : first + len(basis.factor)]
+        moved_targets(rows, basis.factor, rows)
+        first += len(rows)
+    return found + (sweeps + 1) * started.seconds
 
 
 @dataclass(frozen=True)

@@ -1,31 +1,19 @@
 """Predict the flops, bytes and matrices of each part of a run, and how processes divide them."""
 
-from collections import Counter
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
-from operator import attrgetter
-from typing import Any, NamedTuple
-
 from nearplane.codes.alphabet import PIECE
 from nearplane.lattice.cross_target import RIDGES
-from nearplane.methods.rate import SAMPLE_WEIGHTS
-from nearplane.model.blocks import Layer
 from nearplane.model.compute_dtype import precise
 from nearplane.model.output_head import vocabulary
 from nearplane.plan.backward import BackwardSize
 from nearplane.plan.part import FIRST, PLAIN, OffloadCost, Part
 from nearplane.plan.run_size import RunSize
+from nearplane.plan.sizes import Sizes, rows_of, size_of, weights_of
 from nearplane.plan.survey import Survey
 from nearplane.plan.throughput import MOVED, TRIANGLE_SHARE, MethodTrial, attended
-from nearplane.rows import TILE
-from nearplane.walk.expert_hessians import ENOUGH, borrowed
-from nearplane.walk.hessian import NARROW, STRIPES
 from nearplane.walk.sensitivity import HESSIAN_TOKENS, POSITIONS, SEQUENCES
 from nearplane.walk.sensitivity import LENGTH as PROBED_LENGTH
 
 FORWARDS = 1.1  # passes of each token through all layers: one, and something for the trace
-GRAM_SHARE = (STRIPES + 1) / (2 * STRIPES)  # of the full product that a wide Hessian's sum takes
 TRIANGLE = 2  # a product or a solve with a triangle is about half as fast as a product of squares
 # What targets take, in units of rows · n², see lattice/cross_target.py. Products: the gradients on
 # the fitted, the held-out and all tokens, and a curvature for every ridge. Triangular solves: two
@@ -39,144 +27,6 @@ DRAWN = TRIANGLE  # flops over rows · n²: an error drawn for probing
 # time of drawing an error over the time that quantizing any matrix takes, however small it is
 DRAWN_MATRICES = 0.5
 CODE_BYTES, FACTOR_BYTES, SUM_BYTES = 4, 8, 4
-
-
-class Kind(NamedTuple):
-    """The properties on which a layer's cost depends; a stage has those of its first layer.
-
-    - `alone`: whether it is the only one of its stage.
-    - `expert`: whether it belongs to an expert. `share`: the share of all tokens that it gets.
-    """
-
-    rows: int
-    columns: int
-    alone: bool
-    expert: bool
-    share: int | float
-
-    @property
-    def size(self) -> int | float:
-        return float(self.rows) * self.columns**2
-
-
-OfKind = Callable[[Kind], Any]
-size_of, rows_of = attrgetter("size"), attrgetter("rows")
-
-
-def weights_of(kind: Kind) -> int:
-    """Return the weights of a layer of this kind."""
-    return kind.rows * kind.columns
-
-
-@dataclass(frozen=True)
-class Sizes:
-    """Sums over a model's layers and stages to which the work is proportional."""
-
-    survey: Survey
-    run: RunSize
-
-    def kind(self, layer: Layer, alone: bool = False) -> Kind:
-        expert = layer.name in self.survey.shares
-        return Kind(*layer.shape, alone, expert, self.survey.share(layer))
-
-    @cached_property
-    def layers(self) -> Counter[Kind]:
-        return Counter(map(self.kind, self.survey.layers))
-
-    @cached_property
-    def stages(self) -> Counter[Kind]:
-        return Counter(self.kind(stage[0], len(stage) == 1) for stage in self.survey.stages)
-
-    @cached_property
-    def hidden(self) -> int:
-        widest = max(kind.columns for kind in self.layers)
-        return self.survey.number("hidden_size", widest)
-
-    @property
-    def blocks(self) -> int:
-        return self.survey.number("num_hidden_layers", 1)
-
-    @property
-    def streams(self) -> int:
-        return 2 if self.survey.method.compensates else 1
-
-    @property
-    def state_bytes(self) -> int | float:
-        """Bytes of the hidden states between two blocks, of all streams and tokens."""
-        return self.streams * self.run.tokens * self.hidden * self.survey.compute.itemsize
-
-    def rows_by_squares(self, drifted: bool = False) -> int | float:
-        """Return Σ rows · n²; `drifted`: without layers of experts."""
-        kinds = self.layers.items()
-        return sum(count * kind.size for kind, count in kinds if not (drifted and kind.expert))
-
-    def busiest(self, amount: OfKind, things: OfKind, grain: int = TILE) -> float:
-        """Return the largest share of Σ amount that one process has.
-
-        - `things`: how many of a layer's rows or weights are divided, in whole grains.
-        """
-        kinds = self.layers.items()
-        parts = [
-            (n * amount(kind), max(self.run.of_rows(things(kind), grain))) for kind, n in kinds
-        ]
-        return sum(part * share for part, share in parts) / sum(part for part, _ in parts)
-
-    @property
-    def drifted(self) -> int:
-        """How many weights are rounded towards targets: all but those of experts."""
-        kinds = self.layers.items()
-        return sum(n * kind.rows * kind.columns for kind, n in kinds if not kind.expert)
-
-    @property
-    def inside(self) -> float:
-        """The share of the model's numbers that is in its blocks."""
-        numbers = sum(parameter.numel() for parameter in self.survey.blocks.parameters())
-        return numbers / (self.survey.quantized + self.survey.unquantized)
-
-    def moments(self, stage: Kind) -> tuple[int | float, int | float]:
-        """Return the flops per token of a stage's sums, and how many numbers these sums hold."""
-        n = stage.columns
-        gram = 2 * n**2 * (GRAM_SHARE if n > NARROW else 1)
-        if not self.survey.method.compensates or stage.expert:
-            return gram, n**2
-        # one sum more where the output of a single layer is added to hidden states
-        lag = stage.rows * n if stage.alone and stage.rows == self.hidden else 0
-        return gram + 2 * n**2 + 2 * lag, 2 * (2 * n**2 + lag)
-
-    def hessian_flops(self) -> int | float:
-        tokens = self.run.tokens
-        return sum(
-            count * self.moments(stage)[0] * tokens * stage.share
-            for stage, count in self.stages.items()
-        )
-
-    def summed(self) -> int | float:
-        """Return the numbers in all sums."""
-        return sum(count * self.moments(stage)[1] for stage, count in self.stages.items())
-
-    def lent_flops(self) -> tuple[int | float, int | float]:
-        """Return the flops of forward passes and sums for experts that few tokens reach."""
-        forward = sums = 0.0
-        for stage, count in self.stages.items():
-            n = stage.columns
-            own = round(self.run.tokens * stage.share)
-            if stage.expert and stage.rows == self.hidden and borrowed(own, n):
-                tokens = count * min(ENOUGH * n, self.run.tokens)
-                forward += 4 * tokens * stage.rows * n  # gate and up
-                sums += self.moments(stage)[0] * tokens
-        return forward, sums
-
-    def factors(self, again: int = 0) -> int | float:
-        """Return the flops of one factor a stage, and of `again` more where inputs drift."""
-        return sum(
-            count * stage.columns**3 / 3 * (1 if stage.expert else 1 + again)
-            for stage, count in self.stages.items()
-        )
-
-    def sampled(self) -> int | float:
-        """Return how many weights are in the samples that predict rates (`methods/rate.py`)."""
-        kinds = ((kind.rows * kind.columns, count) for kind, count in self.layers.items())
-        return sum(count * min(n, max(SAMPLE_WEIGHTS, n / 20)) for n, count in kinds)
 
 
 def parts_of(
@@ -213,14 +63,23 @@ def reading(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     if offload.by_blocks:
         times = 1 + times * sizes.inside
     amount = times * sizes.survey.model_bytes
-    parts = [Part("reading", "read_bytes", amount), Part("reading", "host_bytes", amount)]
+    parts = [
+        Part("reading", "read_bytes", amount),
+        Part("reading", "host_bytes", amount, name="copying to the device"),
+    ]
     if offload.by_blocks:
         whole = sizes.survey.model_bytes * sizes.inside
         parts.append(Part("reading", "read_bytes", whole, FIRST))
+    if offload.on_host:
+        # there and back between two blocks, and back for every stage that starts anew
+        times = 2 * sizes.blocks + offload.again * len(sizes.survey.stages)
+        states = times * sizes.state_bytes, max(sizes.run.of_sequences())
+        parts.append(Part("reading", "host_bytes", *states, "copying hidden states"))
     if offload.spilled:
         times = sizes.blocks + offload.again * len(sizes.survey.stages)
         amount = times * sizes.state_bytes
-        parts.append(Part("reading", "read_bytes", amount, max(sizes.run.of_sequences())))
+        states = amount, max(sizes.run.of_sequences()), "reading hidden states"
+        parts.append(Part("reading", "read_bytes", *states))
     return parts
 
 
@@ -229,7 +88,8 @@ def writing(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     parts = [Part("writing", "write_bytes", 2 * sizes.survey.stored_bytes, FIRST)]
     if offload.spilled:
         amount = sizes.blocks * sizes.state_bytes
-        parts.append(Part("writing", "write_bytes", amount, max(sizes.run.of_sequences())))
+        states = amount, max(sizes.run.of_sequences()), "writing hidden states"
+        parts.append(Part("writing", "write_bytes", *states))
     return parts
 
 
@@ -241,10 +101,11 @@ def calibration(sizes: Sizes) -> list[Part]:
     attention = attended(run.length, sizes.hidden) * sizes.blocks * tokens
     moved = MOVED * sizes.hidden * survey.compute.itemsize * sizes.blocks * tokens
     products = FORWARDS * 2 * survey.active * tokens + sizes.lent_flops()[0]
+    passed = sizes.passed(FORWARDS * sizes.batches * sizes.streams, FORWARDS * tokens)
     return [
-        Part("calibration", "forward_flops", products, share),
-        Part("calibration", "attention_flops", attention, share),
-        Part("calibration", "moved_bytes", moved, share),
+        Part("calibration", "forward_flops", products, share, "forward passes", passed),
+        Part("calibration", "attention_flops", attention, share, "attention"),
+        Part("calibration", "moved_bytes", moved, share, "norms, activations"),
     ]
 
 
@@ -257,7 +118,14 @@ def repeated(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     if not times:
         return []
     return [
-        Part("calibration again", part.rate, times * part.amount, part.share)
+        Part(
+            "calibration again",
+            part.rate,
+            times * part.amount,
+            part.share,
+            f"{part.line} again",
+            {rate: times * amount for rate, amount in part.beside.items()},
+        )
         for part in calibration(sizes)
     ]
 
@@ -278,15 +146,17 @@ def probing(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     moved = MOVED * sizes.hidden * dtype.itemsize * sizes.blocks * tokens / 2
     attention = attended(PROBED_LENGTH, sizes.hidden) * sizes.blocks * tokens / 2
     few = min(HESSIAN_TOKENS, sizes.run.tokens) / sizes.run.tokens
+    passed = sizes.passed(survey.units / 2, tokens / 2)
+    drawn = "probing: drawn errors"
     return [
-        Part("probing", products, tokens * survey.active + head),
-        Part("probing", "attention_flops", attention),
-        Part("probing", "moved_bytes", moved),
-        Part("probing", "gram_flops", few * sizes.hessian_flops()),
-        Part("probing", "factor_flops", sizes.factors()),
-        Part("probing", "coded_weights", sizes.sampled()),
-        Part("probing", "coded_matrices", DRAWN_MATRICES * len(survey.layers)),
-        Part("probing", "float32_flops", DRAWN * sizes.rows_by_squares()),
+        Part("probing", products, tokens * survey.active + head, None, "probing: passes", passed),
+        Part("probing", "attention_flops", attention, name="probing: passes"),
+        Part("probing", "moved_bytes", moved, name="probing: passes"),
+        Part("probing", "gram_flops", few * sizes.hessian_flops(), name="probing: Hessians"),
+        Part("probing", "factor_flops", sizes.factors(), name="probing: Hessians"),
+        Part("probing", "coded_weights", sizes.sampled(), name="probing: rate search"),
+        Part("probing", "coded_matrices", DRAWN_MATRICES * len(survey.layers), name=drawn),
+        Part("probing", "float32_flops", DRAWN * sizes.rows_by_squares(), name=drawn),
     ]
 
 
@@ -308,9 +178,13 @@ def rounding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     share = sizes.busiest(size_of, rows_of)
     checked = trial.checks * size
     checked += sizes.survey.method.target_certificates * sizes.rows_by_squares(drifted=True)
+    starts = trial.launches
+    sweep = {} if starts is None else sizes.started(starts.sweep)
+    beside = {rate: trial.sweeps * amount for rate, amount in sweep.items()}
+    checks = 2 * TRIANGLE_SHARE * checked
     return [
-        Part("rounding", "solve_flops", trial.sweeps * size, share),
-        Part("rounding", "float64_flops", 2 * TRIANGLE_SHARE * checked, share),
+        Part("rounding", "solve_flops", trial.sweeps * size, share, "rounding sweeps", beside),
+        Part("rounding", "float64_flops", checks, share, "certificates"),
         *BackwardSize(sizes.survey, sizes.run).between_rows(trial.sweeps),
     ]
 
@@ -326,15 +200,22 @@ def coding(sizes: Sizes, trial: MethodTrial) -> list[Part]:
     by_pieces = sizes.busiest(weights_of, weights_of, PIECE)
     of_rest = survey.quantized / trial.rest_s
     solved = survey.method.triangular_solves * TRIANGLE * size
-    return [
-        Part("coding", "coded_weights", of_rest * trial.rows_s, by_rows),
-        Part("coding", "coded_weights", of_rest * trial.pieces_s, by_pieces),
-        Part("coding", "coded_weights", of_rest * trial.each_s),
-        Part("coding", "coded_matrices", len(survey.layers)),
-        Part("coding", "host_bytes", CODE_BYTES * trial.sweeps * survey.quantized),
-        Part("coding", "float32_flops", solved, sizes.busiest(size_of, rows_of)),
-        Part("coding", "float32_flops", REPORTED * size),
+    searches, products = "rate search, packing", "solves, energies"
+    copied = CODE_BYTES * trial.sweeps * survey.quantized
+    parts = [
+        Part("coding", "coded_weights", of_rest * trial.rows_s, by_rows, searches),
+        Part("coding", "coded_weights", of_rest * trial.threaded_s, by_pieces, searches),
+        Part("coding", "coded_weights", of_rest * trial.each_s, name=searches),
+        Part("coding", "coded_matrices", len(survey.layers), name="fitting tables"),
+        Part("coding", "host_bytes", copied, name="copying integers to host"),
+        Part("coding", "float32_flops", solved, sizes.busiest(size_of, rows_of), products),
+        Part("coding", "float32_flops", REPORTED * size, name=products),
     ]
+    if trial.launches is not None:
+        moved = sizes.started(trial.launches.other)
+        others = moved.pop("moved_bytes"), by_rows, "elementwise operators", moved
+        parts.append(Part("coding", "moved_bytes", *others))
+    return parts
 
 
 def exchange(sizes: Sizes, trial: MethodTrial) -> list[Part]:

@@ -256,6 +256,7 @@ def bench() -> list[str]:
         with sdpa_kernel(SDPBackend.MATH), redirect_stdout(StringIO()) as said:
             runpy.run_path(str(root / "bench" / "gpu_quantize.py"), run_name="__main__")
     expected = ["within", "forward", "eclq 128 x 64", "a run of 128 x 2048 tokens"]
+    expected += ["model, ms", "bound by", "of its peak", "without peers"]
     wrong = [f"{each} is not said" for each in expected if each not in said.getvalue()]
     found = survey(saved("llama"), npl.HPTQ(bpw=9.5), arithmetic="float32")
     lines = "\n".join(estimate(found, 6, 24, device="here").lines())

@@ -348,7 +348,7 @@ def test_a_projection_says_so_and_all_that_it_rests_on(wide, device):
             assert f"of {peak / 1e12:g} TFLOP/s" in said
         assert all(f" for {part}" in said for part in DECIDES.values())
         assert "expect the right order of magnitude, not more" in said
-    assert "0.7 of 50 between servers" in said
+    assert f"0.7 of {DEVICES[device].network / 1e9:g} between servers" in said
 
 
 def test_a_device_is_never_faster_than_its_peaks():
