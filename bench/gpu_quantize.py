@@ -36,8 +36,9 @@ import nearplane as npl
 from nearplane.lattice import basis
 from nearplane.plan.throughput import seconds_of
 from nearplane.types import NearplaneError
-from nearplane.walk.device import chosen_device, exact_products
+from nearplane.walk.device import chosen_device
 from nearplane.walk.hessian import HessianSum
+from nearplane.walk.precision import Precision
 
 TOKENS, RUN_TOKENS = 2048, 128 * 2048
 MOST_APART = 0.02  # of a layer's loss
@@ -160,7 +161,9 @@ def main() -> None:
     tokens = 64 if arguments.tiny else TOKENS
     said = check(device)
     print(said)
-    with exact_products(device):
+    precision = Precision(device, print)
+    with precision.kept():
+        precision.choose(shape[1])
         found = parts(shape, device, tokens)
     for each in found:
         print(f"{each.part:24} {1e3 * each.seconds:10.2f} ms")

@@ -12,6 +12,8 @@ from tests import forked
 
 CHECKS = [
     "methods",
+    "float64",
+    "narrow",
     "places",
     "planned",
     "refused",
