@@ -39,8 +39,9 @@ def k_best(
         return torch.zeros_like(target, dtype=torch.int32)
     if factor.device != target.device:
         # paths are compared by sums in float64: the search goes to where these are kept
-        moved = (part.to(factor.device) for part in (target, factor, step, prices))
-        return k_best(*moved, paths).to(target.device)
+        there = factor.device
+        moved = target.to(there), step.to(there), prices.to(there)
+        return k_best(moved[0], factor, *moved[1:], paths).to(target.device)
     scaled = factor.double() * step.double()
     unit = (scaled / scaled.diagonal()[:, None]).triu_(1).to(target.dtype)
     squared_pivot = scaled.diagonal().square()

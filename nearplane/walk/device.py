@@ -12,7 +12,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nearplane.lattice import Prices, factor, nearest_plane, order, rate_aware_plane
+from nearplane.lattice.cross_target import Moments, RidgeChoice, ridge_targets
 from nearplane.lattice.float64 import narrowed
+from nearplane.methods.rate import drawn_pull
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.hidden_states import CPU
 from nearplane.walk.precision import Precision
@@ -127,13 +129,15 @@ def problem_of(device: torch.device) -> str:
 
 
 def rounded(weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a Hessian, and the integers of a weight that is rounded on its lattice."""
+    """Return a Hessian, and the integers of a target that is rounded on its lattice."""
     hessian = inputs.T @ inputs / len(inputs)
     columns = order(hessian, "activation").flip(0)
     triangle = factor(hessian, columns.flip(0), 0.01)
     place = torch.arange(COLUMNS, device=weight.device)
     step = STEP * (1 + place[None] % 3 / 4)
-    target, given = weight[:, columns].contiguous(), narrowed(triangle, weight)
+    given, moments = narrowed(triangle, weight), Moments(hessian, 0.9 * hessian)
+    (moved,) = ridge_targets([weight], moments, [RidgeChoice(0.1, 0.5, 1.0)])
+    target = moved[:, columns] + STEP * drawn_pull(given, len(weight))
     length = (torch.arange(18, device=weight.device) * 0.7 % 5).view(2, 9)
     prices = Prices(length, torch.zeros_like(place[:ROWS]), place % 2)
     codes = nearest_plane(target, given, step, -2, 1), rate_aware_plane(target, given, step, prices)

@@ -118,8 +118,8 @@ def add_product_(
     total: Float32[Tensor, "n m"], left: Float[Tensor, "tokens n"], right: Float[Tensor, "tokens m"]
 ) -> None:
     """Add leftᵀ · right to `total`; both are from `as_multiplied`."""
-    if left.dtype == torch.float32:
-        total.addmm_(left.T, right)
+    if left.dtype == torch.float32 or not len(left):
+        total.addmm_(left.float().T, right.float())
         return
     # a few rows of the product at a time, which take no more memory than the inputs in float32
     some = max(NARROW, len(left))
