@@ -50,6 +50,15 @@ def test_on_another_device(check):
     assert wrong(check) == []
 
 
+def test_without_float64():
+    assert wrong("without_float64", "ssqr") == []
+
+
+@pytest.mark.long
+def test_more_methods_without_float64():
+    assert wrong("without_float64", "eclq", "gptq", "hptq", "hrtn", "rtn") == []
+
+
 def test_families_on_another_device():
     assert wrong("families", *FAMILIES) == []
 
