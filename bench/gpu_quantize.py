@@ -50,8 +50,9 @@ from nearplane.plan.devices import DEVICES, name_of_device
 from nearplane.plan.throughput import Clock
 from nearplane.plan.trial_matrix import output_hessians
 from nearplane.types import NearplaneError
-from nearplane.walk.device import chosen_device, exact_products
+from nearplane.walk.device import chosen_device
 from nearplane.walk.hessian import HessianSum
+from nearplane.walk.precision import Precision
 
 TOKENS, RUN_TOKENS = 2048, 128 * 2048
 MOST_APART = 0.02  # of a layer's loss
@@ -240,7 +241,9 @@ def main() -> None:
     tokens = 64 if arguments.tiny else TOKENS
     said = check(device)
     print(said)
-    with exact_products(device):
+    precision = Precision(device, print)
+    with precision.kept():
+        precision.choose(shape[1])
         watch = parts(shape, device, tokens)
     found = watch.found
     title = torch.cuda.get_device_name(device) if device.type == "cuda" else str(device)

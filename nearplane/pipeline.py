@@ -14,7 +14,11 @@ import torch
 from nearplane.evaluate.loaded_check import LoadedCheckError, check_loaded
 from nearplane.export.checkpoint_format import quantization_config, rounded, special_floats
 from nearplane.export.checkpoint_writer import CheckpointWriter, Unwritten
-from nearplane.export.companion_files import companion_files, files_left_behind
+from nearplane.export.companion_files import (
+    companion_files,
+    files_left_behind,
+    stored_companions,
+)
 from nearplane.export.ledger import Ledger, code_digest, digest
 from nearplane.export.output_directory import check_space
 from nearplane.export.uncompressed import uncompressed_tensors
@@ -36,8 +40,10 @@ from nearplane.rows import in_threads
 from nearplane.types import LayerReport, NearplaneError, Progress, no_progress
 from nearplane.version import __version__
 from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount
-from nearplane.walk.device import Accelerator, chosen_device, exact_products, with_less_if_full
+from nearplane.walk.device import Accelerator, chosen_device, with_less_if_full
+from nearplane.walk.hidden_states import CPU
 from nearplane.walk.placement import ActivationLimits, Placement
+from nearplane.walk.precision import Precision
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.walk import Walk
 
@@ -98,22 +104,22 @@ def quantize(
     - `device`: where blocks run, see `walk.device`; `least`: of its memory, do not refuse.
     """
     ranks, started, watcher = begun(watcher)
-    chosen, limit = computing_on(device, device_memory, least, arithmetic)
+    precision, limit = computing_on(device, device_memory, least, arithmetic, watcher)
     wanted = CalibrationSize(calibration, sequences, length, seconds, device, device_memory)
     ledger = Ledger(out, ranks.first, ranks.bytes_of_first)
-    with writer_to(out, ranks) as writer, keeping(ledger, watcher, resume), computing(chosen):
+    with writer_to(out, ranks) as writer, keeping(ledger, watcher, resume), computing(precision):
         earlier = earlier_recipe(ledger) if resume else {}
         survey = surveyed(model, method, rules, trust_remote_code)
-        survey = in_one_dtype(survey, earlier, arithmetic, ranks, chosen)
+        survey = in_one_precision(survey, earlier, arithmetic, ranks, precision)
         size = wanted.size(survey, ranks, memory, earlier.get("calibration"), watcher.says)
         offload = offload_for(survey, size, ranks, memory, limit)
         check_output(out, survey, watcher)
         request = CalibrationRequest(*size, chat_template, languages=languages)
         tokenizer, tokens, account = calibrated(survey, calibration, request, watcher.says)
         source = open_model(survey.empty, by_blocks=offload.by_blocks, tokenizer=tokenizer)
-        walk = walk_of(survey, source, tokens, offload.limits(out), chosen, ledger, ranks).prepare()
+        walk = walk_of(survey, source, tokens, offload.limits(out), limit, ledger, ranks).prepare()
         recipe = method.recipe() | recipe_of_run(account, survey)
-        settings = dependencies(source, recipe, walk)
+        settings = dependencies(source, recipe, walk) | precision.recorded
         say_first(facts_of(survey, source, walk), ledger.begin(settings, resume), watcher)
         recipe |= allocated(walk, ledger, watcher)
         reports, trusted = written(walk, writer, watcher), survey.empty.trusted
@@ -127,15 +133,15 @@ def begun(watcher: Watcher | None) -> tuple[Ranks, float, Watcher]:
 
 
 def computing_on(
-    device: str, allowed: int | None, least: bool, arithmetic: str
-) -> tuple[torch.device, Accelerator | None]:
-    """Return the device of a name, and what a run may use of it; None for the CPU.
+    device: str, allowed: int | None, least: bool, arithmetic: str, watcher: Watcher
+) -> tuple[Precision, Accelerator | None]:
+    """Return how to compute on the device of a name, and the device, which is None for the CPU.
 
     Raises NearplaneError for a device that cannot be used, or a type of products that is none.
     """
     check_arithmetic(arithmetic)
     chosen = chosen_device(device)
-    return chosen, Accelerator.of(chosen, allowed, not least)
+    return Precision(chosen, watcher.says), Accelerator.of(chosen, allowed, not least)
 
 
 def writer_to(out: str | Path, ranks: Ranks) -> AbstractContextManager[Any]:
@@ -148,11 +154,12 @@ def walk_of(
     source: OpenModel,
     tokens: torch.Tensor,
     limits: ActivationLimits,
-    device: torch.device,
+    accelerator: Accelerator | None,
     ledger: Ledger,
     ranks: Ranks,
 ) -> Walk:
-    """Return the walk over a model, whose blocks run on a device."""
+    """Return the walk over a model, whose blocks run on an accelerator or on the CPU."""
+    device = CPU if accelerator is None else accelerator.device
     placement = Placement(source.model, source.loader, survey.compute, limits, device)
     parts = {"store": ledger, "ranks": ranks, "placement": placement, "sampled": ranks.first}
     return Walk(source.model, survey.method, tokens, selection=survey.selection, **parts)
@@ -190,10 +197,12 @@ def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
 
 
 def earlier_recipe(ledger: Ledger) -> dict[str, Any]:
-    """Return the recipe of the run that is resumed; {} if there is none."""
+    """Return the recipe of the run that is resumed, and its devices; {} if there is none."""
     run = ledger.recall("run")
     recipe = run.get("recipe") if isinstance(run, dict) else None
-    return recipe if isinstance(recipe, dict) and recipe.get("arithmetic") in TYPES else {}
+    if not isinstance(recipe, dict) or recipe.get("arithmetic") not in TYPES:
+        return {}
+    return recipe | {name: run.get(name) for name in ("device", "float64")}
 
 
 def recipe_of_run(account: TokenAccount, survey: Survey) -> dict[str, Any]:
@@ -234,21 +243,22 @@ def surveyed(
     return model
 
 
-def in_one_dtype(
+def in_one_precision(
     survey: Survey,
     earlier: dict[str, Any],
     arithmetic: str,
     ranks: Ranks,
-    device: torch.device,
+    precision: Precision,
 ) -> Survey:
-    """Return the survey with one type of products for all processes.
+    """Return the survey with one type of products for all processes, and float64 in one place.
 
     - `earlier`: the recipe of the run that is resumed, or {}.
     - `arithmetic`: a type's name; "auto" is the type of the resumed run, or else the one that is
       fast in the first process.
     """
     name = earlier.get("arithmetic", AUTO) if arithmetic == AUTO else arithmetic
-    own = survey.compute if device.type == "cpu" else survey.dtype
+    precision.choose(survey.widest, ranks, earlier)
+    own = survey.compute if precision.device == CPU else survey.dtype
     dtype = own if name == AUTO else TYPES[name]
     first = ranks.bytes_of_first(name_of(dtype).encode()) or b""
     return replace(survey, compute=TYPES.get(first.decode(), dtype))
@@ -302,9 +312,9 @@ def dependencies(source: OpenModel, recipe: dict[str, Any], walk: Walk) -> dict[
 
 
 @contextmanager
-def computing(device: torch.device) -> Iterator[None]:
+def computing(precision: Precision) -> Iterator[None]:
     """Inside a `with` block, products are exact and threads share the host's work."""
-    with exact_products(device), in_threads(torch.get_num_threads()):
+    with precision.kept(), in_threads(torch.get_num_threads()):
         yield
 
 
@@ -382,18 +392,3 @@ def check_output(out: str | Path, survey: Survey, watcher: Watcher) -> None:
         watcher.says(
             f"{name} is left behind: it is neither read nor a tokenizer's, processor's or licence's"
         )
-
-
-def stored_companions(source: OpenModel, scratch: Path) -> dict[str, Any]:
-    """Return name -> path of the tokenizer's and other files that are copied to the checkpoint.
-
-    - `scratch`: an empty directory, to which the tokenizer of a GGUF file is saved.
-
-    Raises NearplaneError if that tokenizer cannot be read.
-    """
-    if not source.name.endswith(".gguf"):
-        return companion_files(source.name)
-    if source.tokenizer is None:
-        raise NearplaneError(f"the tokenizer of {source.name} cannot be read")
-    source.tokenizer.save_pretrained(scratch)
-    return {path.name: path for path in scratch.iterdir()}

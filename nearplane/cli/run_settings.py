@@ -71,8 +71,8 @@ class Settings:
     device: Annotated[
         str,
         typer.Option(
-            help="Where blocks run: cpu, cuda, cuda:1, xpu, or auto; plan projects a100, b200, "
-            "h100 and h200, too, and measures what is here"
+            help="Where blocks run: cpu, cuda, cuda:1, xpu, mps, or auto; plan projects a100, "
+            "b200, h100 and h200, too, and measures what is here"
         ),
     ] = "cpu"
     device_memory: Annotated[

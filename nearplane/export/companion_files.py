@@ -4,10 +4,12 @@ import json
 from collections.abc import Iterable
 from fnmatch import fnmatch
 from pathlib import Path
+from typing import Any
 
 from huggingface_hub import snapshot_download
 
 from nearplane.export.checkpoint_format import is_safe_path
+from nearplane.model.open_model import OpenModel
 from nearplane.types import NearplaneError
 
 # of the tokenizer, processors, generation and chat, of whatever name, and what licences ask for
@@ -143,3 +145,18 @@ def _downloaded(name: str) -> Path:
     # the errors of huggingface_hub are subclasses of these two
     except (OSError, ValueError) as error:
         raise NearplaneError(f"{name} is no directory and no model on the hub: {error}") from error
+
+
+def stored_companions(source: OpenModel, scratch: Path) -> dict[str, Any]:
+    """Return name -> path of the tokenizer's and other files that are copied to the checkpoint.
+
+    - `scratch`: an empty directory, to which the tokenizer of a GGUF file is saved.
+
+    Raises NearplaneError if that tokenizer cannot be read.
+    """
+    if not source.name.endswith(".gguf"):
+        return companion_files(source.name)
+    if source.tokenizer is None:
+        raise NearplaneError(f"the tokenizer of {source.name} cannot be read")
+    source.tokenizer.save_pretrained(scratch)
+    return {path.name: path for path in scratch.iterdir()}

@@ -31,7 +31,7 @@ RUN = "run.json"
 SUFFIX = ".unfinished"
 TENSORS = ("record", "step", "loss", "damped_loss", "bound")
 # fields of the run's settings that may change when it is resumed; any other change is an error
-MAY_CHANGE = {"threads", "processes", "device"}
+MAY_CHANGE = {"threads", "processes", "device", "float64"}
 
 Finished = tuple[QuantizedWeight, LayerReport]
 Content = bytes | None  # the bytes of a file; None if there is no such file

@@ -6,8 +6,9 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from nearplane.lattice.damping import damp
+from nearplane.lattice.damping import damp, diagonal_shift
 from nearplane.lattice.factor import NotPositiveDefiniteError, factor
+from nearplane.lattice.float64 import widened
 from nearplane.lattice.order import order as order_columns
 
 LEAST_DAMPING = 1e-7  # what retries grow from where the damping asked for is 0
@@ -20,7 +21,8 @@ class Basis:
 
     - `hessian`: as given, without damping and on the original columns.
     - `columns`: order.flip(0); factor column k belongs to original column columns[k].
-    - `factor`: upper triangular R, RᵀR = the damped Hessian on `columns`.
+    - `factor`: upper triangular R, RᵀR = the damped Hessian on `columns`; it may lie on another
+      device than the others (`float64_devices`).
     - `damping`: the fraction that was added; larger than asked for if that gave no factor.
     """
 
@@ -32,16 +34,16 @@ class Basis:
     @property
     def pivots(self) -> Float64[Tensor, " n"]:
         """R_jj for every column, in the original order of columns."""
-        return self.factor.diagonal()[self.columns.argsort()]
+        return self.factor.diagonal()[self.columns.argsort().to(self.factor.device)]
 
     def losses(
         self, error: Float[Tensor, "rows n"]
     ) -> tuple[Float64[Tensor, " rows"], Float64[Tensor, " rows"]]:
         """Return error · hessian · errorᵀ of every row, undamped and damped."""
         # the products are in the error's own type, the sums over columns in float64
-        undamped = ((error @ self.hessian.to(error.dtype)) * error).sum(1, dtype=torch.float64)
-        shift = self.damping * self.hessian.diagonal().double().mean()
-        return undamped, undamped + shift * error.square().sum(1, dtype=torch.float64)
+        undamped = widened((error @ self.hessian.to(error.dtype)) * error).sum(1)
+        shift = diagonal_shift(self.hessian, self.damping, undamped.device)
+        return undamped, undamped + shift * widened(error.square()).sum(1)
 
 
 def basis(hessian: Float[Tensor, "n n"], order: str, damping: float) -> Basis:

@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from nearplane.lattice.float64 import widened
+
 
 def squared_sides(
     factor: Float[Tensor, "n n"], step: Float[Tensor, "#rows #n"]
@@ -12,7 +14,7 @@ def squared_sides(
 
     The residual of a row is R · error, whose squared length is the damped loss.
     """
-    return factor.diagonal().double().square() * step.double().square()
+    return widened(factor.diagonal()).square() * widened(step).square()
 
 
 def bound(
@@ -59,5 +61,5 @@ def am_gm_bits(factor: Float[Tensor, "n n"]) -> float:
 
 def am_gm_bits_of(pivots: Float[Tensor, " n"]) -> float:
     """Return `am_gm_bits` of a factor with these pivots."""
-    squares = pivots.double().square()
+    squares = widened(pivots).square()
     return float((torch.log2(squares.mean()) - torch.log2(squares).mean()) / 2)

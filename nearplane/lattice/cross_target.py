@@ -14,6 +14,7 @@ from torch import Tensor
 
 from nearplane.lattice.damping import damp
 from nearplane.lattice.factor import cholesky_
+from nearplane.lattice.float64 import widened
 from nearplane.rows import RowsOf, by_rows
 
 RIDGES = (0.01, 0.1, 1.0)  # fractions of the Hessian's mean diagonal
@@ -38,7 +39,7 @@ class Moments:
     def factor(self, ridge: float, dtype: torch.dtype) -> Float[Tensor, "n n"] | None:
         """Return the lower Cholesky factor of X̂ᵀX̂ + λI, made in float64; None if there is none."""
         damped = damp(self.hessian, ridge)
-        return None if cholesky_(damped) else damped.T.to(dtype)
+        return None if cholesky_(damped) else damped.T.to(dtype).to(self.hessian.device)
 
     def descent(self, weight: Float[Tensor, "rows n"]) -> Float[Tensor, "rows n"]:
         """Return (Xw + H − X̂w − Ĥ)ᵀX̂: half the negative gradient of the mismatch at `weight`."""
@@ -85,9 +86,7 @@ def matmul_by_rows(
 
 def row_dot_products(left: Float[Tensor, "rows n"], right: RowsOf) -> Float64[Tensor, " rows"]:
     """Return the inner product of every row of `left` with that of `right`, in float64."""
-    return by_rows(
-        lambda rows: ((left[rows] * right(rows)).sum(1, dtype=torch.float64),), len(left)
-    )[0]
+    return by_rows(lambda rows: (widened(left[rows] * right(rows)).sum(1),), len(left))[0]
 
 
 def held_out_strength(

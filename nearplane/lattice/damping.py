@@ -4,6 +4,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from nearplane.lattice.float64 import float64_devices
+
 BLOCK_ROWS = 128  # rows that are widened to float64 at a time
 
 
@@ -13,12 +15,12 @@ def damp(
     """Return hessian + damping · mean(diag(hessian)) · I in float64, symmetrised.
 
     This is the Hessian of the inputs with √λ·I appended as further tokens. With λ → ∞ nearest
-    plane becomes round-to-nearest.
+    plane becomes round-to-nearest. The result lies where cubic work is done (`float64_devices`).
 
     - `damping`: a fraction; 0.01 adds 1 % of the mean diagonal.
     """
-    damped = symmetric(hessian)
-    damped.diagonal().add_(diagonal_shift(hessian, damping))
+    damped = symmetric(hessian.to(float64_devices(hessian.device).cubic))
+    damped.diagonal().add_(diagonal_shift(hessian, damping, damped.device))
     return damped
 
 
@@ -34,7 +36,7 @@ def symmetric(hessian: Float[Tensor, "columns columns"]) -> Float64[Tensor, "col
 
 
 def diagonal_shift(
-    hessian: Float[Tensor, "columns columns"], damping: float
+    hessian: Float[Tensor, "columns columns"], damping: float, device: torch.device
 ) -> Float64[Tensor, ""]:
-    """Return the number that damping adds to every diagonal entry."""
-    return damping * hessian.diagonal().double().mean()
+    """Return the number that damping adds to every diagonal entry, computed on a device."""
+    return damping * hessian.diagonal().to(device).double().mean()

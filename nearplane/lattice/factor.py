@@ -5,6 +5,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from nearplane.lattice.damping import diagonal_shift, symmetric
+from nearplane.lattice.float64 import float64_devices
 from nearplane.types import NearplaneError
 
 
@@ -24,14 +25,14 @@ def factor(
 
     Cost: columns³ / 3 multiply-adds.
     """
-    columns = order.flip(0)
+    columns, devices = order.flip(0), float64_devices(hessian.device)
     # one float64 matrix, overwritten in place, to need little memory
-    damped = symmetric(hessian[columns][:, columns])
-    damped.diagonal().add_(diagonal_shift(hessian, damping))
+    damped = symmetric(hessian[columns][:, columns].to(devices.cubic))
+    damped.diagonal().add_(diagonal_shift(hessian, damping, devices.cubic))
     failed_at = cholesky_(damped)
     if failed_at or not torch.isfinite(damped.diagonal()).all():
         raise NotPositiveDefiniteError(failure_reason(hessian, damping, failed_at))
-    return damped
+    return damped.to(devices.kept)
 
 
 def cholesky_(matrix: Float64[Tensor, "n n"]) -> int:

@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Int32
 from torch import Tensor
 
+from nearplane.lattice.float64 import narrowed
 from nearplane.op import Op
 from nearplane.rows import TILE, by_rows, some_rows
 
@@ -95,7 +96,7 @@ def nearest_plane_among(
             codes[j].copy_(nearest(best / steps[j]))
             return codes[j] * steps[j]
 
-        sweep(columns, factor.to(target.dtype), choose)
+        sweep(columns, narrowed(factor, target), choose)
         return (code.T.to(torch.int32, memory_format=torch.contiguous_format),)
 
     return by_rows(some, len(target))[0]
@@ -126,7 +127,7 @@ def round_with_element_steps(
         codes[j].copy_(nearest_integer(best / steps[j], *limits))
         return codes[j] * steps[j]
 
-    sweep(columns, factor.to(target.dtype), choose)
+    sweep(columns, narrowed(factor, target), choose)
     return code.T.to(torch.int32, memory_format=torch.contiguous_format)
 
 
@@ -150,18 +151,22 @@ def round_with_unit_step(
         nearest = torch.round(best, out=codes[j])
         return nearest if limits == (None, None) else nearest.clamp_(*limits)
 
-    sweep(columns, scaled.to(target.dtype), choose)
+    sweep(columns, narrowed(scaled, target), choose)
     return code.T.to(torch.int32, memory_format=torch.contiguous_format)
 
 
 def scaled_factor(
     factor: Float[Tensor, "n n"], step: Float[Tensor, "1 n"], dtype: torch.dtype
 ) -> Float[Tensor, "n n"]:
-    """Return factor · diag(step) in `dtype`, without a full copy in a wider type."""
+    """Return factor · diag(step) in `dtype` where the step is, without a full copy in a wider type.
+
+    It is computed where the factor is.
+    """
     scaled = torch.empty(factor.shape, dtype=dtype, device=factor.device)
+    own = step.to(factor.device)
     for block, source in zip(scaled.split(BLOCK_ROWS), factor.split(BLOCK_ROWS), strict=True):
-        block.copy_(source * step)
-    return scaled
+        block.copy_(source * own)
+    return scaled.to(step.device)
 
 
 def sweep(

@@ -28,7 +28,7 @@ def order(hessian: Tensor, name: str, damping: float = 0.01) -> Int64[Tensor, " 
     if name == "activation":
         return torch.argsort(hessian.diagonal(), descending=True, stable=True)
     if name == "min-pivot":
-        return min_pivot(damp(hessian, damping)).flip(0)
+        return min_pivot(damp(hessian, damping)).flip(0).to(hessian.device)
     raise ValueError(f"order must be one of {', '.join(ORDERS)}, not {name!r}")
 
 

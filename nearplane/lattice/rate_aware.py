@@ -7,6 +7,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
+from nearplane.lattice.float64 import widened
 from nearplane.lattice.nearest_plane import scaled_factor, sweep, tiles
 from nearplane.op import Op
 from nearplane.rows import TILE, by_rows, some_rows
@@ -52,15 +53,20 @@ class Prices:
         """Return the code lengths for some of the rows."""
         return replace(self, row=self.row[rows])
 
+    def to(self, device: torch.device) -> "Prices":
+        """Return them on a device."""
+        parts = {name: getattr(self, name).to(device) for name in ("length", "row", "column")}
+        return replace(self, **parts)
+
     def half_widths(self) -> Float64[Tensor, "rows n"]:
         """Return the largest |t − z| that each element can have, in steps.
 
         z is chosen for best values t in (z − 1 + θ(z − 1), z + θ(z)], so |t − z| is at most the
         larger of θ(z) and 1 − θ(z − 1), over all z. It is ½ where all code lengths are equal.
         """
-        threshold = self.thresholds().double()
+        threshold = widened(self.thresholds())
         widest = torch.maximum(threshold, 1 - threshold).amax(1)
-        return widest[self.row[:, None] + self.column]
+        return widest[(self.row[:, None] + self.column).to(widest.device)]
 
 
 @Op
@@ -155,4 +161,4 @@ def cell_sides(
     (`Prices.half_widths`). ¼ Σ_j sides² then bounds a row's loss; with c = ½ this is the bound of
     [Chen26, Thm. 5].
     """
-    return 2 * prices.half_widths() * factor.diagonal().double() * step.double()
+    return 2 * prices.half_widths() * widened(factor.diagonal()) * widened(step)

@@ -37,6 +37,11 @@ def k_best(
     rows, n = target.shape
     if n == 0 or rows == 0:
         return torch.zeros_like(target, dtype=torch.int32)
+    if factor.device != target.device:
+        # paths are compared by sums in float64: the search goes to where these are kept
+        there = factor.device
+        moved = target.to(there), step.to(there), prices.to(there)
+        return k_best(moved[0], factor, *moved[1:], paths).to(target.device)
     scaled = factor.double() * step.double()
     unit = (scaled / scaled.diagonal()[:, None]).triu_(1).to(target.dtype)
     squared_pivot = scaled.diagonal().square()

@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Float, Float64, Int32
 from torch import Tensor
 
+from nearplane.lattice.float64 import narrowed
+
 LEAST_BLOCK, MOST_BLOCKS = 16, 32  # rows that are rounded at once; blocks of a matrix
 
 Rounding = Callable[[Float[Tensor, "some n"], slice], Int32[Tensor, "some n"]]
@@ -43,7 +45,7 @@ def round_two_sided(
     code = torch.empty(target.shape, dtype=torch.int32, device=target.device)
     error = torch.empty_like(target)
     for rows in blocks_from_last(len(target), block):
-        moved = target[rows] + moves(row_factor, rows, target.dtype) @ error[rows.stop :]
+        moved = target[rows] + moves(row_factor, rows, target) @ error[rows.stop :]
         code[rows] = rounding(moved, rows)
         error[rows] = target[rows] - code[rows] * step
     return code
@@ -58,7 +60,7 @@ def moved_targets(
     """Return what every row was rounded towards, by `round_two_sided` with these errors."""
     moved = torch.empty_like(target)
     for rows in blocks_from_last(len(target), block):
-        moved[rows] = target[rows] + moves(row_factor, rows, target.dtype) @ error[rows.stop :]
+        moved[rows] = target[rows] + moves(row_factor, rows, target) @ error[rows.stop :]
     return moved
 
 
@@ -70,9 +72,12 @@ def blocks_from_last(rows: int, block: int | None) -> list[slice]:
 
 
 def moves(
-    row_factor: Float64[Tensor, "rows rows"], rows: slice, dtype: torch.dtype
+    row_factor: Float64[Tensor, "rows rows"], rows: slice, like: Tensor
 ) -> Float[Tensor, "some behind"]:
-    """Return R_O[rows, rows]⁻¹ R_O[rows, behind]: how errors behind `rows` move their targets."""
+    """Return R_O[rows, rows]⁻¹ R_O[rows, behind]: how errors behind `rows` move their targets.
+
+    In the type and on the device of `like`.
+    """
     behind = row_factor[rows, rows.stop :]
     own = row_factor[rows, rows]
-    return torch.linalg.solve_triangular(own, behind, upper=True).to(dtype)
+    return narrowed(torch.linalg.solve_triangular(own, behind, upper=True), like)

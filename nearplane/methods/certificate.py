@@ -1,12 +1,14 @@
 """The error certificate: the loss of a quantized weight, measured, and its upper bound."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from nearplane.lattice import Basis
+from nearplane.lattice.damping import diagonal_shift
+from nearplane.lattice.float64 import float64_devices
 from nearplane.op import Op
 from nearplane.rows import TILE, RowsOf, by_rows
 
@@ -36,20 +38,24 @@ class Losses:
 def measure(
     weight: Float[Tensor, "rows n"], value: RowsOf, basis: Basis, sides: RowsOf | None = None
 ) -> Losses:
-    """Return the losses of a quantized weight, in float64.
+    """Return the losses of a quantized weight, in float64, where cubic work is done.
+
+    Errors are taken in the weight's type on its device; all that follows is in float64.
 
     - `value`: the function that returns some rows of the quantized weight.
     - `sides`: the function that returns the sides of some rows' boxes, in the basis's order of
       columns; one row if they are the same for all. None for a method without boxes.
     """
+    device = float64_devices(weight.device).cubic
+    there = replace(basis, columns=basis.columns.to(device), factor=basis.factor.to(device))
+    shift = diagonal_shift(basis.hessian, basis.damping, device)
 
     def of_rows(rows: slice) -> tuple[Tensor, ...]:
-        error = weight[rows] - value(rows)
-        residual = residuals(error, basis)
+        error = (weight[rows] - value(rows)).to(device)
+        residual = residuals(error, there)
         damped = residual.square().sum(1)
-        shift = basis.damping * basis.hessian.diagonal().double().mean()
         loss = (damped - shift * error.double().square().sum(1)).clamp_min(0)
-        return loss, damped, *check_box(residual, None if sides is None else sides(rows))
+        return loss, damped, *check_box(residual, None if sides is None else sides(rows).to(device))
 
     return Losses(*by_rows(of_rows, len(weight)))
 

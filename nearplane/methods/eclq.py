@@ -19,6 +19,7 @@ from nearplane import codes, lattice
 from nearplane.codes.ladder import ROW_WIDTH
 from nearplane.lattice import Basis, NotPositiveDefiniteError, am_gm_bits
 from nearplane.lattice.bound import am_gm_bits_of
+from nearplane.lattice.float64 import narrowed, widened
 from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import HIGH_RATE_SLOPE, Prices, cell_sides, rate_aware_plane
 from nearplane.lattice.search import k_best
@@ -163,7 +164,7 @@ class ECLQ(LatticeMethod, RateMethod):
 
         def sides(rows: slice) -> Tensor:
             sides = cell_sides(basis.factor, solution.step, solution.prices.of(rows))
-            return sides if row_step is None else row_step[rows] * sides
+            return sides if row_step is None else widened(row_step[rows]) * sides
 
         losses_to_target = measure(target_matrix, value, basis, sides)
         losses, target_loss = losses_to_target, torch.zeros_like(losses_to_target.damped)
@@ -201,7 +202,7 @@ class ECLQ(LatticeMethod, RateMethod):
         error = drawn_errors(unit, rows, draws) * problem.unit_step * scale
         for order, factor in problem.row_blocks:
             # a row's own error makes up for those of the rows behind it
-            error[order] = errors_from_residuals(factor.to(error.dtype), error[order])
+            error[order] = errors_from_residuals(narrowed(factor, error), error[order])
         error = error[:, problem.invperm]
         return error if problem.row_step is None else problem.row_step * error
 
@@ -239,14 +240,14 @@ def rounding_problem(target: Target, basis: Basis, unequal: bool) -> RoundingPro
 
     With an output Hessian, those of rows are about ∝ 1 / its pivots.
     """
-    pivots = basis.factor.diagonal()
+    pivots, device = basis.factor.diagonal(), target.matrix.device
     unit_step = (
         codes.ladder_steps(1 / pivots) if unequal else torch.ones_like(pivots, dtype=torch.float32)
-    )
+    ).to(device)
     row_step, outputs = target.row_step, output_bases(target)
     if outputs:
         size = joined_pivots(outputs)
-        row_step = codes.ladder_steps(size.log().mean().exp() / size, ROW_WIDTH)[:, None]
+        row_step = codes.ladder_steps(size.log().mean().exp() / size, ROW_WIDTH)[:, None].to(device)
     matrix = target.matrix if row_step is None else target.matrix / row_step
     invperm = basis.columns.argsort()
     columns = matrix[:, basis.columns]

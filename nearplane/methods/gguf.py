@@ -12,6 +12,7 @@ from torch import Tensor
 from nearplane.codes.block_types import GRIDS, BlockGrid, grid_of
 from nearplane.codes.dense import signed_width
 from nearplane.lattice import Basis
+from nearplane.lattice.float64 import narrowed, widened
 from nearplane.lattice.nearest_plane import nearest_plane_among
 from nearplane.methods import fixed_width
 from nearplane.methods.block_steps import (
@@ -112,8 +113,9 @@ class GGUF(LatticeMethod):
         weight, columns = self.checked(weight, basis), weight.shape[1]
         matrix, grid = target.matrix.to(weight.dtype), self.grid(columns)
         invperm = basis.columns.argsort()
-        importance = basis.factor.diagonal().square()[invperm]
-        step = block_steps(grid, matrix.float(), importance.float())
+        wide_matrix = matrix.float()
+        importance = narrowed(basis.pivots.square(), wide_matrix)
+        step = block_steps(grid, wide_matrix, importance)
         size = min(grid.group, columns)
         wide = spread(step, size, columns).to(weight.dtype).expand_as(weight)[:, basis.columns]
         nearest = partial(nearest_level, grid)
@@ -123,7 +125,7 @@ class GGUF(LatticeMethod):
             return (code[rows] * wide[rows])[:, invperm]
 
         def sides(rows: slice) -> Tensor:
-            return basis.factor.diagonal() * wide[rows].double().abs() * widest_gap(grid)
+            return basis.factor.diagonal() * widened(wide[rows]).abs() * widest_gap(grid)
 
         losses = to_target = measure(matrix, value, basis, sides)
         target_loss = torch.zeros_like(to_target.damped)

@@ -6,6 +6,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearplane.lattice import Basis, nearest_plane
+from nearplane.lattice.float64 import narrowed, widened
 from nearplane.methods import fixed_width
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.fixed_width import pack, quantized_weight
@@ -49,12 +50,12 @@ class GPTQ(LatticeMethod):
 
     def quantize(self, weight: Float[Tensor, "rows columns"], basis: Basis) -> QuantizedWeight:
         group_size = check_group_size(self.group_size, weight.shape[1])
-        importance = basis.factor.diagonal().square()[basis.columns.argsort()]
-        importance = importance if self.hessian_steps else None
-        step = mse_steps(weight.float(), self.bits, group_size, importance)
+        wide_weight = weight.float()
+        importance = narrowed(basis.pivots.square(), wide_weight) if self.hessian_steps else None
+        step = mse_steps(wide_weight, self.bits, group_size, importance)
         wide = spread(step, group_size, weight.shape[1]).to(weight.dtype).expand_as(weight)
         wide = wide[:, basis.columns]
-        target, factor = weight[:, basis.columns], basis.factor.to(weight.dtype)
+        target, factor = weight[:, basis.columns], narrowed(basis.factor, weight)
         code = nearest_plane(target, factor, wide, *code_range(self.bits))
         invperm = basis.columns.argsort()
 
@@ -62,7 +63,7 @@ class GPTQ(LatticeMethod):
             return (code[rows] * wide[rows])[:, invperm]
 
         def sides(rows: slice) -> Tensor:
-            return basis.factor.diagonal() * wide[rows].double().abs()
+            return basis.factor.diagonal() * widened(wide[rows]).abs()
 
         losses = measure(weight, value, basis, sides)
         certificate = certify_rows(losses)

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.lattice import Basis, nearest_plane
+from nearplane.lattice.float64 import narrowed, widened
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.entropy_coded import check_bpw, quantized_weight
 from nearplane.methods.method import LatticeMethod, RateMethod, check_order, check_range
@@ -67,7 +68,7 @@ class HPTQ(LatticeMethod, RateMethod):
 
     def quantize_together(self, weights: list[Tensor], basis: Basis) -> list[QuantizedWeight]:
         """Quantize weights that share a basis, each with its own step, in the same sweeps."""
-        factor = basis.factor.to(weights[0].dtype)
+        factor = narrowed(basis.factor, weights[0])
         targets = [TargetRows.of(weight, basis) for weight in weights]
         invperm = basis.columns.argsort()
         searches = [self.search(target, factor, invperm) for target in targets]
@@ -127,6 +128,6 @@ def with_certificate(
     weight: Tensor, coded: CodedMatrix, stored: PackedRecord, basis: Basis
 ) -> QuantizedWeight:
     """Return the quantized weight with its losses and the bound of Theorem 5."""
-    sides = basis.factor.diagonal()[None] * coded.step.double()
+    sides = basis.factor.diagonal()[None] * widened(coded.step)
     losses = measure(weight, coded.value_in(weight.dtype), basis, lambda _: sides)
     return quantized_weight(coded, stored, losses, certify_rows(losses), basis)

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.lattice import Basis
+from nearplane.lattice.float64 import widened
 from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import Prices
 from nearplane.methods.rate import (
@@ -60,7 +61,7 @@ class RoundingProblem:
         blocks, first = [], 0
         for basis in self.outputs:
             rows = first + basis.columns
-            size = 1.0 if self.row_step is None else self.row_step[rows, 0]
+            size = 1.0 if self.row_step is None else widened(self.row_step[rows, 0])
             blocks.append((rows, basis.factor * size))
             first += len(rows)
         return blocks
@@ -199,7 +200,7 @@ def predict_scale(problem: RoundingProblem, settings: RateSettings) -> tuple[flo
     The rate of the predicted integers falls by about one bit when the scale doubles.
     """
     scaled = problem.target / problem.unit_step.to(problem.target.dtype)
-    sigma = float(scaled.double().square().mean().sqrt())
+    sigma = float(widened(scaled).square().mean().sqrt())
     unit = scaled_factor(problem.factor, problem.unit_step, scaled.dtype)
     predicted = predicted_codes(scaled, unit)
     saving = RATE_AWARE_SAVING * 3**-settings.bpw if settings.slope else 0.0

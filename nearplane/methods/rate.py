@@ -9,6 +9,7 @@ from jaxtyping import Float, Int32
 from torch import Tensor
 
 from nearplane import codes
+from nearplane.lattice.float64 import widened
 from nearplane.op import Op
 from nearplane.rows import RowsOf, cached_rows
 from nearplane.types import NearplaneError
@@ -84,7 +85,7 @@ def first_scale(
     - `scaled`: the weight divided by its steps at scale 1.
     - `pull`: from `drawn_pull`; None for round-to-nearest, which passes no errors on.
     """
-    sigma = float(scaled.double().square().mean().sqrt())
+    sigma = float(widened(scaled).square().mean().sqrt())
     if sigma == 0:
         return 1.0
     scale = sigma * 2 ** (NORMAL_BITS - budget.bpw)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.lattice import Basis, nearest_integer, sweep
+from nearplane.lattice.float64 import narrowed, widened
 from nearplane.methods import fixed_width
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.fixed_width import pack, quantized_weight
@@ -89,7 +90,7 @@ class SSQR(LatticeMethod):
         outliers.add_to_(value)
 
         def sides(rows: slice) -> Tensor:
-            return basis.factor.diagonal() * wide[rows][:, basis.columns].double().abs()
+            return basis.factor.diagonal() * widened(wide[rows][:, basis.columns]).abs()
 
         losses = measure(weight, value.__getitem__, basis, sides)
         stored = pack(code, step, group_size, self.bits, outliers)
@@ -187,7 +188,7 @@ def round_with_outliers(
         outlier[j] = torch.where(is_outlier[j], best - value, 0).clamp(-FLOAT16_MAX, FLOAT16_MAX)
         return value + outlier[j]
 
-    sweep(columns, basis.factor.to(target.dtype), choose)
+    sweep(columns, narrowed(basis.factor, target), choose)
     return Rounded(code.T.contiguous(), outlier.T, is_outlier.T)
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.lattice import Basis, sweep
+from nearplane.lattice.float64 import narrowed, widened
 from nearplane.methods.certificate import measure
 from nearplane.methods.entropy_coded import check_bpw, quantized_weight
 from nearplane.methods.method import LatticeMethod, RateMethod, check_order, check_range
@@ -59,14 +60,14 @@ class WaterSIC(LatticeMethod, RateMethod):
             return {0: round_columns(target[requests[0].rows], basis, decision_step, self.gain)}
 
         budget = Budget(self.bpw, rows, columns, columns)
-        scaled = (target / inverse_pivot.to(weight.dtype))[sample_rows(rows, columns)]
-        unit = (basis.factor * inverse_pivot).to(weight.dtype)
+        scaled = (target / narrowed(inverse_pivot, weight))[sample_rows(rows, columns)]
+        unit = narrowed(basis.factor * inverse_pivot, weight)
         start = first_scale(budget, scaled, drawn_pull(unit, len(scaled)))
         ((coded, stored),) = run_searches(
             [search_scale(budget, start, basis.columns.argsort())], rounded
         )
         losses = measure(weight, coded.value_in(weight.dtype), basis)
-        sides = coded.chosen_with.double() * basis.pivots
+        sides = widened(coded.chosen_with) * basis.pivots
         result = quantized_weight(coded, stored, losses, (row_bounds(coded, basis), ""), basis)
         return result.noting(layer_bound=float(sides.square().sum()) * rows / 4)
 
@@ -77,7 +78,7 @@ def round_columns(
     """Choose codes with `decision_step`; store the step of least squared error in 16 bits."""
     # no denormal steps: they hold few digits, and gains change them
     decision_step = codes.round_step(decision_step.float()[None].clamp_min(SMALLEST))
-    decision_step = decision_step.to(target.dtype)
+    decision_step = narrowed(decision_step, target)
     stored_dtype = codes.sixteen_bits(decision_step, leeway=2.0)  # gains lie between ½ and 1½
     decision_step = decision_step.to(stored_dtype).to(target.dtype)
     # weights are divided by the decision steps, and then rounded with step 1
@@ -95,7 +96,7 @@ def round_columns(
         fitted = fitted.nan_to_num(nan=float(decision_of[j])).to(stored_dtype).to(target.dtype)
         return nearest * torch.div(fitted, decision_of[j], out=gain_of[j])
 
-    sweep(columns, (basis.factor * decision_step.double()).to(target.dtype), choose)
+    sweep(columns, narrowed(basis.factor * widened(decision_step), target), choose)
     step = (decision_step * gains).to(stored_dtype).float()
     return CodedMatrix(
         code.T.to(torch.int32, memory_format=torch.contiguous_format), step, decision_step.float()
@@ -104,5 +105,5 @@ def round_columns(
 
 def row_bounds(coded: CodedMatrix, basis: Basis) -> Float64[Tensor, " rows"]:
     """Return Σ_j (½ + |1 − γ_j| |code_ij|)² α_j² R_jj², an upper bound of each row's loss."""
-    gain_error = (coded.chosen_with - coded.step).double().abs() * coded.code.abs()
-    return ((coded.chosen_with.double() / 2 + gain_error) * basis.pivots).square().sum(1)
+    gain_error = widened(coded.chosen_with - coded.step).abs() * widened(coded.code.abs())
+    return ((widened(coded.chosen_with) / 2 + gain_error) * basis.pivots).square().sum(1)

@@ -31,6 +31,7 @@ from nearplane.plan.work import Sizes, network_bytes, parts_of
 from nearplane.types import NearplaneError
 from nearplane.walk.calibration import MOST_TOKENS, default_length, default_sequences
 from nearplane.walk.device import USABLE, Accelerator
+from nearplane.walk.precision import Precision
 
 START_S = 6  # Python's and its libraries' start, opening the model, reading the text
 TRIED_COLUMNS = 1024
@@ -294,9 +295,13 @@ def estimate(
         return Estimate(survey, run, rates, trial, device, allowed, limit)
     limit = Accelerator.of(here, device_memory)
     survey = survey if limit is None else replace(survey, compute=survey.dtype)
-    trial = tried(survey.method, tried_columns(survey), here)
-    rates = measured_throughput(survey, run.length, trial, here)
+    precision = Precision(here)
+    with precision.kept():
+        precision.choose(survey.widest)
+        trial = tried(survey.method, tried_columns(survey), here)
+        rates = measured_throughput(survey, run.length, trial, here)
     name = CPU if limit is None else str(here)
+    limit = limit and replace(limit, helped=precision.devices.cubic.type == CPU)
     return Estimate(survey, run, rates, trial, name, allowed, limit)
 
 

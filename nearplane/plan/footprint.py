@@ -125,15 +125,16 @@ class MemoryNeeds:
         held, working = max(phases, key=sum)
         return Memory(held, states, working, base=0)
 
-    def beside_device(self, by_blocks: bool, on_host: bool) -> Memory:
+    def beside_device(self, by_blocks: bool, on_host: bool, factors: bool = False) -> Memory:
         """Return the memory of a process whose blocks run on another device.
 
-        - `by_blocks`, `on_host`: as in `Offload`.
+        - `by_blocks`, `on_host`: as in `Offload`. `factors`: whether Hessians are factored here.
         """
         states = 2 * self.streams * self.tokens * self.hidden * self.itemsize
         states = states + self.output_hessians if on_host else 0
         largest = max(rows * columns for shapes, _ in self.kinds for rows, columns in shapes)
-        return Memory(self.weights(by_blocks), states, ROUNDED_WEIGHT * largest)
+        working = ROUNDED_WEIGHT * largest + FACTORING * self.widest**2 * factors
+        return Memory(self.weights(by_blocks), states, working)
 
     @property
     def output_hessians(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from nearplane.lattice.float64 import float64_devices
 from nearplane.lattice.nearest_plane import TILE
 from nearplane.model.process_memory import available_bytes
 from nearplane.plan.footprint import Memory, MemoryNeeds
@@ -12,6 +13,7 @@ from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
 from nearplane.types import NearplaneError
 from nearplane.walk.device import Accelerator
+from nearplane.walk.hidden_states import CPU
 from nearplane.walk.placement import ActivationLimits
 from nearplane.walk.ranks import Ranks
 
@@ -152,7 +154,8 @@ def choose_with_device(
     """
     needs = MemoryNeeds(survey, run)
     last = None
-    for last in ways_with_device(survey, needs):
+    factors = accelerator.helped or float64_devices(accelerator.device).cubic == CPU
+    for last in ways_with_device(survey, needs, factors):
         fits = last.device is not None and last.device.total <= accelerator.allowed
         if fits and last.memory.total <= allowed:
             return last
@@ -165,14 +168,19 @@ def choose_with_device(
     return last
 
 
-def ways_with_device(survey: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
-    """Yield all offloads beside a device, from the fastest to the one of least memory."""
+def ways_with_device(
+    survey: Survey, needs: MemoryNeeds, factors: bool = False
+) -> Iterator[Offload]:
+    """Yield all offloads beside a device, from the fastest to the one of least memory.
+
+    - `factors`: as in `MemoryNeeds.beside_device`.
+    """
     by_blocks = [False, True] if survey.empty.readable_by_blocks else [False]
     for paused in fewer_waiting(needs.batches):
         # hidden states: on the device, in the machine's memory, in a file
         for spilled, on_host in ((False, False), (False, True), (True, False)):
             device = needs.on_device(spilled or on_host, paused)
             for one_block in by_blocks:
-                memory = needs.beside_device(one_block, on_host)
+                memory = needs.beside_device(one_block, on_host, factors)
                 where = one_block, spilled, paused, needs.batches, memory, needs.widest
                 yield Offload(*where, device, on_host)

@@ -2,8 +2,7 @@
 
 import gc
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -13,8 +12,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nearplane.lattice import Prices, factor, nearest_plane, order, rate_aware_plane
+from nearplane.lattice.cross_target import Moments, RidgeChoice, ridge_targets
+from nearplane.lattice.float64 import narrowed
+from nearplane.methods.rate import drawn_pull
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.hidden_states import CPU
+from nearplane.walk.precision import Precision
 
 AUTO = "auto"
 ROWS, COLUMNS = 48, 96  # of the matrix that is rounded for a check
@@ -29,11 +32,13 @@ class Accelerator:
     """A device beside the CPU, and how many bytes of its memory a run may hold.
 
     - `promised`: whether a run that needs more is refused; else it takes as little as it can.
+    - `helped`: whether the CPU factors Hessians for it, as far as is known.
     """
 
     device: torch.device
     allowed: int | float
     promised: bool = True
+    helped: bool = False
 
     @classmethod
     def of(
@@ -114,17 +119,13 @@ def problem_of(device: torch.device) -> str:
 
     Takes a second.
     """
-    try:
-        torch.empty(1, dtype=torch.float64, device=device)
-    except (RuntimeError, TypeError) as error:
-        return f"it has no float64, which factors and certificates need ({first_line(error)})"
     draws = torch.Generator().manual_seed(0)
     weight = torch.randn(ROWS, COLUMNS, generator=draws)
     inputs = torch.randn(4 * COLUMNS, COLUMNS, generator=draws)
     try:
-        with exact_products(device):
+        with Precision(device).kept():
             own, there = (rounded(weight.to(d), inputs.to(d)) for d in (CPU, device))
-    except (RuntimeError, NotImplementedError) as error:
+    except (RuntimeError, NotImplementedError, TypeError) as error:
         return f"a small matrix could not be rounded on it ({first_line(error)})"
     hessians = [pair[0].cpu() for pair in (own, there)]
     off = float((hessians[0] - hessians[1]).norm() / hessians[0].norm())
@@ -137,35 +138,19 @@ def problem_of(device: torch.device) -> str:
 
 
 def rounded(weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
-    """Return a Hessian, and the integers of a weight that is rounded on its lattice."""
+    """Return a Hessian, and the integers of a target that is rounded on its lattice."""
     hessian = inputs.T @ inputs / len(inputs)
     columns = order(hessian, "activation").flip(0)
     triangle = factor(hessian, columns.flip(0), 0.01)
     place = torch.arange(COLUMNS, device=weight.device)
     step = STEP * (1 + place[None] % 3 / 4)
-    target, given = weight[:, columns].contiguous(), triangle.to(weight.dtype)
+    given, moments = narrowed(triangle, weight), Moments(hessian, 0.9 * hessian)
+    (moved,) = ridge_targets([weight], moments, [RidgeChoice(0.1, 0.5, 1.0)])
+    target = moved[:, columns] + STEP * drawn_pull(given, len(weight))
     length = (torch.arange(18, device=weight.device) * 0.7 % 5).view(2, 9)
     prices = Prices(length, torch.zeros_like(place[:ROWS]), place % 2)
     codes = nearest_plane(target, given, step, -2, 1), rate_aware_plane(target, given, step, prices)
     return hessian, torch.stack(codes)
-
-
-@contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Let float32 products of another device than the CPU be float32's inside a `with` block."""
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    # torch renamed the setting in 2.9, and refuses a mixture of both names
-    name, exact, own = "fp32_precision", "ieee", [cuda, getattr(cudnn, "conv", None)]
-    if not hasattr(cuda, name):
-        name, exact, own = "allow_tf32", False, [cuda, cudnn]
-    before = [(each, getattr(each, name)) for each in own if device != CPU and hasattr(each, name)]
-    for each, _ in before:
-        setattr(each, name, exact)
-    try:
-        yield
-    finally:
-        for each, value in before:
-            setattr(each, name, value)
 
 
 def free_bytes(device: torch.device) -> int | None:

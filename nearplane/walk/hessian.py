@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 import torch
@@ -13,6 +14,8 @@ from nearplane.walk.ranks import Ranks
 
 STRIPES = 4  # only the stripes on and above the diagonal are computed: 5/8 of the full product
 NARROW = 1024  # columns up to which one product is as fast
+TRIED_TOKENS = 2048  # of a product in a 16-bit type: as many as a batch has
+FURTHEST = 1e-5  # of its largest number that any may be off; sums in 16 bits are off by 1e-3
 
 
 class HessianSum:
@@ -36,7 +39,7 @@ class HessianSum:
             x = x[finite]
         self.tokens += len(x)
         with products_as_exact_as(x.dtype):
-            add_upper_gram_(self.sum, x.float())
+            add_upper_gram_(self.sum, as_multiplied(x)[0])
 
     def add_up(self, ranks: Ranks) -> None:
         """Add the sums of the other processes."""
@@ -76,10 +79,58 @@ def products_as_exact_as(dtype: torch.dtype) -> Iterator[None]:
         products.fp32_precision = precision
 
 
-def add_upper_gram_(total: Float32[Tensor, "n n"], x: Float32[Tensor, "tokens n"]) -> None:
+def as_multiplied(*factors: Float[Tensor, "tokens n"]) -> list[Float[Tensor, "tokens n"]]:
+    """Return matrices of one type as `add_product_` takes them: in float32 where it is needed."""
+    narrow = sums_in_float32(factors[0].dtype, factors[0].device)
+    return [each if narrow else each.float() for each in factors]
+
+
+@cache
+def sums_in_float32(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether a device's products of matrices of a 16-bit type are as exact as those in float32.
+
+    Products of two such numbers are exact in float32, so that only the sums matter. It is tried
+    once, against float64: tensor cores take 16-bit types many times as fast as float32.
+    """
+    if device == CPU or dtype not in (torch.bfloat16, torch.float16):
+        return False
+    x = torch.randn(TRIED_TOKENS, 64, generator=torch.Generator().manual_seed(0)).to(dtype)
+    expected = x.T.double() @ x.double()
+    try:
+        found = narrow_product(x.to(device), x.to(device)).cpu()
+    except (RuntimeError, TypeError):
+        return False  # torch has none here
+    off = (found.double() - expected).abs().max() / expected.abs().max()
+    return found.dtype == torch.float32 and bool(off <= FURTHEST)
+
+
+def narrow_product(
+    left: Float[Tensor, "tokens n"], right: Float[Tensor, "tokens m"]
+) -> Float32[Tensor, "n m"]:
+    """Return leftᵀ · right of a 16-bit type in float32.
+
+    Raises RuntimeError or TypeError where torch has no such product.
+    """
+    return torch.mm(left.T, right, out_dtype=torch.float32)
+
+
+def add_product_(
+    total: Float32[Tensor, "n m"], left: Float[Tensor, "tokens n"], right: Float[Tensor, "tokens m"]
+) -> None:
+    """Add leftᵀ · right to `total`; both are from `as_multiplied`."""
+    if left.dtype == torch.float32 or not len(left):
+        total.addmm_(left.float().T, right.float())
+        return
+    # a few rows of the product at a time, which take no more memory than the inputs in float32
+    some = max(NARROW, len(left))
+    for rows, columns in zip(total.split(some), left.split(some, 1), strict=True):
+        rows.add_(narrow_product(columns, right))
+
+
+def add_upper_gram_(total: Float32[Tensor, "n n"], x: Float[Tensor, "tokens n"]) -> None:
     """Add xᵀx to the upper triangle of `total`; below the diagonal stripes nothing is written."""
     n = len(total)
     width = n if n <= NARROW else -(-n // STRIPES)
     for first in range(0, n, width):
         stripe = slice(first, min(first + width, n))
-        total[stripe, first:].addmm_(x[:, stripe].T, x[:, first:])
+        add_product_(total[stripe, first:], x[:, stripe], x[:, first:])

@@ -8,7 +8,13 @@ from jaxtyping import Float, Float32
 from torch import Tensor
 
 from nearplane.lattice.cross_target import Moments
-from nearplane.walk.hessian import HessianSum, mirror_, products_as_exact_as
+from nearplane.walk.hessian import (
+    HessianSum,
+    add_product_,
+    as_multiplied,
+    mirror_,
+    products_as_exact_as,
+)
 from nearplane.walk.hidden_states import CPU
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.streams import StageInputs
@@ -33,12 +39,12 @@ class DriftSum:
         """Add every token that is finite in both streams."""
         tokens = tokens.finite()
         self.moment.add(tokens.drifted)
-        drifted = tokens.drifted.float()
+        drifted, original = as_multiplied(tokens.drifted, tokens.original)
         with products_as_exact_as(tokens.drifted.dtype):
-            self.cross.addmm_(drifted.T, tokens.original.float())
+            add_product_(self.cross, drifted, original)
             if self.lag is not None and tokens.lag is not None:
                 # the difference may lose its last bits here; it is an estimate
-                self.lag.addmm_(tokens.lag.T, drifted)
+                self.lag.addmm_(tokens.lag.T, drifted.float())
 
     def add_up(self, ranks: Ranks) -> None:
         """Add the sums of the other processes."""

@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from nearplane.lattice.float64 import float64_devices
 from nearplane.model.block_loading import BlockLoader, InMemory
 from nearplane.model.blocks import find_blocks
 from nearplane.model.buffers import buffers_in
@@ -115,11 +116,13 @@ class Placement:
 
     @property
     def device_name(self) -> str:
-        """The accelerator's name; "" for the processor."""
+        """The accelerator's name, and whether the CPU factors for it; "" for the processor."""
         if self.device.type == "cpu":
             return ""
         cuda = self.device.type == "cuda"
-        return torch.cuda.get_device_name(self.device) if cuda else str(self.device)
+        name = torch.cuda.get_device_name(self.device) if cuda else str(self.device)
+        beside = float64_devices(self.device).cubic == CPU
+        return f"{name} (factors and certificates on the CPU)" if beside else name
 
     def on_device(self, tokens: Tensor) -> Tensor:
         """Return tokens where the model runs."""

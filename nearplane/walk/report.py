@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from nearplane.lattice.float64 import widened
 from nearplane.methods import Method
 from nearplane.model.blocks import Layer
 from nearplane.types import LayerReport, QuantizedWeight
@@ -41,8 +42,8 @@ def report_of(
     bound = quantized.facts.get("layer_bound")
     if bound is None and quantized.bound is not None and not quantized.bound.isnan().any():
         bound = float(quantized.bound.sum())
-    energy = ((original @ measured.inputs.hessian) * original).sum(dtype=torch.float64)
-    error = original.double() - quantized.value().double()
+    energy = widened((original @ measured.inputs.hessian) * original).sum()
+    error = widened(original) - widened(quantized.value())
     borrowed = 0 if measured.fallback else measured.inputs.borrowed
     void = f"{TO_NEAREST}: {measured.fallback}" if measured.fallback else quantized.void
     return LayerReport(

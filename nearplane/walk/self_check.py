@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor, nn
 
+from nearplane.lattice.float64 import widened
 from nearplane.model.blocks import Layer
 from nearplane.model.forward_arguments import forward_arguments
 from nearplane.model.output_head import EMBEDDING, head_of, shares_weight
@@ -116,7 +117,7 @@ def compare(found: Any, expected: list[Tensor], name: str) -> None:
 
 def relative_difference(found: Tensor, expected: Tensor) -> float:
     """Return ‖found − expected‖ / ‖expected‖; NaN and infinity count as zero."""
-    found, expected = (t.detach().double().nan_to_num(0, 0, 0) for t in (found, expected))
+    found, expected = (widened(t.detach()).nan_to_num(0, 0, 0) for t in (found, expected))
     size = float(expected.norm())
     return float((found - expected).norm()) / (size or 1.0)
 

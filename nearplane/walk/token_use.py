@@ -11,6 +11,7 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.codes.ladder import ROW_WIDTH
+from nearplane.lattice.float64 import widened
 from nearplane.model.blocks import Layer
 from nearplane.model.forward_arguments import logits_of
 from nearplane.model.selection import is_embedding
@@ -80,7 +81,7 @@ def answered(passes: Sequence[ForwardPass], vocabulary: int, ranks: Ranks = ALON
     total = torch.zeros(vocabulary, dtype=torch.float64)
     for each in passes:
         found = probabilities(each, vocabulary)[:, :vocabulary]
-        total[: found.shape[1]] += found.sum(0, dtype=torch.float64).nan_to_num_(0).cpu()
+        total[: found.shape[1]] += widened(found).sum(0).nan_to_num_(0).cpu()
     ranks.sum_(total)
     return total / total.sum().clamp_min(1)
 

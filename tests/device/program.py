@@ -9,10 +9,11 @@ import json
 import runpy
 import sys
 import tempfile
-from collections.abc import Callable
-from contextlib import AbstractContextManager, redirect_stdout
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager, redirect_stdout
 from io import StringIO
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -20,6 +21,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import nearplane as npl
+from nearplane.lattice.float64 import Float64Devices
 from nearplane.methods import METHODS, Method
 from nearplane.model.selection import Rules
 from nearplane.pipeline import Watcher
@@ -30,11 +32,14 @@ from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import survey
 from nearplane.types import NearplaneError
 from nearplane.walk import device as device_file
+from nearplane.walk import hessian as hessian_file
 from nearplane.walk import walk as walk_file
 from nearplane.walk.device import Accelerator, chosen_device
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.placement import Placement
+from nearplane.walk.precision import Precision
 from tests.device.fake_device import install
+from tests.device.no_float64 import CUBIC, NoFloat64
 from tests.families import zoo
 
 TOKENS = torch.randint(3, 60, (6, 24), generator=torch.Generator().manual_seed(0))
@@ -61,14 +66,16 @@ def saved(family: str) -> str:
 def run(
     model: str, method: Method, device: str, tokens: Tensor = TOKENS, **options
 ) -> tuple[bytes, list[str]]:
-    """Return the weight file that a run writes, and what it says."""
+    """Return the weight file that a run writes with its certificates, and what it says."""
     out, said = Path(tempfile.mkdtemp()) / "out", []
     same = {"arithmetic": "float32", "languages": False, "rules": Rules(fallback_share=1.0)}
     # the CPU has a kernel for attention that torch does not give to other devices
     with sdpa_kernel(SDPBackend.MATH), patch.object(walk_file, "BATCH_TOKENS", 48):
         watcher = Watcher(said.append)
         npl.quantize(model, out, method, tokens, device=device, watcher=watcher, **same | options)
-    return (out / "model.safetensors").read_bytes(), said
+    layers = json.loads((out / "report.json").read_bytes())["layers"]
+    certificates = [[each[name] for name in ("loss", "damped_loss", "bound")] for each in layers]
+    return (out / "model.safetensors").read_bytes() + json.dumps(certificates).encode(), said
 
 
 def compare(model: str, method: Method, **options) -> str:
@@ -90,6 +97,94 @@ def methods() -> list[str]:
     wrong = [f"{name} is not tried" for name in METHODS if name not in tried]
     model = saved("llama")
     return wrong + [compare(model, method) for method in METHODS_OF_ALL]
+
+
+def without_float64(*names: str) -> list[str]:
+    """Refuse float64 on the device: quantize a matrix by every method, a model by those named."""
+    wrong, draws = [], torch.Generator().manual_seed(0)
+    for name, kind in METHODS.items():
+        columns = 256 if name == "gguf" else 48
+        weight, inputs = (torch.randn(n, columns, generator=draws) for n in (64, 300))
+        here = weight, inputs.T @ inputs / len(inputs)
+        there = [part.to("fake") for part in here]
+        methods = [kind(bpw=9.0)] if name in ("eclq", "hptq", "hrtn", "watersic") else [kind()]
+        methods += [kind(bpw=9.0, paths=3, order="min-pivot")] if name == "eclq" else []
+        for method in methods:
+            expected = method(*here)
+            with NoFloat64(), Precision(there[0].device).kept():
+                found = method(*there)
+            for field in ("record", "loss", "damped_loss", "bound"):
+                one, other = getattr(found, field), getattr(expected, field)
+                if other is not None and not torch.equal(one.cpu(), other):
+                    wrong.append(f"{method}: another {field}")
+    model = saved("llama")
+    for method in (each for each in METHODS_OF_ALL if each.name in names):
+        expected, _ = run(model, method, "cpu")
+        with NoFloat64():
+            found, said = run(model, method, "fake")
+        wrong += [] if found == expected else [f"{method}: other bytes"]
+        wrong += [] if "has no float64" in " ".join(said) else [f"not said: {said}"]
+    return wrong
+
+
+def float64() -> list[str]:
+    """Compute factors and certificates where that is faster, and the same wherever that is."""
+    model, method, wrong = saved("llama"), npl.ECLQ(bpw=9.5, allocate=False), []
+    expected, _ = run(model, method, "cpu")
+    # seconds of the device and of the CPU, and whether the latter is taken
+    for seconds, on_cpu in (((1.0, 0.1), True), ((1.0, 0.9), False), ((0.1, 1.0), False)):
+        with ExitStack() as stack:
+
+            def measured(*_: Any, seconds=seconds, stack=stack) -> tuple[float, float]:
+                stack.enter_context(NoFloat64(CUBIC))
+                return seconds
+
+            stack.enter_context(patch.object(Precision, "measured", measured))
+            refused = False
+            try:
+                found, said = run(model, method, "fake")
+                wrong += [] if found == expected else ["other bytes with factors of the CPU"]
+                wrong += [] if "computed on the CPU" in " ".join(said) else [f"not said: {said}"]
+            except TypeError:
+                refused = True
+        wrong += [] if refused != on_cpu else [f"{seconds}: the other one is taken"]
+    return wrong + resumed_choices()
+
+
+def resumed_choices() -> list[str]:
+    """A run that is resumed keeps the choice of the one before, on a device of the same kind."""
+    wrong, own = [], chosen_device("fake")
+    for kind in ("cpu", "fake"):
+        work = Precision(own)
+        with patch.object(Precision, "measured", side_effect=AssertionError("measured")):
+            work.choose(64, earlier={"device": "fake", "float64": kind})
+        wrong += [] if work.recorded == {"float64": kind} else [f"{kind}: {work.recorded}"]
+    for earlier in (None, {}, {"device": "cuda", "float64": "cpu"}, {"device": "fake"}):
+        with patch.object(Precision, "measured", return_value=Precision(own).measured(8)) as at:
+            Precision(own).choose(64, earlier=earlier)
+        wrong += [] if at.called and min(at.return_value) > 0 else [f"not measured: {earlier}"]
+    return wrong
+
+
+def narrow() -> list[str]:
+    """Take 16-bit products for Hessians where they are as exact as those in float32."""
+    wrong, inputs = [], torch.randn(300, 40, generator=torch.Generator().manual_seed(0)).bfloat16()
+    wide = inputs.double().T @ inputs.double() / len(inputs)
+    products = {
+        "float32": (lambda left, right: left.float().T @ right.float(), True),
+        "bfloat16": (lambda left, right: (left.T @ right).float(), False),
+        "torch's": (hessian_file.narrow_product, False),
+    }
+    for name, (product, taken) in products.items():
+        hessian_file.sums_in_float32.cache_clear()
+        with patch.object(hessian_file, "narrow_product", side_effect=product) as called:
+            total = HessianSum(40, chosen_device("fake"))
+            total.add(inputs.to("fake"))
+        found = total.mean().cpu().double()
+        if (called.call_count > 1) != taken or not torch.allclose(found, wide, atol=1e-5):
+            wrong.append(f"{name}: {called.call_count} calls, {(found - wide).abs().max()} off")
+    hessian_file.sums_in_float32.cache_clear()
+    return wrong
 
 
 def places() -> list[str]:
@@ -191,8 +286,17 @@ def noticed(plant: Callable[[], AbstractContextManager]) -> bool:
     try:
         with plant():
             return run(model, method, "fake")[0] != expected
-    except (NearplaneError, RuntimeError):
+    except (NearplaneError, RuntimeError, TypeError):
         return True
+
+
+@contextmanager
+def left_in_float64() -> Iterator[None]:
+    """On a device without float64, let a factor that the CPU made be brought to it."""
+    there = Float64Devices(torch.device("fake", 0), torch.device("cpu"))
+    factor_file = sys.modules["nearplane.lattice.factor"]
+    with NoFloat64(), patch.object(factor_file, "float64_devices", lambda device: there):
+        yield
 
 
 def planted() -> list[str]:
@@ -210,6 +314,7 @@ def planted() -> list[str]:
     wrong = [] if noticed(lambda: patch.object(HessianSum, "mean", left)) else ["left on the CPU"]
     if not noticed(lambda: patch.object(Placement, "as_used", missing)):
         wrong.append("a missing copy")
+    wrong += [] if noticed(left_in_float64) else ["a float64 tensor on a device without them"]
     narrow = device_file.rounded
 
     def tf32(weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:

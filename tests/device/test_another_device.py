@@ -12,6 +12,8 @@ from tests import forked
 
 CHECKS = [
     "methods",
+    "float64",
+    "narrow",
     "places",
     "planned",
     "refused",
@@ -46,6 +48,15 @@ def wrong(*words: str) -> list[str]:
 @pytest.mark.parametrize("check", CHECKS)
 def test_on_another_device(check):
     assert wrong(check) == []
+
+
+def test_without_float64():
+    assert wrong("without_float64", "ssqr") == []
+
+
+@pytest.mark.long
+def test_more_methods_without_float64():
+    assert wrong("without_float64", "eclq", "gptq", "hptq", "hrtn", "rtn") == []
 
 
 def test_families_on_another_device():
