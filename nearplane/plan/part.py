@@ -17,6 +17,8 @@ class OffloadCost(NamedTuple):
     again: float = 0.0
     by_blocks: bool = False
     spilled: bool = False
+    reads: bool = False
+    writes: bool = False
 
 
 FIRST = 1.0  # `Part.share` of work that the first process does while the others wait
@@ -31,12 +33,15 @@ class Part:
     - `rate`: the field of Throughput that decides how long it takes; `amount` is in its unit.
     - `share`: the largest share of one process, for which the others wait; None where every
       process does all of it.
+    - `beside`: whether it is done beside the work on blocks, and only takes time of its own where
+      it takes longer than that.
     """
 
     group: str
     rate: str
     amount: int | float
     share: int | float | None = None
+    beside: bool = False
 
     def seconds(self, rates: Throughput) -> int | float:
         """Return the seconds until the last process has finished it."""
