@@ -39,6 +39,7 @@ from nearplane.report.report_page import report_files
 from nearplane.rows import in_threads
 from nearplane.types import LayerReport, NearplaneError, Progress, no_progress
 from nearplane.version import __version__
+from nearplane.walk.background import Background
 from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount
 from nearplane.walk.device import Accelerator, chosen_device, with_less_if_full
 from nearplane.walk.hidden_states import CPU
@@ -46,6 +47,7 @@ from nearplane.walk.placement import ActivationLimits, Placement
 from nearplane.walk.precision import Precision
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.walk import Walk
+from nearplane.walk.write_behind import WriteBehind
 
 SHOWN = 20  # names of tensors in a sentence
 MANY_BYTES = 1 << 24  # after writing a larger tensor, the pages of its mapped file are freed
@@ -189,10 +191,12 @@ def keeping(ledger: Ledger, watcher: Watcher, resume: bool) -> Iterator[None]:
 def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
     """Quantize every layer and hand its record to the writer; return the layers' reports."""
     reports = []
-    for layer, quantized, report in walk:
-        writer.add(f"{layer.name}.record", quantized.record)
-        reports.append(report)
-        watcher.done(report, len(walk.layers))
+    with Background(threaded=walk.prepared.placement.limits.ahead) as thread:
+        walk.store = None if walk.store is None else WriteBehind(walk.store, thread)
+        for layer, quantized, report in walk:
+            thread.start(writer.add, f"{layer.name}.record", quantized.record)
+            reports.append(report)
+            watcher.done(report, len(walk.layers))
     return reports
 
 

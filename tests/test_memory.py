@@ -31,7 +31,7 @@ quantize_module = import_module("nearplane.pipeline")  # the package has a funct
 ROOT = Path(__file__).resolve().parents[1]
 TOKENS = torch.randint(2, 60, (4, 24), generator=torch.Generator().manual_seed(0))
 LEAST = Offload(True, True, 0, 4, Memory(0, 0, 0), 0)
-SOME = Offload(True, False, 1, 4, Memory(0, 0, 0), 0)
+SOME = Offload(True, False, 1, 4, Memory(0, 0, 0), 0, ahead=True, reads=True)
 
 
 @pytest.fixture(scope="module")
@@ -119,6 +119,7 @@ def test_what_is_least_holds_a_block_and_a_batch(large):
     block = 2 * (4 * 2048**2 + 3 * 2048 * 5632 + 2 * 2048)
     outside = 2 * (2 * 8000 * 2048 + 2048)
     assert needs.weights(by_blocks=True) == 2 * block + outside
+    assert needs.weights(by_blocks=True, ahead=True) == 3 * block + outside
     # when most is needed, the down projection is rounded, and other pages of files are let go
     assert least.weights == block + 2 * 2048 * 5632
     assert least.total < 3e9 and least.base == BASE_BYTES

@@ -9,6 +9,7 @@ from typing import Protocol, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from nearplane.model.block_files import Allocate, BlockFiles, Tensors, plain_memory
 from nearplane.model.experts import split_experts_
 from nearplane.model.process_memory import forget_file_pages, trim
 from nearplane.types import NearplaneError
@@ -18,15 +19,18 @@ from nearplane.types import NearplaneError
 class BlockLoader(Protocol):
     """Brings the weights of a model's blocks into memory."""
 
-    def loaded(self, index: int) -> AbstractContextManager[None]:
-        """Keep the weights of block `index` in memory inside a `with` block."""
+    def loaded(self, index: int, read: Tensors | None = None) -> AbstractContextManager[None]:
+        """Keep the weights of block `index` in memory inside a `with` block.
+
+        - `read`: what was read of them before.
+        """
         ...
 
 
 class InMemory:
     """All blocks are in memory all the time."""
 
-    def loaded(self, index: int) -> AbstractContextManager[None]:
+    def loaded(self, index: int, read: Tensors | None = None) -> AbstractContextManager[None]:
         return nullcontext()
 
 
@@ -38,21 +42,40 @@ class OnDisk:
 
     - `blocks`: of the model; their modules stay, their tensors are replaced.
     - `load`: reads block `index` from the disk and returns it as a new module.
+    - `files`: those it is read from; None where nothing can be read ahead.
     """
 
     blocks: nn.ModuleList
     load: Callable[[int], nn.Module]
+    files: BlockFiles | None = None
 
     @contextmanager
-    def loaded(self, index: int) -> Iterator[None]:
+    def loaded(self, index: int, read: Tensors | None = None) -> Iterator[None]:
         block = self.blocks[index]
-        fill_(block, self.load(index))
+        with nullcontext() if self.files is None else self.files.giving(read or {}):
+            fill_(block, self.load(index))
+        if read:
+            read.clear()  # what the class does not take
         try:
             yield
         finally:
             empty_(block)
             forget_file_pages()
             trim()
+
+    def read(self, index: int, allocate: Allocate = plain_memory) -> Tensors:
+        """Return the tensors of a block, for `loaded`; changes nothing, so that any thread may.
+
+        Raises NearplaneError if a file cannot be read.
+        """
+        if self.files is None:
+            return {}
+        return self.files.read(index, bytes_in(self.blocks[index]), allocate)
+
+
+def bytes_in(block: nn.Module) -> int:
+    """Return the bytes of a block's tensors, wherever they are."""
+    return sum(tensor.nbytes for tensor in (*block.parameters(), *block.buffers()))
 
 
 def fill_(block: nn.Module, fresh: nn.Module) -> None:

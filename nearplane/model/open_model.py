@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from nearplane.model.auto_class import auto_class
+from nearplane.model.block_files import BlockFiles
 from nearplane.model.block_loading import BlockLoader, InMemory, OnDisk, stand_alone
 from nearplane.model.blocks import find_blocks
 from nearplane.model.gguf_header import check_gguf
@@ -159,7 +160,9 @@ def opened_by_blocks(empty: EmptyModel, tokenizer: Any) -> OpenModel:
         why = "a GGUF file is unpacked" if empty.is_gguf else "its blocks share weights"
         raise NearplaneError(f"{empty.name} can only be loaded as a whole, since {why}")
     names = [f"{prefix}.{index}" for index in range(len(blocks))]
-    model, unused = load(empty, {"": "cpu"} | dict.fromkeys(names, "meta"))
+    files = BlockFiles(empty.name, prefix)
+    with files.giving({}):
+        model, unused = load(empty, {"": "cpu"} | dict.fromkeys(names, "meta"))
     model.eval().requires_grad_(False)
     # the files were downloaded by now
     fetched = replace(empty, where=empty.where | {"local_files_only": True})
@@ -170,7 +173,7 @@ def opened_by_blocks(empty: EmptyModel, tokenizer: Any) -> OpenModel:
 
     _, blocks = find_blocks(model)
     forget_file_pages()
-    loader = OnDisk(blocks, block)
+    loader = OnDisk(blocks, block, files)
     tokenizer = tokenizer or open_tokenizer(empty.where)
     return OpenModel(empty.name, model, tokenizer, loader, unused)
 

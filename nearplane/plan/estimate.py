@@ -35,6 +35,7 @@ from nearplane.walk.precision import Precision
 
 START_S = 6  # Python's and its libraries' start, opening the model, reading the text
 TRIED_COLUMNS = 1024
+MOVING = ("reading", "writing")  # groups of parts that may be beside all others
 # factors of accuracy: stated for time; the worst of docs/SCALE.md's runs; stated for memory
 WITHIN, OFF, MEMORY_WITHIN = 1.5, 1.2, 2
 
@@ -59,12 +60,28 @@ class Estimate:
     def offload_cost(self) -> OffloadCost:
         means = self.offload
         again = 1 - means.paused / means.batches
-        return OffloadCost(again, means.by_blocks, means.spilled, means.on_host)
+        reads = means.ahead and means.reads
+        moved = means.by_blocks, means.spilled, means.on_host, reads, means.ahead
+        return OffloadCost(again, *moved)
 
     @property
     def groups(self) -> dict[str, float]:
-        """Group of parts -> the seconds that a run takes for it."""
-        return self.grouped(self.parts)
+        """Group of parts -> the seconds that a run takes for it.
+
+        Of what is beside the work on blocks, what takes longer than that.
+        """
+        groups = self.grouped([part for part in self.parts if not part.overlapped])
+        work = sum(seconds for group, seconds in groups.items() if group not in MOVING)
+        overlapped = self.overlapped
+        if overlapped:
+            longest = max(overlapped, key=lambda group: overlapped[group])
+            groups[longest] += max(0.0, overlapped[longest] - work)
+        return groups
+
+    @property
+    def overlapped(self) -> dict[str, float]:
+        """Group -> the seconds that it takes beside the work on blocks."""
+        return self.grouped([part for part in self.parts if part.overlapped])
 
     def grouped(self, parts: list[Part]) -> dict[str, float]:
         seconds_of_group: dict[str, float] = {}
@@ -76,9 +93,10 @@ class Estimate:
 
     @property
     def spent_seconds(self) -> float:
-        """The seconds that all processes together are busy."""
+        """The seconds that all processes are busy; not what is done beside other work."""
         ranks = self.run.ranks
-        return START_S * ranks + sum(part.spent(self.rates, ranks) for part in self.parts)
+        parts = (part for part in self.parts if not part.overlapped)
+        return START_S * ranks + sum(part.spent(self.rates, ranks) for part in parts)
 
     @property
     def seconds(self) -> float:
@@ -221,7 +239,8 @@ class Estimate:
     def group_lines(self) -> list[str]:
         """Return a line for every group of parts."""
         one = replace(self.run, ranks=1)
-        alone = self.grouped(parts_of(self.survey, one, self.trial, self.offload_cost))
+        parts = parts_of(self.survey, one, self.trial, self.offload_cost)
+        alone = self.grouped([part for part in parts if not part.overlapped])
         shared = {part.group for part in self.parts if part.share is not None}
         lines = []
         for group, seconds in self.groups.items():
@@ -234,11 +253,16 @@ class Estimate:
                 lines.append(f"{line}, repeated by each")
         return lines
 
+    def overlap_sentence(self) -> str:
+        """Say which parts are beside the work on blocks, and are not among the times above."""
+        some = [f"{group} of {duration(seconds)}" for group, seconds in self.overlapped.items()]
+        return f", but for {' and '.join(some)} beside the work on blocks" if some else ""
+
     def assumptions(self) -> list[str]:
         run = self.run
         lines = [
             f"assumed: {run.sequences} sequences of {run.length} tokens, "
-            f"{len(self.survey.stages)} Hessians; parts follow each other, none overlaps another"
+            f"{len(self.survey.stages)} Hessians; parts follow each other{self.overlap_sentence()}"
         ]
         if self.device not in DEVICES:
             where = torch.device(CPU) if self.accelerator is None else self.accelerator.device

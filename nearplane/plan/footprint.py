@@ -12,6 +12,7 @@ from nearplane.model.output_head import vocabulary
 from nearplane.plan.backward import HESSIAN, BackwardSize
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
+from nearplane.walk.hidden_states import pinned_bytes
 from nearplane.walk.sensitivity import POSITIONS, SEQUENCES
 from nearplane.walk.walk import BATCH_TOKENS
 
@@ -19,6 +20,8 @@ BASE_BYTES = 0.75e9  # Python, torch, transformers, and freed blocks that the al
 CHOICE_BYTES = 8 * 8  # of a token: the numbers of the experts that it is sent to
 LOSS_BYTES = 3 * 8  # of every row that is finished: loss, damped loss and bound, in float64
 GROUP_BYTES = 1500  # of a file of finished layers, beside records and losses
+
+PINNED = 2  # of a matrix that is pinned, at most: torch pins powers of two
 
 # Bytes for every entry of a Hessian. Summing: the sum in float32, or the moments of two streams,
 # see walk/input_statistics.py.
@@ -30,6 +33,8 @@ ROUNDING = 16  # beside the basis: the unit factor and the sweep's products
 # Bytes for every weight of the layers that share a Hessian: original, target and code.
 WEIGHT = 12
 TARGET_WEIGHT, LAG_WEIGHT = 18, 8
+# of layers that are rounded, and written while the next ones are: original and record
+WRITTEN_WEIGHT = 5
 ROUNDED_WEIGHT = 24  # of the layer that is rounded now; its certificate is computed in float64
 
 Shapes = tuple[tuple[int, int], ...]
@@ -67,10 +72,10 @@ class MemoryNeeds:
     survey: Survey
     run: RunSize
 
-    def memory(self, by_blocks: bool, spilled: bool, paused: int) -> Memory:
+    def memory(self, by_blocks: bool, spilled: bool, paused: int, ahead: bool = False) -> Memory:
         """Return the memory of a run.
 
-        - `by_blocks`, `spilled`, `paused`: as in `Offload`.
+        - `by_blocks`, `spilled`, `paused`, `ahead`: as in `Offload`.
         """
         state = self.tokens * self.hidden * self.itemsize
         states = paused * self.paused_bytes
@@ -79,7 +84,7 @@ class MemoryNeeds:
         if self.survey.shares:
             # the tokens that enter the experts, and their choices of experts
             states += CHOICE_BYTES * self.tokens + (0 if spilled else state)
-        weights = self.weights(by_blocks)
+        weights = self.weights(by_blocks, ahead)
         # what is outside of the blocks is converted to another type while the whole model runs
         phases = [(weights, self.probing)]
         if self.backward.needed:
@@ -89,12 +94,12 @@ class MemoryNeeds:
                 states += self.backward.state_bytes(self.hidden, len(self.survey.blocks))
         for shapes, expert in self.kinds:
             phases.append((weights, self.summing(shapes, expert)))
-            widest = by_blocks and shapes[0][1] == self.widest
-            # pages of mapped files are freed before the widest layers are rounded
+            # pages of mapped files, but not blocks read ahead, are freed before the widest layers
+            widest = by_blocks and not ahead and shapes[0][1] == self.widest
             held = self.rounded_weights(shapes) if widest else weights
             phases.append((held, self.rounding(shapes, expert)))
         held, working = max(phases, key=sum)
-        return Memory(held, states, working)
+        return Memory(held, states, working + ahead * self.written)
 
     def on_device(self, spilled: bool, paused: int) -> Memory:
         """Return the memory of a device on which the blocks run, one at a time.
@@ -125,16 +130,37 @@ class MemoryNeeds:
         held, working = max(phases, key=sum)
         return Memory(held, states, working, base=0)
 
-    def beside_device(self, by_blocks: bool, on_host: bool, factors: bool = False) -> Memory:
+    def beside_device(
+        self, by_blocks: bool, on_host: bool, factors: bool = False, ahead: bool = False
+    ) -> Memory:
         """Return the memory of a process whose blocks run on another device.
 
-        - `by_blocks`, `on_host`: as in `Offload`. `factors`: whether Hessians are factored here.
+        - `by_blocks`, `on_host`, `ahead`: as in `Offload`. `factors`: whether Hessians are factored
+          here.
         """
-        states = 2 * self.streams * self.tokens * self.hidden * self.itemsize
-        states = states + self.output_hessians if on_host else 0
+        batch = pinned_bytes(self.batch_tokens * self.hidden * self.itemsize)
+        states = 2 * self.streams * self.batches * batch
+        states = states + PINNED * self.output_hessians if on_host else 0
         largest = max(rows * columns for shapes, _ in self.kinds for rows, columns in shapes)
         working = ROUNDED_WEIGHT * largest + FACTORING * self.widest**2 * factors
-        return Memory(self.weights(by_blocks), states, working)
+        weights = self.weights(by_blocks)
+        if ahead:
+            # copies of the block that runs and of the next one
+            weights += 2 * self.pinned_block - by_blocks * max(self.parts[1])
+            working += self.written
+        return Memory(weights, states, working)
+
+    @cached_property
+    def written(self) -> int | float:
+        """Bytes of the layers that are written while the next ones are rounded."""
+        return WRITTEN_WEIGHT * max(weights_of(shapes) for shapes, _ in self.kinds)
+
+    @cached_property
+    def pinned_block(self) -> int | float:
+        """Bytes of the largest block when each of its tensors is pinned."""
+        scale = self.survey.dtype.itemsize / next(self.survey.model.parameters()).itemsize
+        blocks = self.survey.blocks
+        return max(sum(pinned_bytes(scale * t.nbytes) for t in b.parameters()) for b in blocks)
 
     @property
     def output_hessians(self) -> int:
@@ -213,14 +239,17 @@ class MemoryNeeds:
             states += 8 * self.hidden
         return self.batch_tokens * states + (self.paused_bytes if self.streams > 1 else 0)
 
-    def weights(self, by_blocks: bool) -> int | float:
+    def weights(self, by_blocks: bool, ahead: bool = False) -> int | float:
         """Return the bytes of weights in memory: those loaded, and one block of rounded ones.
 
         Rounded weights are in the type of products.
+
+        - `ahead`: whether the next one of the blocks that are loaded one by one is read meanwhile.
         """
         outside, sizes = self.parts
         rounded = max(sizes) * self.widening
-        return outside + (max(sizes) if by_blocks else sum(sizes)) + rounded
+        loaded = (1 + ahead) * max(sizes) if by_blocks else sum(sizes)
+        return outside + loaded + rounded
 
     @cached_property
     def parts(self) -> tuple[int | float, list[int | float]]:

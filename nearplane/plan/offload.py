@@ -3,10 +3,12 @@
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 from nearplane.lattice.float64 import float64_devices
 from nearplane.lattice.nearest_plane import TILE
+from nearplane.model.block_loading import stand_alone
 from nearplane.model.process_memory import available_bytes
 from nearplane.plan.footprint import Memory, MemoryNeeds
 from nearplane.plan.run_size import RunSize
@@ -29,6 +31,8 @@ class Offload:
     - `columns`: of the widest layer.
     - `device`: the memory that an accelerator needs, on which blocks then run; else None.
     - `on_host`: whether hidden states between blocks leave it for the machine's memory.
+    - `ahead`: whether finished layers are written while others are rounded; and, where `reads`, the
+      next block is read while one runs: blocks that are read one by one or copied to a device.
     - `paused`: for how many of `batches` a block's forward pass stays in memory from stage to
       stage; for the others it is computed again for every stage.
     """
@@ -41,12 +45,15 @@ class Offload:
     columns: int
     device: Memory | None = None
     on_host: bool = False
+    ahead: bool = False
+    reads: bool = False
 
     def limits(self, out: str | Path) -> ActivationLimits:
         """The limits of the walk; hidden states go to a file beside OUT, or to a temporary one."""
         beside = Path(out).expanduser().resolve().parent
         directory = beside if beside.is_dir() else Path(tempfile.gettempdir())
-        return ActivationLimits(self.paused, directory if self.spilled else None, self.on_host)
+        directory = directory if self.spilled else None
+        return ActivationLimits(self.paused, directory, self.on_host, self.ahead)
 
     def sentence(self) -> str:
         """Return the choices in one line."""
@@ -61,7 +68,12 @@ class Offload:
             "the others are computed again for each"
         )
         there = "" if self.device is None else "on the device: one block's weights at a time; "
-        return f"{there}weights in memory: {weights}; hidden states: {states}; {waiting}"
+        beside = "layers are written" if self.ahead else "nothing is read or written"
+        if self.ahead and self.reads:
+            beside = "the next block is read and layers are written"
+        want = "" if self.ahead else ", for want of memory"
+        said = f"{there}weights in memory: {weights}; hidden states: {states}; {waiting}"
+        return f"{said}; beside the work {beside}{want}"
 
     def precision(self) -> str:
         """Return in one line in which types, and how many rows at a time, a layer is rounded."""
@@ -106,20 +118,30 @@ def fewer_waiting(batches: int) -> Iterator[int]:
 
 
 def ways(survey: Survey, needs: MemoryNeeds) -> Iterator[Offload]:
-    """Yield all offloads, from the fastest to the one of least memory."""
+    """Yield all offloads, from the fastest to the one of least memory.
+
+    Each needs less than those before it: others would never be taken.
+    """
     batches = needs.batches
-    yield offload_by(needs, False, False, batches)
     by_blocks = survey.empty.readable_by_blocks
-    if by_blocks:
-        yield offload_by(needs, True, False, batches)
-    for paused in fewer_waiting(batches):
-        yield offload_by(needs, by_blocks, True, paused)
+    choices = [(False, False, batches), *([(True, False, batches)] if by_blocks else [])]
+    choices += [(by_blocks, True, paused) for paused in fewer_waiting(batches)]
+    least = float("inf")
+    for each in choices:
+        for ahead in (True, False):
+            offload = offload_by(needs, *each, ahead)
+            if offload.memory.total < least:
+                least = offload.memory.total
+                yield offload
 
 
-def offload_by(needs: MemoryNeeds, by_blocks: bool, spilled: bool, paused: int) -> Offload:
+def offload_by(
+    needs: MemoryNeeds, by_blocks: bool, spilled: bool, paused: int, ahead: bool
+) -> Offload:
     """Return the offload of these choices, with the memory that it takes."""
-    memory = needs.memory(by_blocks, spilled, paused)
-    return Offload(by_blocks, spilled, paused, needs.batches, memory, needs.widest)
+    memory = needs.memory(by_blocks, spilled, paused, ahead)
+    where = by_blocks, spilled, paused, needs.batches, memory, needs.widest
+    return Offload(*where, ahead=ahead, reads=by_blocks)
 
 
 def offload_for(
@@ -176,11 +198,12 @@ def ways_with_device(
     - `factors`: as in `MemoryNeeds.beside_device`.
     """
     by_blocks = [False, True] if survey.empty.readable_by_blocks else [False]
+    reads = stand_alone(survey.model, survey.blocks)
     for paused in fewer_waiting(needs.batches):
         # hidden states: on the device, in the machine's memory, in a file
         for spilled, on_host in ((False, False), (False, True), (True, False)):
             device = needs.on_device(spilled or on_host, paused)
-            for one_block in by_blocks:
-                memory = needs.beside_device(one_block, on_host, factors)
+            for one_block, ahead in product(by_blocks, (True, False)):
+                memory = needs.beside_device(one_block, on_host, factors, ahead)
                 where = one_block, spilled, paused, needs.batches, memory, needs.widest
-                yield Offload(*where, device, on_host)
+                yield Offload(*where, device, on_host, ahead, reads)

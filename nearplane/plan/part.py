@@ -20,6 +20,8 @@ class OffloadCost(NamedTuple):
     by_blocks: bool = False
     spilled: bool = False
     on_host: bool = False
+    reads: bool = False
+    writes: bool = False
 
 
 FIRST = 1.0  # `Part.share` of work that the first process does while the others wait
@@ -36,6 +38,8 @@ class Part:
       process does all of it.
     - `beside`: fields of Throughput -> amounts that are used up meanwhile, such as bytes of memory
       beside flops. What takes longest bounds the part.
+    - `overlapped`: whether it is done beside the work on blocks, and only takes time of its own
+      where it takes longer than that.
     """
 
     group: str
@@ -44,6 +48,7 @@ class Part:
     share: int | float | None = None
     name: str = ""
     beside: Mapping[str, int | float] = field(default_factory=dict)
+    overlapped: bool = False
 
     @property
     def line(self) -> str:

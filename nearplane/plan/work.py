@@ -56,17 +56,25 @@ def reading(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     """Every process reads all weights: to check them, to measure sensitivities and to round them.
 
     Twice for gradients; of blocks on disk once more to trace them, and once by the first process to
-    store what is not quantized.
+    store what is not quantized. All but the first two may be beside the work.
     """
     times = 3 if sizes.survey.method.allocates else 2
     times += 2 * sizes.survey.method.weighs_outputs
+    # the check computes too little for the reading of a block to be beside it
+    ahead = (times - 1) * sizes.inside * sizes.survey.model_bytes if offload.reads else 0
     if offload.by_blocks:
         times = 1 + times * sizes.inside
     amount = times * sizes.survey.model_bytes
+    copies = "copying to the device"
     parts = [
-        Part("reading", "read_bytes", amount),
-        Part("reading", "host_bytes", amount, name="copying to the device"),
+        Part("reading", "read_bytes", amount - ahead),
+        Part("reading", "host_bytes", amount - ahead, name=copies),
     ]
+    if offload.reads:
+        parts += [
+            Part("reading", "read_bytes", ahead, overlapped=True),
+            Part("reading", "host_bytes", ahead, name=copies, overlapped=True),
+        ]
     if offload.by_blocks:
         whole = sizes.survey.model_bytes * sizes.inside
         parts.append(Part("reading", "read_bytes", whole, FIRST))
@@ -85,7 +93,11 @@ def reading(sizes: Sizes, offload: OffloadCost) -> list[Part]:
 
 def writing(sizes: Sizes, offload: OffloadCost) -> list[Part]:
     """The first process writes the checkpoint and the folder of finished layers."""
-    parts = [Part("writing", "write_bytes", 2 * sizes.survey.stored_bytes, FIRST)]
+    records = 2 * sizes.survey.record_bytes if offload.writes else 0
+    amount = 2 * sizes.survey.stored_bytes - records
+    parts = [Part("writing", "write_bytes", amount, FIRST)]
+    if offload.writes:
+        parts.append(Part("writing", "write_bytes", records, FIRST, overlapped=True))
     if offload.spilled:
         amount = sizes.blocks * sizes.state_bytes
         states = amount, max(sizes.run.of_sequences()), "writing hidden states"

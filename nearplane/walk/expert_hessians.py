@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nearplane.model.experts import Experts
-from nearplane.walk.hidden_states import HiddenStates, each
+from nearplane.walk.hidden_states import HiddenStates, each, kept, rows_of
 from nearplane.walk.input_statistics import InputStatistics, sum_inputs
 from nearplane.walk.placement import Placement
 from nearplane.walk.ranks import ALONE, Ranks
@@ -39,7 +39,7 @@ class ExpertTokens:
     @cached_property
     def total(self) -> int:
         """How many tokens there are in all processes."""
-        return self.ranks.total(sum(map(len, each(self.batches))))
+        return self.ranks.total(sum(map(len, self.kept_batches())))
 
     def summed(self, columns: int, batches: Iterable[Tensor]) -> InputStatistics:
         """Return the Hessian of inputs, summed on the experts' device."""
@@ -63,9 +63,13 @@ class ExpertTokens:
         """Yield about `count` tokens, evenly spaced, or all if there are fewer."""
         every = max(1, self.total // max(count, 1))
         first = 0
-        for batch in each(self.batches):
-            yield batch[first::every]
+        for index, batch in enumerate(self.kept_batches()):
+            yield rows_of(self.batches, index, slice(first, None, every))
             first = (first - len(batch)) % every
+
+    def kept_batches(self) -> Iterable[Tensor]:
+        """Yield all batches where they are kept, without copying them to where blocks run."""
+        return (kept(self.batches, index) for index in range(len(self.batches)))
 
     def blended(self, stage: Stage, own: InputStatistics) -> InputStatistics:
         """Return the statistics of an expert's own tokens, with borrowed ones if they are few.

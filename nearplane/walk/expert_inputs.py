@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nearplane.model.experts import Expert, Experts, routes
-from nearplane.walk.hidden_states import HiddenStates
+from nearplane.walk.hidden_states import HiddenStates, rows_of
 
 
 @dataclass
@@ -53,7 +53,7 @@ class RoutedTokens:
         at = self.at[batch]
         if self.tokens is None or at is None or not self.reaches(batch, expert):
             return None
-        tokens = self.tokens[at][self._places(batch, expert) // self.k]
+        tokens = rows_of(self.tokens, at, self._places(batch, expert) // self.k)
         with torch.no_grad():
             return self.mixture.inner(expert, tokens) if down else tokens
 

@@ -5,7 +5,7 @@ object, goes where the model would have it go: every pass has arguments of its o
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -203,8 +203,8 @@ def begin(passes: Sequence[ForwardPass]) -> None:
 def run_through(passes: Sequence[ForwardPass], placement: Placement) -> None:
     """Run passes of one model, paused at the first block, through all blocks as they are."""
     trace = passes[0].trace
-    for index in trace.order:
-        with placement.block(index):
+    with closing(placement.in_order(trace.order)) as blocks:
+        for index in blocks:
             for each in passes:
                 each.go_on(each.expect(index).run(trace.blocks[index]))
 

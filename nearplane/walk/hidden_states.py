@@ -3,6 +3,7 @@
 import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import IO, Any, Protocol, runtime_checkable
 
@@ -10,9 +11,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from nearplane.model.block_files import plain_memory
 from nearplane.types import NearplaneError
 
 CPU = torch.device("cpu")
+PINNING = ("cuda", "xpu")  # devices to which copies from pinned memory need not be waited for
 PAGE = 4096  # bytes to which a tensor's place in the file is rounded up, so that it can be mapped
 
 
@@ -92,8 +95,7 @@ class StatesOnHost:
 
     def append(self, tensor: Tensor) -> None:
         """Keep a copy of a tensor."""
-        pinned = self.device.type == "cuda"
-        copy = torch.empty(tensor.shape, dtype=tensor.dtype, device=CPU, pin_memory=pinned)
+        copy = host_memory(tensor.nbytes, device=self.device).view(tensor.dtype).view(tensor.shape)
         self.copies.append(copy.copy_(tensor.detach()))
 
     def kept(self, index: int) -> Tensor:
@@ -107,9 +109,41 @@ class StatesOnHost:
         return len(self.copies)
 
 
+def host_memory(count: int, where: int = 0, *, device: torch.device) -> Tensor:
+    """Return so many bytes of the machine's memory, pinned where that helps copies to a device.
+
+    - `where`: see `plain_memory`.
+    """
+    if device.type in PINNING:
+        try:
+            return torch.empty(count, dtype=torch.uint8, device=CPU, pin_memory=True)
+        # systems bound what may be pinned
+        except RuntimeError:
+            pass
+    return plain_memory(count, where)
+
+
+def pinned_bytes(count: int | float) -> int:
+    """Return how many bytes torch pins for a tensor of so many: the next power of two."""
+    return 1 << (ceil(count) - 1).bit_length() if count else 0
+
+
 Spilled = StatesInFile | StatesOnHost  # elsewhere than where blocks run and make them
 
 
 def each(states: HiddenStates) -> Iterator[Tensor]:
     """Yield all tensors, in their order."""
     return (states[index] for index in range(len(states)))
+
+
+def kept(states: HiddenStates, index: int) -> Tensor:
+    """Return a tensor where it is kept, which may be elsewhere than where blocks run."""
+    return states.kept(index) if isinstance(states, Spilled) else states[index]
+
+
+def rows_of(states: HiddenStates, index: int, rows: Tensor | slice) -> Tensor:
+    """Return some rows of a tensor where blocks run; no others are copied there."""
+    if not isinstance(states, Spilled):
+        return states[index][rows]
+    chosen = rows.to(CPU) if isinstance(rows, Tensor) else rows
+    return states.kept(index)[chosen].to(states.device)

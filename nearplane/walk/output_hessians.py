@@ -123,28 +123,27 @@ class BackwardPasses:
         with closing(Passes([each.forward for each in passes])):
             for each in passes:
                 each.begin()
-            for call, index in enumerate(order):
-                # the graph behind a tensor keeps its device
-                elsewhere = self.placement.device != CPU
-                states = None if elsewhere else self.placement.spilled_states()
-                with self.placement.block(index):
+            with closing(self.placement.in_order(order)) as blocks:
+                for call, index in enumerate(blocks):
+                    # the graph behind a tensor keeps its device
+                    elsewhere = self.placement.device != CPU
+                    states = None if elsewhere else self.placement.spilled_states()
                     for each in passes:
                         each.run_block(self.trace.blocks[index], index, states)
-                self.progress("taking gradients", (call + 1) / count / 3)
+                    self.progress("taking gradients", (call + 1) / count / 3)
             draws = torch.Generator().manual_seed(0)
             for each in passes:
                 each.take_loss(draws)
             sums: Sums = {}
-            for call in reversed(range(count)):
-                index, last = order[call], order.index(order[call]) == call
-                layers = self.layers_of(index)
-                with self.placement.block(index):
+            with closing(self.placement.in_order(order[::-1])) as blocks:
+                for call, index in zip(reversed(range(count)), blocks, strict=True):
+                    layers = self.layers_of(index)
                     with summed(layers, sums, self.placement.device):
                         for each in passes:
                             each.run_back(self.trace.blocks[index])
-                for layer in layers if last else ():
-                    self.add_up(found, layer, sums.pop(layer.name, None))
-                self.progress("taking gradients", 1 - call / count * 2 / 3)
+                    for layer in layers if order.index(index) == call else ():
+                        self.add_up(found, layer, sums.pop(layer.name, None))
+                    self.progress("taking gradients", 1 - call / count * 2 / 3)
 
     def layers_of(self, index: int) -> list[Layer]:
         """Return the layers of a block whose outputs are to be weighed."""

@@ -5,25 +5,37 @@ at a time, and what is outside of the blocks only while that runs.
 """
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
+from itertools import repeat
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from nearplane.lattice.float64 import float64_devices
-from nearplane.model.block_loading import BlockLoader, InMemory
+from nearplane.model.block_files import Allocate, Tensors
+from nearplane.model.block_loading import BlockLoader, InMemory, OnDisk, stand_alone
 from nearplane.model.blocks import find_blocks
 from nearplane.model.buffers import buffers_in
 from nearplane.model.compute_dtype import precise
-from nearplane.walk.hidden_states import CPU, Spilled, StatesInFile, StatesOnHost
+from nearplane.walk.background import Background
+from nearplane.walk.hidden_states import (
+    CPU,
+    PINNING,
+    Spilled,
+    StatesInFile,
+    StatesOnHost,
+    host_memory,
+)
+from nearplane.walk.read_ahead import read_ahead
 
 NamedModules = Iterable[tuple[str, nn.Module]]
-Tensors = dict[str, Any]  # of a module, by name: its parameters, or its buffers
+Slots = dict[str, Any]  # a module's parameters or buffers, by name
 
 
 @dataclass(frozen=True)
@@ -35,7 +47,7 @@ class Converted:
     - `version`: how often `now` had been written to.
     """
 
-    tensors: Tensors
+    tensors: Slots
     name: str
     before: Tensor
     now: Tensor
@@ -60,11 +72,14 @@ class ActivationLimits:
       stage; for the others it starts anew for every stage. None is all.
     - `directory`: of the file of hidden states between blocks; None keeps them in memory.
     - `on_host`: keep them in the machine's memory, where blocks run on another device.
+    - `ahead`: whether memory is there to read the next block's weights, and to write finished
+      layers, while a block runs and is rounded.
     """
 
     paused: int | None = None
     directory: Path | None = None
     on_host: bool = False
+    ahead: bool = False
 
 
 @dataclass
@@ -80,6 +95,8 @@ class Placement:
     - `limits`: of the activations in memory.
     - `device`: on which blocks run, and sums over their inputs are computed. Weights that are
       elsewhere are copied to it: a block's while it runs, what is outside of the blocks likewise.
+    - `stored`: the tensors in whose place others are used, by their identities.
+    - `copies`: of the block's tensors that were read ahead for the device, by their identities.
     """
 
     model: nn.Module
@@ -88,10 +105,11 @@ class Placement:
     limits: ActivationLimits = field(default_factory=ActivationLimits)
     device: torch.device = CPU
     stored: dict[int, Any] = field(default_factory=dict)
+    copies: Tensors = field(default_factory=dict)
 
     def precise(self) -> "Placement":
         """Return a placement like this one, with products in float32 where its are in less."""
-        return replace(self, dtype=precise(self.dtype or self.own_dtype), stored={})
+        return replace(self, dtype=precise(self.dtype or self.own_dtype), stored={}, copies={})
 
     @cached_property
     def blocks(self) -> nn.ModuleList:
@@ -129,10 +147,52 @@ class Placement:
         return tokens.to(self.device)
 
     @contextmanager
-    def block(self, index: int) -> Iterator[None]:
-        """Keep a block's weights in memory, in the type of products, inside a `with` block."""
-        with self.loader.loaded(index), self.converted(self.blocks[index].named_modules()):
-            yield
+    def block(self, index: int, read: Tensors | None = None) -> Iterator[None]:
+        """Keep a block's weights in memory, in the type of products, inside a `with` block.
+
+        - `read`: what `read` returned for it before.
+        """
+        self.copies = {} if isinstance(self.loader, OnDisk) else read or {}
+        with self.loader.loaded(index, read), self.converted(self.blocks[index].named_modules()):
+            try:
+                yield
+            finally:
+                self.copies = {}
+
+    def in_order(self, order: Sequence[int]) -> Generator[int, None, None]:
+        """Yield indices of blocks, each inside of its `block`; close it when it is left early.
+
+        Weights are read while the block before runs, where limits allow it.
+        """
+        reads = self.limits.ahead and self.reads_ahead
+        with Background(threaded=reads) as thread:
+            blocks = read_ahead(order, self.read, thread) if reads else zip(order, repeat(None))
+            for index, read in blocks:
+                with self.block(index, read):
+                    del read
+                    yield index
+
+    @property
+    def reads_ahead(self) -> bool:
+        """Whether blocks are read or copied one by one: from the disk, or for another device."""
+        if isinstance(self.loader, OnDisk):
+            return self.loader.files is not None
+        return self.device != CPU and stand_alone(self.model, self.blocks)
+
+    def read(self, index: int) -> Tensors:
+        """Return the weights of a block in memory of their own, from which copies are fast.
+
+        Changes nothing, so that another thread may. From the disk by their names in the files, for
+        `loader`; else by the identities of the block's tensors.
+        """
+        allocate = partial(host_memory, device=self.device)
+        if isinstance(self.loader, OnDisk):
+            return self.loader.read(index, allocate)
+        block = self.blocks[index]
+        tensors = (t for t in (*block.parameters(), *block.buffers()) if t.device == CPU)
+        # others would come with other strides
+        plain = (tensor for tensor in tensors if tensor.is_contiguous())
+        return {id(tensor): copied(tensor.detach(), allocate) for tensor in plain}
 
     @contextmanager
     def outside(self) -> Iterator[None]:
@@ -175,7 +235,8 @@ class Placement:
 
     def original(self, module: nn.Module) -> Tensor:
         """Return the weight of a linear layer as it is stored, also while it is converted."""
-        return self.owner(module).detach()
+        owner = self.owner(module)
+        return self.copies.get(id(owner), owner).detach()
 
     def owner(self, module: nn.Module) -> nn.Parameter:
         """Return the stored parameter of a linear layer, which other layers may be tied to."""
@@ -206,7 +267,7 @@ class Placement:
 
     def to_convert(
         self, parts: NamedModules
-    ) -> Iterator[tuple[Tensors, str, Tensor, Tensor | None, torch.dtype | None]]:
+    ) -> Iterator[tuple[Slots, str, Tensor, Tensor | None, torch.dtype | None]]:
         """Yield the tensors of some modules that are elsewhere, or of another type than products.
 
         The fourth: what the class has there if it is loaded in the type of products; else None. The
@@ -224,7 +285,10 @@ class Placement:
 
     def as_used(self, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
         """Return a tensor of the model where it is used, in a type."""
-        return like(tensor, tensor.detach().to(self.device, dtype))
+        numbers = self.copies.get(id(tensor), tensor).detach()
+        # what uses the copy comes behind it in the device's queue
+        pinned = self.device.type in PINNING and numbers.is_pinned()
+        return like(tensor, numbers.to(self.device, dtype, non_blocking=pinned))
 
     def own_buffer(self, module: nn.Module, name: str, tensor: Tensor) -> Tensor | None:
         """Return what the model's class has for a buffer in the type of products; None if equal."""
@@ -275,6 +339,14 @@ class Placement:
         wanted = ("_keep_in_fp32_modules", "_keep_in_fp32_modules_strict")
         names = [part for each in wanted for part in getattr(model, each, None) or ()]
         return [re.compile(rf"(^|\.){re.escape(name)}(\.|$)") for name in names]
+
+
+def copied(tensor: Tensor, allocate: Allocate) -> Tensor:
+    """Return a copy of a tensor in other memory, made by one thread."""
+    copy = allocate(tensor.nbytes, 0)
+    flat = tensor.flatten().view(torch.uint8)
+    np.copyto(copy.numpy(), flat.numpy())
+    return copy.view(tensor.dtype).view(tensor.shape)
 
 
 def like(tensor: Tensor, numbers: Tensor) -> Tensor:

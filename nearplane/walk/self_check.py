@@ -51,8 +51,8 @@ def check_forward_passes(
     """
     with closing(begun(trace, tokens, placement)) as passes:
         visited: set[int] = set()
-        for number, index in enumerate(trace.order):
-            with placement.block(index):
+        with closing(placement.in_order(trace.order)) as blocks:
+            for number, index in enumerate(blocks):
                 again = index in visited
                 visited.add(index)
                 if not again:

@@ -1,6 +1,7 @@
 """How sensitive the model's predictions are to the rounding of each layer, by forward passes."""
 
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from itertools import islice
@@ -96,10 +97,10 @@ class Probe:
         """Run the blocks once, on the original states and on those that earlier errors gave."""
         whole = self.begun(self.tokens[: max(1, HESSIAN_TOKENS // self.tokens.shape[1])])
         undisturbed, others = self.begun(self.compared_tokens), Disturbed(self)
-        for call, index in enumerate(self.trace.order):
-            block, first = self.trace.blocks[index], index not in self.trace.order[:call]
-            others.states = self.placement.spilled_states()
-            with self.placement.block(index):
+        with closing(self.placement.in_order(self.trace.order)) as blocks:
+            for call, index in enumerate(blocks):
+                block, first = self.trace.blocks[index], index not in self.trace.order[:call]
+                others.states = self.placement.spilled_states()
                 others.run(index)
                 if first:
                     for errors in self.together(index, whole):
@@ -108,10 +109,10 @@ class Probe:
                     whole.go_on(whole.expect(index).run(block))
                 others.run_waiting(index)
                 output = undisturbed.expect(index).run(block)
-            others.history.append(output)
-            undisturbed.go_on(output)
-            # every block adds passes that run through the later ones
-            self.progress("probing the layers", ((call + 1) / len(self.trace.order)) ** 2)
+                others.history.append(output)
+                undisturbed.go_on(output)
+                # every block adds passes that run through the later ones
+                self.progress("probing the layers", ((call + 1) / len(self.trace.order)) ** 2)
         reference = self.predictions(undisturbed)
         for layers, each in others.passes:
             yield self.compared(layers, each, reference)

@@ -182,9 +182,9 @@ class Walk:
         with closing(Passes(self.begun_passes(original), original)) as passes:
             forget_file_pages()
             called: set[int] = set()
-            for call, index in enumerate(self.trace.order):
-                last = call == len(self.trace.order) - 1 and not self.goes_to_head
-                with prepared.placement.block(index):
+            with closing(prepared.placement.in_order(self.trace.order)) as blocks:
+                for call, index in enumerate(blocks):
+                    last = call == len(self.trace.order) - 1 and not self.goes_to_head
                     again = index in called
                     called.add(index)
                     yield from self.run_block(index, passes, again, last)

@@ -115,7 +115,10 @@ def without_float64(*names: str) -> list[str]:
                 found = method(*there)
             for field in ("record", "loss", "damped_loss", "bound"):
                 one, other = getattr(found, field), getattr(expected, field)
-                if other is not None and not torch.equal(one.cpu(), other):
+                # a clipped row's bound is NaN
+                if other is not None and not torch.equal(
+                    *(each.cpu().nan_to_num(-1.0) for each in (one, other))
+                ):
                     wrong.append(f"{method}: another {field}")
     model = saved("llama")
     for method in (each for each in METHODS_OF_ALL if each.name in names):
@@ -188,7 +191,10 @@ def narrow() -> list[str]:
 
 
 def places() -> list[str]:
-    """Let hidden states be on the device, in the machine's memory, and in a file."""
+    """Let hidden states be on the device, in the machine's memory, and in a file.
+
+    And let blocks be read one by one, ahead of their use or not.
+    """
     model, method = saved("llama"), npl.ECLQ(bpw=9.5, two_sided=False, allocate=False)
     expected, _ = run(model, method, "cpu")
     found = survey(model, method, arithmetic="float32")
@@ -198,14 +204,16 @@ def places() -> list[str]:
         ways = list(ways_with_device(found, MemoryNeeds(found, size)))
     for way in ways:
         key = way.spilled, way.on_host, way.paused == way.batches
-        if key in seen or way.by_blocks:
+        if way.by_blocks:
+            key = way.by_blocks, way.ahead
+        if key in seen:
             continue
         seen.add(key)
         with patch("nearplane.pipeline.offload_for", lambda *_, way=way: way):
             memory.reset()
             bytes_, _ = run(model, method, "fake")
         wrong += [] if bytes_ == expected else [f"{key}: other bytes than on the CPU"]
-    return wrong + ([] if len(seen) == 6 else [f"only {seen} were tried"])
+    return wrong + ([] if len(seen) == 8 else [f"only {seen} were tried"])
 
 
 def planned() -> list[str]:

@@ -230,6 +230,25 @@ def test_memory_is_kept_to_in_time_that_the_plan_counts(wide):
     assert kept["writing"] - plain["writing"] == pytest.approx(states / 1e9)
 
 
+def test_what_is_beside_the_work_takes_time_only_beyond_it(wide):
+    plain, beside = made(wide), made(wide)
+    plain.__dict__["parts"] = parts_of(wide, plain.run, TRIAL)
+    beside.__dict__["parts"] = parts_of(
+        wide, plain.run, TRIAL, OffloadCost(reads=True, writes=True)
+    )
+    hidden = beside.overlapped
+    assert hidden["reading"] > 0 and hidden["writing"] > 0
+    assert beside.seconds == pytest.approx(plain.seconds - sum(hidden.values()))
+    assert f"writing of {ESTIMATE.duration(hidden['writing'])}" in beside.assumptions()[0]
+    # a disk so slow that the work waits for it
+    slow = ESTIMATE.replace(beside, rates=ESTIMATE.replace(RATES, write_bytes=1.0))
+    slow.__dict__["parts"] = beside.parts
+    work = sum(s for group, s in slow.groups.items() if group not in ESTIMATE.MOVING)
+    alone = sum(p.seconds(slow.rates) for p in slow.parts if not p.overlapped)
+    waited = slow.overlapped["writing"] - work
+    assert slow.seconds == pytest.approx(ESTIMATE.START_S + alone + waited)
+
+
 def test_what_is_exchanged_grows_with_the_calls_and_with_what_is_told(wide):
     def waited(ranks, **changed):
         run, trial = RunSize(64, 512, ranks), ESTIMATE.replace(TRIAL, **changed)

@@ -19,7 +19,7 @@ from nearplane.types import NearplaneError
 from nearplane.walk import walk as walk_file
 from nearplane.walk.capture import Call, PausedRun, RepeatedRun
 from nearplane.walk.forward_pass import share_memory_
-from nearplane.walk.hidden_states import StatesInFile
+from nearplane.walk.hidden_states import CPU, StatesInFile, StatesOnHost, kept, rows_of
 from nearplane.walk.placement import ActivationLimits, Placement
 from nearplane.walk.walk import Walk
 from tests.walk import moe
@@ -154,6 +154,23 @@ def test_states_in_a_file_are_what_was_put_in(kinds):
             found.zero_()  # a copy of one's own
             assert states[index].equal(tensor)
         assert not list(Path(directory).iterdir())
+
+
+def test_only_the_rows_that_are_wanted_are_copied_to_where_blocks_run(tmp_path, monkeypatch):
+    places = [[], StatesOnHost(CPU), StatesInFile(tmp_path)]
+    put = [torch.arange(24.0).view(8, 3) + 100 * n for n in range(2)]
+    monkeypatch.setattr(StatesOnHost, "__getitem__", None)  # copies all of a tensor
+    monkeypatch.setattr(StatesInFile, "__getitem__", None)
+    for states in places:
+        for tensor in put:
+            states.append(tensor)
+        for rows in (
+            torch.tensor([5, 0, 5]),
+            slice(1, None, 3),
+            torch.tensor([], dtype=torch.long),
+        ):
+            assert rows_of(states, 1, rows).equal(put[1][rows])
+        assert kept(states, 0).equal(put[0])
 
 
 def test_states_that_do_not_fit_are_an_error_with_a_reason(tmp_path):
