@@ -63,11 +63,12 @@ class Outliers:
 class QuantizedWeight:
     """One linear layer's weight on a lattice, with its stored bytes and its error certificate.
 
-    value = row_step · step · code + outliers
+    value = row_step · step · code − minimum + outliers
 
     - `step`: (1, 1) for the matrix, (1, columns) for columns, (rows, groups) for groups of
       `group_size` columns; the last group may be short.
     - `row_step`: factors of the rows, beside one step a column; None for 1.
+    - `minimum`: of each group, beside its step; None for 0.
     - `record`: the bytes a checkpoint stores (docs/formats/record.md); `code_bytes` of them
       are codes.
     - `loss`: error · hessian · errorᵀ of each row, with the Hessian as given (undamped).
@@ -90,10 +91,12 @@ class QuantizedWeight:
     void: str = ""
     facts: dict[str, float] = field(default_factory=dict)
     row_step: Float32[Tensor, "rows 1"] | None = None
+    minimum: Float32[Tensor, "rows groups"] | None = None
 
     def value(self) -> Float[Tensor, "rows columns"]:
-        """Return row_step · step · code + outliers, in float32 or the wider type of `step`."""
-        return value(self.code, self.step, self.group_size, self.outliers, self.row_step)
+        """Return the weight that is stored, in float32 or the wider type of `step`."""
+        parts = self.code, self.step, self.group_size, self.outliers
+        return value(*parts, self.row_step, self.minimum)
 
     @property
     def bpw(self) -> float:
@@ -152,13 +155,16 @@ def value(
     group_size: int,
     outliers: Outliers | None,
     row_step: Float[Tensor, "rows 1"] | None = None,
+    minimum: Float[Tensor, "rows groups"] | None = None,
 ) -> Float[Tensor, "rows columns"]:
     """Return the weights that codes stand for, in the type of `step`.
 
-    (row_step · step) · code + outliers, rounded after each operation.
+    (row_step · step) · code − minimum + outliers, rounded after each operation.
     """
     wide = spread(step, group_size, code.shape[1])
     dense = code * wide if row_step is None else (row_step * wide).mul_(code)
+    if minimum is not None:
+        dense -= spread(minimum, group_size, code.shape[1])
     if outliers is not None:
         outliers.add_to_(dense)
     return dense

@@ -34,8 +34,9 @@ def cut(
     step, group_size = _cut_step(held.step, header, across, along)
     outliers = None if held.outliers is None else _cut_outliers(held.outliers, across, along)
     row_step = None if held.row_step is None else held.row_step[across.start : across.stop]
+    minimum = None if held.minimum is None else _cut_step(held.minimum, header, across, along)[0]
     coder = by_tag(header.code_tag)
-    return records.pack(code, step, group_size, outliers, coder, row_step)[0]
+    return records.pack(code, step, group_size, outliers, coder, row_step, minimum)[0]
 
 
 def shared_group(columns: range, group_size: int) -> int:
@@ -61,10 +62,10 @@ def _checked(wanted: range | None, count: int, name: str) -> range:
 def _cut_step(
     step: Float32[Tensor, "step_rows step_columns"], header: Header, rows: range, columns: range
 ) -> tuple[Float32[Tensor, "cut_rows cut_columns"], int]:
-    """Return the steps of the block and their group size."""
-    if header.form_without_rows == COLUMN:
+    """Return the steps or minima of the block, and their group size."""
+    if header.form_of_steps == COLUMN:
         return step[:, columns.start : columns.stop], len(columns)
-    if header.step_form != GROUP:
+    if header.form_of_steps != GROUP:
         return step, len(columns)
     group_size = shared_group(columns, header.group_size)
     # the group that the first column of each new group lies in

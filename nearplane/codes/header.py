@@ -12,8 +12,9 @@ MAGIC, VERSION = b"NPLR", 1
 # magic, version, code_tag, step_form, step_type, rows, columns, group_size, outlier_bytes,
 # code_bytes
 LAYOUT = struct.Struct("<4sBBBBIIIIQ")
-# step_form: one step for the matrix, per column, per group; per column times a factor per row
-SCALAR, COLUMN, GROUP, COLUMN_AND_ROW = 0, 1, 2, 3
+# step_form: one step for the matrix, per column, per group; per column times a factor per row;
+# a step and a minimum per group
+SCALAR, COLUMN, GROUP, COLUMN_AND_ROW, GROUP_AND_MINIMUM = 0, 1, 2, 3, 4
 CRC_BYTES = 4
 
 
@@ -31,16 +32,18 @@ class Header:
     code_bytes: int
 
     @property
-    def form_without_rows(self) -> int:
-        """The step form of the steps alone, without the factors of rows."""
-        return COLUMN if self.step_form == COLUMN_AND_ROW else self.step_form
+    def form_of_steps(self) -> int:
+        """The step form of the steps alone, without factors of rows and without minima."""
+        return {COLUMN_AND_ROW: COLUMN, GROUP_AND_MINIMUM: GROUP}.get(
+            self.step_form, self.step_form
+        )
 
     @property
     def step_shape(self) -> tuple[int, int]:
         """The shape of the step tensor: (1, 1), (1, columns) or (rows, groups)."""
         if self.step_form == SCALAR:
             return 1, 1
-        if self.form_without_rows == COLUMN:
+        if self.form_of_steps == COLUMN:
             return 1, self.columns
         return self.rows, -(-self.columns // self.group_size)
 
@@ -50,8 +53,13 @@ class Header:
         return rows * groups
 
     @property
+    def minimum_count(self) -> int:
+        return self.step_count if self.step_form == GROUP_AND_MINIMUM else 0
+
+    @property
     def step_bytes(self) -> int:
-        return steps.stored_bytes(self.step_type, self.step_count)
+        """The bytes of the steps and of the minima."""
+        return steps.stored_bytes(self.step_type, self.step_count + self.minimum_count)
 
     @property
     def row_step_bytes(self) -> int:
@@ -95,14 +103,14 @@ def read_header(reader: Reader) -> Header:
     require(magic == MAGIC, f"a record begins with {MAGIC!r}, not {magic!r}")
     require(version == VERSION, f"record version {version} is unknown; this reads {VERSION}")
     code_tag, form, kind, rows, columns, group_size, outlier_bytes, code_bytes = fields
-    require(form in (SCALAR, COLUMN, GROUP, COLUMN_AND_ROW), f"step form {form} is unknown")
-    # "outlier_bytes MUST be 0 for step form 3"
-    alone = form != COLUMN_AND_ROW or not outlier_bytes
-    require(alone, "a record has outliers beside factors of rows")
+    require(SCALAR <= form <= GROUP_AND_MINIMUM, f"step form {form} is unknown")
+    # "outlier_bytes MUST be 0 for step forms 3 and 4"
+    alone = form not in (COLUMN_AND_ROW, GROUP_AND_MINIMUM) or not outlier_bytes
+    require(alone, "a record has outliers beside factors of rows or minima")
     # "rows and columns MUST be in 1 .. 2^31 - 1"
     require(1 <= rows < 2**31 and 1 <= columns < 2**31, f"shape ({rows}, {columns}) is impossible")
     require(1 <= group_size <= columns, f"group_size {group_size} of {columns} columns")
-    whole = form == GROUP or group_size == columns
+    whole = form in (GROUP, GROUP_AND_MINIMUM) or group_size == columns
     require(whole, f"step form {form} needs group_size {columns}, not {group_size}")
     # "rows * columns MUST NOT exceed what code_bytes can hold in that code"
     fits = rows * columns <= by_tag(code_tag).most_per_byte * code_bytes

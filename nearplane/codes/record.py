@@ -13,6 +13,7 @@ from nearplane.codes.corrupt import require
 from nearplane.codes.header import (
     COLUMN_AND_ROW,
     CRC_BYTES,
+    GROUP_AND_MINIMUM,
     LAYOUT,
     Header,
     read_header,
@@ -22,7 +23,7 @@ from nearplane.codes.huffman import Huffman
 from nearplane.codes.reader import Reader
 from nearplane.codes.registry import Code, by_tag
 from nearplane.op import Op
-from nearplane.types import Outliers
+from nearplane.types import Outliers, value
 
 # What the header of a safetensors file spends on one record: a name of 39 characters and
 # {"dtype":"U8","shape":[1234567],"data_offsets":[123456789,123456789]}.
@@ -32,13 +33,19 @@ HUFFMAN = Huffman()
 
 @dataclass(frozen=True)
 class Unpacked:
-    """What a record holds: value = row_step · step · code + outliers."""
+    """What a record holds: value = row_step · step · code − minimum + outliers."""
 
     code: Int32[Tensor, "rows columns"]
     step: Float32[Tensor, "step_rows step_columns"]
     group_size: int
     outliers: Outliers | None
     row_step: Float32[Tensor, "rows 1"] | None = None
+    minimum: Float32[Tensor, "rows groups"] | None = None
+
+    def value(self) -> Float32[Tensor, "rows columns"]:
+        """Return the weights that the record stands for."""
+        parts = self.code, self.step, self.group_size, self.outliers
+        return value(*parts, self.row_step, self.minimum)
 
 
 @Op
@@ -49,6 +56,7 @@ def pack(
     outliers: Outliers | None = None,
     coder: Code = HUFFMAN,
     row_step: Float32[Tensor, "rows 1"] | None = None,
+    minimum: Float32[Tensor, "rows groups"] | None = None,
 ) -> tuple[UInt8[Tensor, " bytes"], int]:
     """Return the record of a matrix, and how many of its bytes are codes.
 
@@ -58,14 +66,22 @@ def pack(
     - `coder`: the code that writes the integers.
     - `row_step`: factors of the rows beside one step a column, from `ladder_steps` with
       ladder.ROW_WIDTH bits; without outliers.
+    - `minimum`: of every group, beside its step; without outliers, and never rounded either.
     """
     rows, columns = code.shape
     if not rows:
         raise ValueError("a record holds at least one row")
     form = step_form((step.shape[0], step.shape[1]), rows, columns, group_size)
-    kind, step_part = steps.encode(_exact32(step))
+    numbers = _exact32(step)
+    if minimum is not None:
+        shape = rows, -(-columns // group_size)
+        if not step.shape == minimum.shape == shape or outliers is not None:
+            raise ValueError("minima go with steps of (rows, groups), and no outliers")
+        form, numbers = GROUP_AND_MINIMUM, np.concatenate([numbers, _exact32(minimum)])
+    kind, step_part = steps.encode(numbers)
     if row_step is not None:
-        if step.shape != (1, columns) or group_size != columns or outliers is not None:
+        alone = outliers is None and minimum is None
+        if step.shape != (1, columns) or group_size != columns or not alone:
             raise ValueError("factors of rows go with one step for a column, and no outliers")
         form, step_part = COLUMN_AND_ROW, step_part + ladder.encode_rows(_exact32(row_step))
     code_part = coder.encode(np.ascontiguousarray(code.detach().cpu().numpy()))
@@ -95,12 +111,15 @@ def unpack(
     crc = int.from_bytes(view[-CRC_BYTES:], "little")
     require(zlib.crc32(view[:-CRC_BYTES]) == crc, "the record's CRC-32 does not match its bytes")
     step_part = reader.take(header.step_bytes, "steps")
-    step = steps.decode(step_part, header.step_type, header.step_count)
+    numbers = steps.decode(step_part, header.step_type, header.step_count + header.minimum_count)
+    step = torch.from_numpy(numbers[: header.step_count]).reshape(header.step_shape)
+    minimum = None
+    if header.minimum_count:
+        minimum = torch.from_numpy(numbers[header.step_count :]).reshape(header.step_shape)
     row_step = _read_row_step(reader.take(header.row_step_bytes, "factors of rows"), header)
     code = _read_code(reader.take(header.code_bytes, "codes"), header)
     outliers = _read_outliers(reader.take(header.outlier_bytes, "outliers"), header)
-    shaped = torch.from_numpy(step).reshape(header.step_shape)
-    return Unpacked(code, shaped, header.group_size, outliers, row_step)
+    return Unpacked(code, step, header.group_size, outliers, row_step, minimum)
 
 
 def inspect(record: UInt8[Tensor, " bytes"] | bytes | memoryview) -> Header:

@@ -14,7 +14,6 @@ import torch.nn.functional as F
 from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
-from nearplane import types
 from nearplane.codes import record as records
 from nearplane.op import Op
 
@@ -96,12 +95,11 @@ def stored(
 def value(
     resident: UInt8[Tensor, " resident"], form: str, rows: int, columns: int
 ) -> Float[Tensor, "rows columns"]:
-    """Return row_step · step · code + outliers in float32, on the device of `resident`."""
+    """Return the weight that the record stands for in float32, on the device of `resident`."""
     if resident.is_meta:
         return torch.empty(rows, columns, device="meta")
     held = records.unpack(_only_record(resident, form), rows, columns)
-    dense = types.value(held.code, held.step, held.group_size, held.outliers, held.row_step)
-    return dense.to(resident.device)
+    return held.value().to(resident.device)
 
 
 @Op

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from nearplane import codes, types
+from nearplane import codes
 from nearplane.export.checkpoint_reader import Checkpoint
 from nearplane.methods import RTN
 from nearplane.model.blocks import Layer, find_blocks
@@ -108,5 +108,4 @@ def writable_directory(directory: Path) -> Path:
 
 def decoded(checkpoint: Checkpoint, name: str) -> Float[Tensor, "rows columns"]:
     """Return the dequantized weight of a layer, from its record."""
-    held = codes.unpack(checkpoint.record(name))
-    return types.value(held.code, held.step, held.group_size, held.outliers, held.row_step)
+    return codes.unpack(checkpoint.record(name)).value()

@@ -249,6 +249,7 @@ def _restored(number: int, description: dict[str, Any], tensors: dict[str, Tenso
         void=description["void"],
         facts=description["facts"],
         row_step=unpacked.row_step,
+        minimum=unpacked.minimum,
     )
     return weight, LayerReport(**description["report"])
 

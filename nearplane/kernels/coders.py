@@ -11,14 +11,19 @@ from torch import Tensor
 from nearplane import codes
 from nearplane.codes import huffman, rans
 from nearplane.codes.dense import HEADER as DENSE_HEADER
-from nearplane.codes.header import Header
+from nearplane.codes.header import GROUP_AND_MINIMUM, Header
 from nearplane.codes.record import Unpacked
 
 OUTLIERS = 1 << 8  # set if the record has a section of outliers, even one without entries
 
 
 def option(record: UInt8[Tensor, " bytes"], head: Header) -> int | None:
-    """Return the number from which `coder` makes the encoder; None if no encoder of ours fits."""
+    """Return the number from which `coder` makes the encoder; None if no encoder of ours fits.
+
+    None for a record with minima as well, which no layout holds: it is decoded at every use.
+    """
+    if head.step_form == GROUP_AND_MINIMUM:
+        return None
     at = head.codes_at
     part = bytes(record[at : at + 64].numpy())
     chosen = {

@@ -1,4 +1,4 @@
-"""Steps and levels of the block types of GGUF files (`codes.block_types`) for a weight."""
+"""Steps, minima and levels of the block types of GGUF files (`codes.block_types`) for a weight."""
 
 import math
 from functools import cache
@@ -9,12 +9,12 @@ from torch import Tensor
 
 from nearplane.codes.block_types import GRIDS, LARGEST, MIXED, BlockGrid
 from nearplane.lattice.nearest_plane import nearest_integer
-from nearplane.methods.steps import CACHED, groups_of
+from nearplane.methods.block_minima import lines
+from nearplane.methods.steps import CACHED, groups_of, nonzero
 from nearplane.rows import by_rows
 
 SHRINKS = 48  # candidates for a step: the largest weight over the largest level, times 1.1 to 0.35
 MOST, LEAST = 1.1, 0.35
-FINEST = 2.0**-24  # the least positive number of float16
 TINY = torch.finfo(torch.float32).tiny
 # of a matrix, between which steps are numbers of float16
 SMALLEST_WEIGHT, LARGEST_WEIGHT = 2.0**-10, 2.0**14
@@ -22,7 +22,12 @@ DRAWN = 4096  # numbers by which a type's error is measured
 
 
 def nearest_level(grid: BlockGrid, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return the nearest level of each number; `x` may be overwritten."""
+    """Return the nearest level of each number; `x` may be overwritten.
+
+    Of a type with minima, of numbers that the minimum was added to.
+    """
+    if grid.minima:
+        return nearest_integer(x, 0, grid.highest)
     if not grid.levels:
         return nearest_integer(x, grid.low, grid.high)
     levels = torch.tensor(grid.levels, dtype=x.dtype, device=x.device)
@@ -31,11 +36,12 @@ def nearest_level(grid: BlockGrid, x: Float[Tensor, "..."]) -> Float[Tensor, "..
 
 def block_steps(
     grid: BlockGrid, weight: Float[Tensor, "rows columns"], importance: Float[Tensor, " columns"]
-) -> Float[Tensor, "rows groups"]:
-    """Return steps that the type holds and that make Σ importance · error² small.
+) -> tuple[Float[Tensor, "rows groups"], Float[Tensor, "rows groups"] | None]:
+    """Return steps that the type holds and that make Σ importance · error² small, and minima.
 
     Each group's best step first, by candidates; then its best multiple of the block's factor.
     Matrices that float16 has no steps for get steps of as many bits, which no file holds.
+    The minima are None for a type that has none.
     """
     wide = groups_of(importance[None].to(weight.dtype), grid.group)
     wide = wide / wide.mean().clamp_min(TINY)
@@ -43,12 +49,25 @@ def block_steps(
     usual = SMALLEST_WEIGHT <= largest <= LARGEST_WEIGHT or not largest
     power = 1.0 if usual else 2.0 ** math.floor(math.log2(largest))
 
-    def some(rows: slice) -> tuple[Tensor]:
+    def some(rows: slice) -> tuple[Tensor, ...]:
         grouped = groups_of(weight[rows] / power, grid.group)
         parts = grouped.split(max(1, CACHED // weight.shape[1]))
-        return (torch.cat([steps_of(grid, part, wide) for part in parts]),)
+        found = zip(*(lines_of(grid, part, wide) for part in parts), strict=True)
+        return tuple(torch.cat(each) * power for each in found)
 
-    return by_rows(some, len(weight))[0] * power
+    step, *minimum = by_rows(some, len(weight))
+    return step, minimum[0] if minimum else None
+
+
+def lines_of(
+    grid: BlockGrid,
+    grouped: Float[Tensor, "rows groups group"],
+    importance: Float[Tensor, "1 groups group"],
+) -> tuple[Float[Tensor, "rows groups"], ...]:
+    """Return the steps of some rows' groups, and the minima if the type has any, in float32."""
+    if grid.minima:
+        return lines(grid, grouped, importance)
+    return (steps_of(grid, grouped, importance),)
 
 
 def steps_of(
@@ -110,14 +129,13 @@ def effective_bits(grid: BlockGrid) -> float:
     Of DRAWN Gaussian numbers: error² = (π e / 6) 4^(−bits) for integers with one step.
     """
     drawn = torch.randn(4, DRAWN // 4, generator=torch.Generator().manual_seed(0))
-    step = block_steps(grid, drawn, torch.ones(drawn.shape[1])).repeat_interleave(grid.group, 1)
-    error = float((nearest_level(grid, drawn / step) * step - drawn).square().mean())
+    found = block_steps(grid, drawn, torch.ones(drawn.shape[1]))
+    step, minimum = (
+        torch.zeros(1) if part is None else part.repeat_interleave(grid.group, 1) for part in found
+    )
+    raised = drawn + minimum
+    error = float((nearest_level(grid, raised / step) * step - raised).square().mean())
     return math.log(math.pi * math.e / 6 / error, 4)
-
-
-def nonzero(step: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return steps of which none is less than the finest."""
-    return torch.where(step.abs() < FINEST, FINEST, step)
 
 
 def mixed_grids(columns: int) -> list[BlockGrid]:
@@ -126,7 +144,7 @@ def mixed_grids(columns: int) -> list[BlockGrid]:
     None of 32 columns where one of 256 has no more bits.
     """
     found = [GRIDS[name] for name in MIXED if GRIDS[name].fits(columns)]
-    found = found or [GRIDS["IQ4_NL"], GRIDS["Q5_0"], GRIDS["Q8_0"]]
+    found = found or [GRIDS["IQ4_NL"], GRIDS["Q5_0"], GRIDS["Q5_1"], GRIDS["Q8_0"]]
     best: list[BlockGrid] = []
     for grid in found:
         if not best or effective_bits(grid) > effective_bits(best[-1]):

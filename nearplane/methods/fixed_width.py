@@ -20,9 +20,10 @@ def pack(
     group_size: int,
     bits: int,
     outliers: Outliers | None = None,
+    minimum: Float[Tensor, "rows groups"] | None = None,
 ) -> tuple[Tensor, int]:
     """Return the record of codes of `bits` bits, and how many of its bytes are codes."""
-    return codes.pack(code, step, group_size, outliers, codes.Dense(bits))
+    return codes.pack(code, step, group_size, outliers, codes.Dense(bits), minimum=minimum)
 
 
 def stored_bytes(

@@ -10,7 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearplane.codes.block_types import GRIDS, BlockGrid, grid_of
-from nearplane.codes.dense import signed_width
+from nearplane.codes.dense import signed_width, width_of
 from nearplane.lattice import Basis
 from nearplane.lattice.float64 import narrowed, widened
 from nearplane.lattice.nearest_plane import nearest_plane_among
@@ -39,13 +39,14 @@ class GGUF(LatticeMethod):
     """Nearest plane onto the blocks of a GGUF file, which `nearplane export` writes as they are.
 
     Each integer is the nearest of the type's levels to what would make up for the errors before
-    it; steps are the type's, chosen beforehand to minimise Σ R_jj² (w_j − s·level_j)², what
-    rounding column j to nearest adds to the loss. In a model, each layer is rounded towards a
-    target that compensates for the errors of the layers in front of it (`lattice.cross_target`).
-    A row with a clipped integer has no bound.
+    it; steps, and the minima of types that have some, are the type's, chosen beforehand to minimise
+    Σ R_jj² (w_j − s·level_j + m)², what rounding column j to nearest adds to the loss. In a model,
+    each layer is rounded towards a target that compensates for the errors of the layers in front of
+    it (`lattice.cross_target`). A row with a clipped integer has no bound.
 
-    - `type`: the type of blocks: Q2_K, Q3_K, IQ4_XS, Q4_K, IQ4_NL, Q4_0, Q5_K, Q5_0, Q6_K or
-      Q8_0. Those of 256 columns give way to llama.cpp's choice where 256 does not divide a row.
+    - `type`: the type of blocks: Q2_K, Q3_K, IQ4_XS, Q4_K, IQ4_NL, Q4_0, Q4_1, Q5_K, Q5_0, Q5_1,
+      Q6_K or Q8_0. Those of 256 columns give way to llama.cpp's choice where 256 does not divide
+      a row.
     - `mixed`: bits per weight on average, where each layer gets a type by how much its errors
       change the model's predictions; 0 for one type.
     - `targets`: False rounds every layer towards its own weight, and not so that it makes up for
@@ -113,16 +114,22 @@ class GGUF(LatticeMethod):
         weight, columns = self.checked(weight, basis), weight.shape[1]
         matrix, grid = target.matrix.to(weight.dtype), self.grid(columns)
         invperm = basis.columns.argsort()
-        wide_matrix = matrix.float()
-        importance = narrowed(basis.pivots.square(), wide_matrix)
-        step = block_steps(grid, wide_matrix, importance)
-        size = min(grid.group, columns)
-        wide = spread(step, size, columns).to(weight.dtype).expand_as(weight)[:, basis.columns]
+        exact = matrix.float()
+        importance = narrowed(basis.pivots.square(), exact)
+        size, dtype = min(grid.group, columns), weight.dtype
+        step, minimum = block_steps(grid, exact, importance)
+        wide, less = (
+            None if part is None else spread(part, size, columns).to(dtype).expand_as(weight)
+            for part in (step, minimum)
+        )
+        assert wide is not None
+        wide, raised = wide[:, basis.columns], matrix if less is None else matrix + less
         nearest = partial(nearest_level, grid)
-        code = nearest_plane_among(matrix[:, basis.columns], basis.factor, wide, nearest)
+        code = nearest_plane_among(raised[:, basis.columns], basis.factor, wide, nearest)
 
         def value(rows: slice) -> Tensor:
-            return (code[rows] * wide[rows])[:, invperm]
+            found = (code[rows] * wide[rows])[:, invperm]
+            return found if less is None else found - less[rows]
 
         def sides(rows: slice) -> Tensor:
             return basis.factor.diagonal() * widened(wide[rows]).abs() * widest_gap(grid)
@@ -134,12 +141,14 @@ class GGUF(LatticeMethod):
             target_loss = measure(weight, matrix.__getitem__, basis).damped
         bound, void = certify_rows(to_target)
         original = code[:, invperm].contiguous()
-        bits = signed_width(int(original.min()), int(original.max()))
-        stored = fixed_width.pack(original, step, size, bits)
+        bits = width_of(grid.highest)
+        if minimum is None:
+            bits = signed_width(int(original.min()), int(original.max()))
+        stored = fixed_width.pack(original, step, size, bits, minimum=minimum)
         certificate = bound_around(bound, target_loss), void
         made = quantized_weight((original, step, size), stored, losses, certificate, basis)
         facts = target.facts | {"aside": float(target_loss.sum()), "file_bits": grid.bits}
-        return made.noting(**facts)
+        return replace(made.noting(**facts), minimum=minimum)
 
     def drawn_error(
         self, target: Target, basis: Basis, bpw: float, draws: Any

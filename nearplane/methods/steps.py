@@ -15,6 +15,7 @@ NORM = 2.4  # exponent of the error, as in GPTQ's code
 SMALLEST = 5 * torch.finfo(torch.float32).tiny
 # of float16: with the 8 bits that bfloat16 has, and of all
 SMALLEST_FLOAT16, LARGEST_FLOAT16 = 2.0**-17, 65504.0
+FINEST = 2.0**-24  # the least positive number of float16
 CACHED = 300_000  # numbers worked on at a time, so few that they stay in a core's cache
 
 
@@ -58,6 +59,11 @@ def in_float16(step: Float[Tensor, "rows groups"]) -> Float[Tensor, "rows groups
         return codes.round_step(step)
     least = torch.finfo(torch.float16).smallest_normal * torch.finfo(torch.float16).eps
     return step.abs().clamp_min(least).copysign(step).half().float()
+
+
+def nonzero(step: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """Return steps of which none is less than the finest of float16."""
+    return torch.where(step.abs() < FINEST, FINEST, step)
 
 
 def _least_error(

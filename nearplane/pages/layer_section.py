@@ -20,7 +20,10 @@ FAR = 1e3  # steps from the chosen integers that a box is cut off at
 
 @dataclass(frozen=True)
 class Row:
-    """One row of a stored layer. `sparse` marks columns that have an outlier beside the integer."""
+    """One row of a stored layer: value = step · code − minimum.
+
+    `sparse` marks columns that have an outlier beside the integer.
+    """
 
     code: Int64[Tensor, " columns"]
     step: Float64[Tensor, " columns"]
@@ -29,6 +32,11 @@ class Row:
     limits: tuple[int | None, int | None]
     damping: float
     order: str
+    minimum: Float64[Tensor, " columns"] | None = None
+
+    def raised(self, weight: Float64[Tensor, " columns"]) -> Float64[Tensor, " columns"]:
+        """Return weight + minimum, which step · code approximates."""
+        return weight if self.minimum is None else weight + self.minimum
 
 
 def check_layer(directory: str, name: str, row: int) -> Checkpoint:
@@ -48,12 +56,15 @@ def stored_row(checkpoint: Checkpoint, name: str, row: int) -> Row:
     """Return one row as its record has it, and how the layer was rounded."""
     held = codes.unpack(checkpoint.record(name))
     entry = checkpoint.layers[name]
-    value = types.value(held.code, held.step, held.group_size, held.outliers, held.row_step)[row]
+    value = held.value()[row]
     columns = entry["columns"]
     step = types.spread(held.step, held.group_size, columns).double()
     step = step[row if len(step) > 1 else 0].expand(columns)
     if held.row_step is not None:
         step = step * held.row_step[row].double()
+    minimum = None
+    if held.minimum is not None:
+        minimum = types.spread(held.minimum, held.group_size, columns)[row].double()
     recipe = checkpoint.config["quantization_config"].get("recipe") or {}
     facts = entry.get("facts") or {}
     bits = recipe.get("bits") if recipe.get("method") in ("rtn", "gptq", "ssqr") else None
@@ -70,6 +81,7 @@ def stored_row(checkpoint: Checkpoint, name: str, row: int) -> Row:
         (None, None) if bits is None else code_range(bits),
         float(recipe.get("damping", 0.01) if damping is None else damping),
         recipe.get("order", "natural"),
+        minimum,
     )
 
 
@@ -89,10 +101,11 @@ def sections(
     basis = lattice.basis(hessian, row.order, row.damping)
     damped = damped_hessian(basis)
     columns = basis.columns
-    target, step = weight[None, columns], row.step[None, columns]
+    raised = row.raised(weight)
+    target, step = raised[None, columns], row.step[None, columns]
     plane = lattice.nearest_plane(target, basis.factor, step, *row.limits)[0]
     error = weight - row.value
-    plane_error = weight - row.step * plane[columns.argsort()]
+    plane_error = raised - row.step * plane[columns.argsort()]
     made = [
         section(title, pair, row, weight, damped, basis)
         for title, pair in pairs(row, damped, columns, wanted)
@@ -159,7 +172,8 @@ def section(
     error = weight - row.value
     within = damped[chosen][:, chosen]
     pull = torch.linalg.solve(within, damped[chosen][:, others] @ error[others])
-    target = (weight[chosen] + pull).tolist()
+    raised = row.raised(weight)[chosen]
+    target = (raised + pull).tolist()
     box, outside = box_section(pair, row, error, basis)
     return {
         "title": title,
@@ -167,7 +181,7 @@ def section(
         "hessian": within.tolist(),
         "step": row.step[chosen].tolist(),
         "code": row.code[chosen].tolist(),
-        "weight": weight[chosen].tolist(),
+        "weight": raised.tolist(),
         "target": target,
         # the corners are targets, too
         "box": [[t + move for t, move in zip(target, corner, strict=True)] for corner in box],

@@ -36,6 +36,8 @@ def types_of(out):
         ("gguf:IQ4_XS", "IQ4_NL", "IQ4_XS"),
         ("gguf:Q6_K", "Q8_0", "Q6_K"),
         ("gguf:Q5_0", "Q5_0", "Q5_0"),
+        ("gguf:Q5_K", "Q5_1", "Q5_K"),
+        ("gguf:Q4_1", "Q4_1", "Q4_1"),
     ],
 )
 def test_a_gguf_file_of_a_type(word, narrow, broad, nearplane, wide, text, tmp_path):

@@ -237,14 +237,14 @@ def steps(data: bytes, step_type: int, count: int) -> tuple[list[float], int]:
 
 
 def record(data: bytes) -> list[list[float]]:
-    """Return step · code + outlier for every place of the matrix."""
+    """Return step · code − minimum + outlier for every place of the matrix."""
     magic, version, tag, form, kind, rows, columns, group, outlier_bytes, code_bytes = (
         struct.unpack_from("<4sBBBBIIIIQ", data)
     )
     assert (magic, version) == (b"NPLR", 1)
     assert zlib.crc32(data[:-4]) == int.from_bytes(data[-4:], "little")
     groups = -(-columns // group)
-    count = (1, columns, rows * groups, columns)[form]
+    count = (1, columns, rows * groups, columns, 2 * rows * groups)[form]
     step, step_bytes = steps(data[32:], kind, count)
     at = 32 + step_bytes
     row_step = [1.0] * rows
@@ -257,10 +257,13 @@ def record(data: bytes) -> list[list[float]]:
     if outlier_bytes:
         extra = sparse(data[at + code_bytes : -4], rows, columns)
     places = (lambda i, j: 0, lambda i, j: j, lambda i, j: i * groups + j // group)
-    place = places[1 if form == 3 else form]
+    place = places[(0, 1, 2, 1, 2)[form]]
+    minimum = step[rows * groups :] if form == 4 else [0.0] * (rows * groups)
     return [
         [
-            row_step[i] * step[place(i, j)] * code[i * columns + j] + extra[i].get(j, 0.0)
+            row_step[i] * step[place(i, j)] * code[i * columns + j]
+            - minimum[places[2](i, j)]
+            + extra[i].get(j, 0.0)
             for j in range(columns)
         ]
         for i in range(rows)

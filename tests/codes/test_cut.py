@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from nearplane.codes import CODES, Dense, Huffman, Rans, ladder_steps, rans, record, round_base
 from nearplane.codes.cut import cut, shared_group
 from nearplane.codes.header import LAYOUT
-from nearplane.types import Outliers, value
+from nearplane.types import Outliers
 from tests.codes.draw import gaussian, outliers
 from tests.codes.test_record import matrix, parts, some_steps
 
@@ -18,8 +18,7 @@ def packed(p) -> torch.Tensor:
 
 
 def value_of(data: torch.Tensor) -> torch.Tensor:
-    held = record.unpack(data)
-    return value(held.code, held.step, held.group_size, held.outliers, held.row_step)
+    return record.unpack(data).value()
 
 
 def same(a: torch.Tensor, b: torch.Tensor) -> bool:

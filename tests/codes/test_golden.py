@@ -13,7 +13,7 @@ BAD = sorted((FOLDER / "must_fail").glob("*.bin"))
 
 def test_every_case_has_its_file():
     assert {path.stem for path in GOOD} == {f"v1-{c.__name__.replace('_', '-')}" for c in CASES}
-    assert len(BAD) >= 34
+    assert len(BAD) >= 37
     assert all(path.stat().st_size < 10_000 for path in GOOD + BAD)
 
 
@@ -27,6 +27,9 @@ def test_golden_records_mean_what_they_meant(case):
     assert (back.row_step is None) == (expected.row_step is None)
     if back.row_step is not None:
         assert torch.equal(back.row_step, expected.row_step)
+    assert (back.minimum is None) == (expected.minimum is None)
+    if back.minimum is not None:
+        assert torch.equal(back.minimum, expected.minimum)
     assert (back.outliers is None) == (expected.outliers is None)
     if back.outliers is not None:
         for name in ("start", "column", "value"):

@@ -41,7 +41,7 @@ def some_steps(shape: tuple[int, int]) -> torch.Tensor:
 
 @st.composite
 def parts(draw):
-    """Return (code, step, group_size, outliers, coder, row_step) of a small matrix."""
+    """Return (code, step, group_size, outliers, coder, row_step, minimum) of a small matrix."""
     rows, columns = draw(st.integers(1, 9)), draw(st.sampled_from([1, 2, 7, 63, 64, 100, 129]))
     cells = draw(integers(most=rows * columns))
     code = torch.zeros(rows * columns, dtype=torch.int32)
@@ -58,14 +58,17 @@ def parts(draw):
     ladder = step.shape == (1, columns) and group_size == columns and sparse is None
     if ladder and draw(st.booleans()):
         row_step = ladder_steps(torch.exp2(torch.linspace(-3, 3, rows)), ROW_WIDTH)[:, None]
+    minimum = None
+    if step.shape == shapes[0] and sparse is None and row_step is None and draw(st.booleans()):
+        minimum = some_steps(shapes[0]).flip(1) - 0.5
     coder = draw(st.sampled_from(CODERS))
-    return code.reshape(rows, columns), step, group_size, sparse, coder, row_step
+    return code.reshape(rows, columns), step, group_size, sparse, coder, row_step, minimum
 
 
 @given(parts())
 @settings(max_examples=80)
 def test_a_record_comes_back(p):
-    code, step, group_size, sparse, coder, row_step = p
+    code, step, group_size, sparse, coder, row_step, minimum = p
     packed, code_bytes = record.pack(*p)
     back = record.unpack(packed, *code.shape)
     assert torch.equal(back.code, code) and torch.equal(back.step, step)
@@ -73,6 +76,9 @@ def test_a_record_comes_back(p):
     assert (back.row_step is None) == (row_step is None)
     if row_step is not None:
         assert torch.equal(back.row_step, row_step)
+    assert (back.minimum is None) == (minimum is None)
+    if minimum is not None:
+        assert torch.equal(back.minimum, minimum)
     assert (back.outliers is None) == (sparse is None)
     if sparse is not None:
         for name in ("start", "column", "value"):
@@ -85,9 +91,9 @@ def test_a_record_comes_back(p):
 @given(parts())
 @settings(max_examples=40)
 def test_the_slow_decoder_of_the_document_agrees(p):
-    code, step, group_size, sparse, _, row_step = p
+    code, step, group_size, sparse, _, row_step, minimum = p
     packed, _ = record.pack(*p)
-    expected = value(code, step.double(), group_size, sparse, row_step)
+    expected = value(code, step.double(), group_size, sparse, row_step, minimum)
     assert slow.record(bytes(packed.numpy())) == expected.tolist()
 
 
@@ -329,3 +335,16 @@ def test_factors_of_rows_go_with_one_step_a_column(group_size):
         return
     with pytest.raises(ValueError, match="one step for a column"):
         record.pack(code, step, group_size, None, Huffman(), row_step)
+
+
+def test_minima_go_with_steps_of_groups_and_without_outliers():
+    code, step = matrix(0, 4, 10), some_steps((4, 2))
+    for own, size, sparse, minimum in (
+        (torch.ones(1, 10), 10, None, torch.ones(1, 10)),
+        (step, 5, None, step[:, :1]),
+        (step, 5, outliers(0, 4, 10, 0.5), step),
+    ):
+        with pytest.raises(ValueError, match="minima go with"):
+            record.pack(code, own, size, sparse, minimum=minimum)
+    with pytest.raises(ValueError, match="not exact in float32"):
+        record.pack(code, step, 5, minimum=step.double() + 1e-12)

@@ -12,7 +12,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nearplane import codes, types
+from nearplane import codes
 from nearplane.lattice import NotPositiveDefiniteError
 from nearplane.methods import METHODS, OutOfRangeError, RateError, from_recipe
 from nearplane.types import NearplaneError
@@ -85,13 +85,15 @@ def relative_loss(w, weight, hessian) -> float:
 
 
 def check_value(w, weight):
-    """value = step · code + outliers, one weight at a time."""
+    """value = step · code − minimum + outliers, one weight at a time."""
     value = w.value()
     assert value.shape == weight.shape and value.isfinite().all()
     rows, columns = w.code.shape
     group = torch.arange(columns) // w.group_size if w.step.shape[1] != columns else None
     step = w.step if group is None else w.step[:, group]
     expected = step.double().expand(rows, columns) * w.code
+    if w.minimum is not None:
+        expected -= w.minimum.double()[:, torch.arange(columns) // w.group_size]
     if w.outliers is not None:
         start = w.outliers.start.tolist()
         assert start[0] == 0 and start[-1] == len(w.outliers.value) == len(w.outliers.column)
@@ -113,8 +115,7 @@ def check_record(w):
     if back.outliers is not None or kept:
         for name in ("start", "column", "value"):
             assert torch.equal(getattr(back.outliers, name), getattr(w.outliers, name))
-    value = types.value(back.code, back.step, back.group_size, back.outliers)
-    assert torch.equal(value, w.value())
+    assert torch.equal(back.value(), w.value())
     assert w.bpw == 8 * len(w.record) / w.code.numel()
     assert w.code_bpw == 8 * w.code_bytes / w.code.numel() < w.bpw
 

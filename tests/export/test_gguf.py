@@ -12,7 +12,10 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers, pro
 from transformers import AutoConfig, AutoModelForCausalLM, PreTrainedTokenizerFast
 
 import nearplane as npl
+from nearplane import codes
+from nearplane.export.checkpoint_reader import open_checkpoint
 from nearplane.export.formats import export
+from nearplane.export.formats.linear_layers import group_size_of
 from nearplane.export.gguf import byte_level, sentencepiece
 from nearplane.export.gguf.architecture import ARCHITECTURES, architecture_of, rotation_factors
 from nearplane.export.gguf.blocks import BLOCK_TYPES
@@ -24,7 +27,7 @@ from nearplane.export.gguf.vocabulary import (
     put_around,
     strip_differences,
 )
-from nearplane.methods import ECLQ, HPTQ, RTN, SSQR
+from nearplane.methods import ECLQ, GGUF, HPTQ, RTN, SSQR
 from nearplane.pipeline import quantize
 from nearplane.types import NearplaneError
 from tests.cli.tiny import tokenizer
@@ -39,18 +42,26 @@ def test_blocks_hold_what_the_package_gguf_decodes(block, data):
     rows, blocks = data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3))
     draws = np.random.default_rng(data.draw(st.integers(0, 2**32)))
     grid, columns = block.grid, blocks * block.columns
-    levels = grid.levels or range(grid.low, grid.high + 1)
-    code = draws.choice(levels, (rows, columns)).astype(np.int32)
-    factor = (2.0 ** draws.uniform(-20, 11, (rows, blocks)) * draws.choice([-1, 1])).astype("f2")
-    multiple = draws.integers(1, max(grid.multiples, 1) + 1, (rows, columns // grid.group))
-    if grid.signed and grid.multiples:
-        multiple = multiple * draws.choice([-1, 1], multiple.shape)
-    step = factor.repeat(block.columns // grid.group, 1).astype("f4") * multiple
-    assert block.holds(code)
-    decoded = gguf.dequantize(block.packed(code, step.astype("f4")), block.ggml)
-    # integers of 8 bits times 11 bits times 7 bits: steps are exact in float32, and products of the
-    # types that have multiples
-    assert np.array_equal(decoded, code * step.repeat(grid.group, 1).astype("f4"))
+    minima = grid.minima and data.draw(st.booleans())
+    low, high = (0, grid.highest) if minima else (grid.low, grid.high)
+    code = draws.choice(grid.levels or range(low, high + 1), (rows, columns)).astype(np.int32)
+
+    def products(fewest):
+        shape = rows, columns // grid.group
+        factor = 2.0 ** draws.uniform(-20, 11, (rows, blocks)) * draws.choice([-1, 1])
+        multiple = draws.integers(fewest, max(grid.multiples, 1) + 1, shape)
+        if grid.signed and grid.multiples:
+            multiple = multiple * draws.choice([-1, 1], multiple.shape)
+        wide = factor.astype("f2").repeat(block.columns // grid.group, 1)
+        return wide.astype("f4") * multiple.astype("f4")
+
+    parts = [products(1), *([products(0)] if minima else [])]
+    assert block.holds(code, minima)
+    decoded = gguf.dequantize(block.packed(code, *parts), block.ggml)
+    # integers of 8 bits times 11 bits times 7 bits: steps and minima are exact in float32, and
+    # products of the types that have multiples
+    step, *minimum = (part.repeat(grid.group, 1) for part in parts)
+    assert np.array_equal(decoded, code.astype("f4") * step - (minimum[0] if minima else 0))
 
 
 @pytest.mark.parametrize("block", BLOCK_TYPES, ids=lambda block: block.grid.name)
@@ -59,11 +70,18 @@ def test_steps_that_a_type_does_not_hold(block):
     each = block.columns // block.grid.group
     odd = np.full((1, each), 1.0, np.float32)
     odd[0, 0] = 1 + 2.0**-12
-    assert block.factored(odd) is None
-    assert block.factored(np.full((2, each), -0.5, np.float32)) is not None
+    assert block.factors(odd) is None
+    halves = np.full((2, each), -0.5, np.float32)
+    assert block.factors(halves) is not None
+    assert block.holds(np.ones((1, 1), np.int32), True) == block.grid.minima
+    if block.grid.minima:
+        assert block.factors(halves, 0 * halves) is not None
+        assert block.factors(halves[:1], odd) is None
+    else:
+        assert block.factors(halves, halves) is None
     if each > 1 and not block.grid.signed:
         odd[0, 0] = -1
-        assert block.factored(odd) is None
+        assert block.factors(odd) is None and block.factors(halves[:1], odd) is None
 
 
 def model_of(family, directory, vocabulary=320, intermediate=96, **changes):
@@ -189,6 +207,26 @@ def test_one_step_of_a_matrix_takes_the_type_of_its_largest_integer(tmp_path):
             decoded = gguf.dequantize(tensor.data, tensor.tensor_type)
             assert np.array_equal(decoded, values[name].numpy())
     assert "Q" in said[0]
+
+
+def test_minima_are_written_as_they_are(tmp_path):
+    """Of Q5_K and, where 256 does not divide rows, Q5_1; other formats have no place for them."""
+    model_of("llama", tmp_path / "model", intermediate=256)
+    quantize(tmp_path / "model", tmp_path / "out", GGUF(type="Q5_K"), TOKENS)
+    exported = export(tmp_path / "out", tmp_path / "gguf", "gguf")
+    values = npl.load(tmp_path / "out", dequantize=True, dtype=torch.float32).state_dict()
+    names = {"ffn_down": "mlp.down_proj", "ffn_up": "mlp.up_proj", "attn_v": "self_attn.v_proj"}
+    for tensor in gguf.GGUFReader(exported / "model.gguf").tensors:
+        _, block, kind, *_ = [*tensor.name.split("."), "", "", ""]
+        if kind in names:
+            assert tensor.tensor_type.name == ("Q5_K" if kind == "ffn_down" else "Q5_1")
+            decoded = gguf.dequantize(tensor.data, tensor.tensor_type)
+            own = values[f"model.layers.{block}.{names.pop(kind)}.weight"]
+            assert np.array_equal(decoded, own.numpy())
+    assert not names
+    held = codes.unpack(open_checkpoint(tmp_path / "out").record("model.layers.0.mlp.up_proj"))
+    with pytest.raises(NearplaneError, match="written as gptq: minima of groups have no place"):
+        group_size_of(held, "up_proj", "gptq")
 
 
 def split_with(*steps, ignore_merges=False):

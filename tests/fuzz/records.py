@@ -53,7 +53,12 @@ def _of_shape(code: codes.Code, rows: int, columns: int) -> dict[str, bytes]:
         "rows": (codes.ladder_steps(torch.rand(columns) + 0.1)[None] * 0.75, columns),
         "groups": (codes.round_step(torch.rand(rows, groups) + 0.1), min(7, columns)),
     }
-    found = {}
+    minimum = codes.round_step(torch.rand(rows, groups) - 0.5)
+    found = {
+        f"{code.name} {code} {rows}x{columns} minima": _packed(
+            integers, *forms["groups"], None, code, minimum=minimum
+        )
+    }
     for form, (step, group_size) in forms.items():
         for rate in (0.0, 0.002, 0.2) if rows > 3 else (0.0,):
             sparse = outliers(rows, rows, columns, rate) if rate else None
@@ -64,8 +69,9 @@ def _of_shape(code: codes.Code, rows: int, columns: int) -> dict[str, bytes]:
     return found
 
 
-def _packed(integers, step, group_size, sparse, code, row_step=None) -> bytes:
-    return bytes(codes.pack(integers, step, group_size, sparse, code, row_step)[0].numpy())
+def _packed(integers, step, group_size, sparse, code, row_step=None, minimum=None) -> bytes:
+    parts = integers, step, group_size, sparse, code, row_step, minimum
+    return bytes(codes.pack(*parts)[0].numpy())
 
 
 def draw(kept: list[bytes], random: Random) -> bytes:
@@ -165,6 +171,9 @@ def _check_held(held: codes.Unpacked, record: bytes) -> None:
     header = codes.inspect(record)
     assert held.code.shape == (header.rows, header.columns) and held.code.dtype == torch.int32
     assert held.step.shape == header.step_shape and bool(held.step.isfinite().all())
+    assert (held.minimum is None) == (header.minimum_count == 0)
+    if held.minimum is not None:
+        assert held.minimum.shape == held.step.shape and bool(held.minimum.isfinite().all())
     assert held.code.numel() <= codes.by_tag(header.code_tag).most_per_byte * header.code_bytes
     if held.code.numel() > MOST_LAID_OUT:
         return
@@ -188,7 +197,9 @@ def _check_laid_out(held: codes.Unpacked, record: bytes) -> None:
 
 def _check_again(held: codes.Unpacked) -> None:
     parts = held.code, held.step, held.group_size, held.outliers, codes.Huffman(), held.row_step
-    again = codes.unpack(codes.pack(*parts)[0])
+    again = codes.unpack(codes.pack(*parts, held.minimum)[0])
+    assert (again.minimum is None) == (held.minimum is None)
+    assert held.minimum is None or torch.equal(again.minimum, held.minimum)
     assert torch.equal(again.code, held.code) and torch.equal(again.step, held.step)
     assert (again.row_step is None) == (held.row_step is None)
     assert held.row_step is None or torch.equal(again.row_step, held.row_step)

@@ -28,10 +28,11 @@ class Case:
     outliers: Outliers | None
     coder: Code
     row_step: torch.Tensor | None = None
+    minimum: torch.Tensor | None = None
 
     def pack(self) -> bytes:
         parts = self.code, self.step, self.group_size, self.outliers, self.coder
-        return bytes(record.pack(*parts, self.row_step)[0].numpy())
+        return bytes(record.pack(*parts, self.row_step, self.minimum)[0].numpy())
 
 
 def bell(rows: int, columns: int, spread: int) -> torch.Tensor:
@@ -119,6 +120,13 @@ def rans_rows_codes() -> int:
     return record.inspect(rans_rows().pack()).code_bytes
 
 
+def dense_minima() -> Case:
+    code = (bell(20, 90, 3) % 16).to(torch.int32)
+    step = torch.arange(1, 61).reshape(20, 3) / 1024
+    minimum = torch.arange(-7, 53).reshape(20, 3) / 128
+    return Case(code, step, 32, None, Dense(4), None, minimum)
+
+
 def rans_bands() -> Case:
     code = torch.div(bell(512, 800, 20), 29, rounding_mode="trunc")
     return Case(code, torch.tensor([[0.5]]), 800, None, Rans())
@@ -141,6 +149,7 @@ CASES: tuple[Callable[[], Case], ...] = (
     rans_bands,
     rans_rows,
     rans_one_context,
+    dense_minima,
 )
 
 
@@ -164,6 +173,7 @@ def bad_records() -> dict[str, bytes]:
     escaped, columns, dense = huffman_scalar_escapes(), huffman_columns(), dense_groups_outliers()
     good, codes = escaped.pack(), LAYOUT.size + 4
     last, huge = len(dense.pack()) - 5, dict.fromkeys(("rows", "columns", "group_size"), 2**31 - 1)
+    minima = record.inspect(dense_minima().pack())
     return {
         "empty": b"",
         "truncated": good[:-1],
@@ -178,6 +188,11 @@ def bad_records() -> dict[str, bytes]:
         "one-escape-more": edited(escaped, {codes + 8: good[codes + 8] + 1}),
         "lane-width": edited(escaped, {codes + 21: 13}),
         "outlier-not-finite": edited(dense, {last: 0x7E}),
+        "minimum-infinite": edited(dense_minima(), {minima.codes_at - 1: 0x7C}),
+        "minima-outliers": promising(
+            dense_minima(), outlier_bytes=4, code_bytes=minima.code_bytes - 4
+        ),
+        "minima-missing": promising(dense, step_form=4),
         "no-such-word": edited(one_symbol(), {len(one_symbol().pack()) - 9: 1}),
     }
 

@@ -1,5 +1,6 @@
 """Block types: steps that files hold, levels that are nearest, and errors of the expected size."""
 
+import gguf
 import numpy as np
 import pytest
 import torch
@@ -15,7 +16,7 @@ from nearplane.methods.block_steps import (
     mixed_grids,
     nearest_level,
 )
-from nearplane.types import spread
+from nearplane.types import spread, value
 from tests.problem import problem
 
 every_type = pytest.mark.parametrize("name", GRIDS)
@@ -29,20 +30,27 @@ def test_files_hold_every_layer(name, seed, size):
     draws = torch.Generator().manual_seed(seed)
     weight = size * torch.randn(3, 512, generator=draws).exp2() * torch.randn(3, 512)
     grid = GRIDS[name]
-    step = block_steps(grid, weight, torch.rand(512, generator=draws) + 0.1)
-    assert step.shape == (3, 512 // grid.group)
-    wide = spread(step, grid.group, 512)
-    code = nearest_level(grid, weight / wide).int()
-    assert STORED[name].holds(code.numpy())
-    packed = STORED[name].packed(code.numpy(), step.numpy())
+    step, minimum = block_steps(grid, weight, torch.rand(512, generator=draws) + 0.1)
+    assert step.shape == (3, 512 // grid.group) and (minimum is not None) == grid.minima
+    raised = weight if minimum is None else weight + spread(minimum, grid.group, 512)
+    code = nearest_level(grid, raised / spread(step, grid.group, 512)).int()
+    assert STORED[name].holds(code.numpy(), grid.minima)
+    packed = STORED[name].packed(code.numpy(), step.numpy(), *found_minima(minimum))
     assert packed.shape == (3, int(512 * grid.bits / 8))
+    decoded = gguf.dequantize(packed, STORED[name].ggml)
+    assert np.array_equal(decoded, value(code, step, grid.group, None, None, minimum).numpy())
+
+
+def found_minima(minimum):
+    return [] if minimum is None else [minimum.numpy()]
 
 
 @every_type
 def test_the_nearest_level_is_the_nearest(name):
     grid = GRIDS[name]
-    levels = torch.tensor(grid.levels or range(grid.low, grid.high + 1)).float()
-    x = torch.linspace(grid.low - 3, grid.high + 3, 997)
+    low, high = (0, grid.highest) if grid.minima else (grid.low, grid.high)
+    levels = torch.tensor(grid.levels or range(low, high + 1)).float()
+    x = torch.linspace(low - 3, high + 3, 997)
     found = nearest_level(grid, x.clone())
     assert torch.equal((found - x).abs(), (levels - x[:, None]).abs().amin(1))
 
@@ -52,14 +60,16 @@ def test_a_type_errs_as_entropy_coded_integers_of_its_effective_bits(name):
     """Of 6.02 dB a bit: measured once more, on another matrix, to a tenth of a bit."""
     grid = GRIDS[name]
     weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
-    wide = spread(block_steps(grid, weight, torch.ones(512)), grid.group, 512)
-    error = float((nearest_level(grid, weight / wide) * wide - weight).square().mean())
+    parts = block_steps(grid, weight, torch.ones(512))
+    wide, less = (0.0 if part is None else spread(part, grid.group, 512) for part in parts)
+    level = nearest_level(grid, (weight + less) / wide)
+    error = float((level * wide - less - weight).square().mean())
     bits = np.log(np.pi * np.e / 6 / error) / np.log(4)
     assert abs(bits - effective_bits(grid)) < 0.1 and effective_bits(grid) < grid.bits
 
 
 def test_mixtures_hold_what_divides_a_row():
-    assert [grid.name for grid in mixed_grids(96)] == ["IQ4_NL", "Q5_0", "Q8_0"]
+    assert [grid.name for grid in mixed_grids(96)] == ["IQ4_NL", "Q5_0", "Q5_1", "Q8_0"]
     assert {grid.block for grid in mixed_grids(512)} == {32, 256}
     assert grid_of("Q4_K", 96).name == "Q5_0" and grid_of("Q4_K", 512).name == "Q4_K"
     for columns in (32, 256):
@@ -76,5 +86,6 @@ def test_simple_types_are_no_worse_than_gptq_with_the_same_groups(bits, name):
 
 
 def test_a_mixture_takes_the_largest_type_that_its_rate_allows():
-    for bits, name in ((3.0, "Q3_K"), (4.3, "IQ4_XS"), (7.0, "Q6_K"), (16.0, "Q8_0")):
+    sizes = {2.0: "Q2_K", 3.0: "Q2_K", 3.5: "Q3_K", 4.3: "IQ4_XS", 7.0: "Q6_K", 16.0: "Q8_0"}
+    for bits, name in sizes.items():
         assert GGUF(mixed=bits).grid(512).name == name

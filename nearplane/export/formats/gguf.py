@@ -20,7 +20,7 @@ NAMES = {"Q2_K": "Q2_K", "Q3_K": "Q3_K_M", "Q4_K": "Q4_K_M", "Q5_K": "Q5_K_M"}
 
 
 class Gguf(Format):
-    """value = step · code in Q2_K to Q6_K, Q4_0, Q5_0, Q8_0, IQ4_NL and IQ4_XS.
+    """value = step · code − minimum in Q2_K to Q6_K, Q4_0 to Q8_0, IQ4_NL and IQ4_XS.
 
     A layer gets the smallest type that holds its integers and steps.
     """

@@ -59,6 +59,11 @@ def group_size_of(held: codes.Unpacked, layer: str, where: str) -> int | None:
     """Return the columns that share a step, None for all; NearplaneError for other steps."""
     refusal, columns = f"{layer} cannot be written as {where}: ", held.code.shape[1]
     check_plain(held, refusal, "gptq, rtn or hptq")
+    if held.minimum is not None:
+        raise NearplaneError(
+            f"{refusal}minima of groups have no place there; quantize with --method gptq, or of "
+            "GGUF types without them"
+        )
     if held.step.shape[1] == 1:
         return None
     if columns % held.group_size:

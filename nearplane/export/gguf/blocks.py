@@ -1,12 +1,14 @@
 """Integers and their steps -> the bytes of a GGUF tensor: llama.cpp's block types, exactly.
 
-Every type here is filled so that what llama.cpp decodes is step · code, to the bit. A type with a
-minimum of every group has it at the lowest code: value = d · k · q − m · k, m = −d · low. Types
-of 256 columns have a number d of float16 for each block, and steps d · k of 16 or 32 columns.
+Every type here is filled so that what llama.cpp decodes is step · code − minimum, to the bit. Types
+of 256 columns have a number d of float16 for each block, and steps d · k of 16 or 32 columns; those
+with minima a second number m, and minima m · l. Where integers have no minimum, such a type's is at
+its lowest level: value = d · k · q − m · k, m = −d · low.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
@@ -17,6 +19,7 @@ from nearplane.codes.block_types import GRIDS, LARGEST, BlockGrid
 Codes = UInt8[np.ndarray, "blocks columns"]
 Factors = Float16[np.ndarray, "blocks"]
 Multiples = Int[np.ndarray, "blocks each"]
+Factored = tuple[Factors, Multiples]
 Bytes = UInt8[np.ndarray, "blocks bytes"]
 
 
@@ -24,11 +27,12 @@ Bytes = UInt8[np.ndarray, "blocks bytes"]
 class BlockType:
     """A type of blocks, and how its bytes are arranged.
 
-    - `grid`: the integers and steps that it holds. `pack`: codes from 0 up, d and k -> bytes.
+    - `grid`: the integers and steps that it holds. `pack`: codes from 0 up, d and k, and of types
+      with minima also m and l -> bytes.
     """
 
     grid: BlockGrid
-    pack: Callable[[Codes, Factors, Multiples], Bytes]
+    pack: Callable[..., Bytes]
 
     @property
     def ggml(self) -> GGMLQuantizationType:
@@ -39,22 +43,42 @@ class BlockType:
         """Columns of a block."""
         return GGML_QUANT_SIZES[self.ggml][0]
 
-    def holds(self, code: Int[np.ndarray, "rows columns"]) -> bool:
-        """Whether all integers are levels of the type."""
+    def holds(self, code: Int[np.ndarray, "rows columns"], minima: bool = False) -> bool:
+        """Whether all integers are levels of the type, or integers beside its minima."""
         low, high = int(code.min()), int(code.max())
+        if minima:
+            return self.grid.minima and 0 <= low <= high <= self.grid.highest
         inside = self.grid.low <= low <= high <= self.grid.high
         return inside and (not self.grid.levels or bool(np.isin(code, self.grid.levels).all()))
 
-    def factored(
-        self, step: Float32[np.ndarray, "rows groups"]
-    ) -> tuple[Factors, Multiples] | None:
-        """Return d of every block and k of every group, step = d · k; None if there are none."""
+    def factors(
+        self,
+        step: Float32[np.ndarray, "rows groups"],
+        minimum: Float32[np.ndarray, "rows groups"] | None = None,
+    ) -> tuple[Any, ...] | None:
+        """Return d of every block and k of every group, step = d · k; None if there are none.
+
+        And of a type with minima also m and l, minimum = m · l.
+        """
+        made = self.products(step, 1)
+        if made is None or not self.grid.minima:
+            return made if minimum is None else None
+        if minimum is None:
+            return *made, -self.grid.low * made[0], made[1]
+        least = self.products(minimum, 0)
+        return least and (*made, *least)
+
+    def products(self, step: Float32[np.ndarray, "rows groups"], fewest: int) -> Factored | None:
+        """Return one number of float16 a block and a multiple of it a group, which make `step`.
+
+        - `fewest`: the least multiple, where all have one sign.
+        """
         each = self.columns // self.grid.group
         wide = step.reshape(-1, each)
         largest = np.abs(wide).max(1)
         several = self.grid.signed and self.grid.multiples > 0
         # where a group's step cannot be negative by itself, a block's factor may be
-        sign = np.ones(len(wide)) if several else np.sign(wide[:, 0])
+        sign = np.ones(len(wide)) if several else np.where((wide < 0).any(1), -1.0, 1.0)
         factor = np.zeros(len(wide), np.float16)
         multiple = np.zeros(wide.shape, np.int64)
         open_ = np.arange(len(wide))
@@ -62,9 +86,12 @@ class BlockType:
             with np.errstate(all="ignore"):
                 own = (largest[open_] / np.float32(most) * sign[open_]).astype(np.float16)
                 found = np.rint(wide[open_] / own.astype(np.float32)[:, None])
+                found[largest[open_] == 0] = 0
                 exact = (own.astype(np.float32)[:, None] * found == wide[open_]).all(1)
-            least = -most if several else 1
-            exact &= (found >= least).all(1) & (found != 0).all(1) & (np.abs(own) <= LARGEST)
+            least = -most if several else fewest
+            exact &= (found >= least).all(1)
+            if fewest:
+                exact &= (found != 0).all(1) & (np.abs(own) <= LARGEST)
             done = open_[exact]
             factor[done], multiple[done] = own[exact], found[exact].astype(np.int64)
             open_ = open_[~exact]
@@ -76,16 +103,17 @@ class BlockType:
         self,
         code: Int[np.ndarray, "rows columns"],
         step: Float32[np.ndarray, "rows groups"],
+        minimum: Float32[np.ndarray, "rows groups"] | None = None,
     ) -> UInt8[np.ndarray, "rows bytes"]:
-        """Return the tensor's bytes; ValueError for steps that the type does not hold.
+        """Return the tensor's bytes; ValueError for steps or minima that the type does not hold.
 
-        - `step`: of every group.
+        - `step`, `minimum`: of every group.
         """
-        made = self.factored(step)
+        made, levels = self.factors(step, minimum), self.grid.levels
         if made is None:
             raise ValueError(f"{self.grid.name} does not hold these steps")
-        levels = self.grid.levels
-        raised = np.searchsorted(levels, code) if levels else code - self.grid.low
+        low = self.grid.low if minimum is None else 0
+        raised = np.searchsorted(levels, code) if levels else code - low
         blocks = raised.reshape(-1, self.columns).astype(np.uint8)
         return self.pack(blocks, *made).reshape(len(code), -1)
 
@@ -115,11 +143,11 @@ def bits(code: Codes, bit: int) -> Bytes:
     return np.bitwise_or.reduce(parts << shifts, axis=1)
 
 
-def six_bits(multiple: Multiples) -> Bytes:
-    """Return eight factors of 6 bits, and as many minima that are the same numbers."""
-    low, high = np.split(multiple.astype(np.uint8), 2, axis=1)
-    first = low | high >> 4 << 6
-    return np.hstack([first, first, high & 15 | (high & 15) << 4])
+def six_bits(multiple: Multiples, least: Multiples) -> Bytes:
+    """Return the multiples of eight steps and of eight minima, in 6 bits each."""
+    parts = [np.split(each.astype(np.uint8), 2, axis=1) for each in (multiple, least)]
+    first = [low | high >> 4 << 6 for low, high in parts]
+    return np.hstack([*first, parts[0][1] & 15 | (parts[1][1] & 15) << 4])
 
 
 def q8_0(code: Codes, factor: Factors, _: Multiples) -> Bytes:
@@ -139,14 +167,29 @@ def q5_0(code: Codes, factor: Factors, _: Multiples) -> Bytes:
     return np.hstack([halves(factor), fifth, nibbles(code, 16)])
 
 
-def q4_k(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
+def q4_1(code: Codes, factor: Factors, _: Multiples, minimum: Factors, __: Multiples) -> Bytes:
+    """Return blocks of integers of 4 bits, as Q4_0, and what is added to them."""
+    return np.hstack([halves(factor, -minimum), nibbles(code, 16)])
+
+
+def q5_1(code: Codes, factor: Factors, _: Multiples, minimum: Factors, __: Multiples) -> Bytes:
+    """Return blocks of integers of 4 bits, and a fifth apart, and what is added to them."""
+    fifth = np.packbits(code >> 4 & 1, axis=1, bitorder="little")
+    return np.hstack([halves(factor, -minimum), fifth, nibbles(code, 16)])
+
+
+def q4_k(
+    code: Codes, factor: Factors, multiple: Multiples, minimum: Factors, least: Multiples
+) -> Bytes:
     """Return blocks of integers of 4 bits, with factors and minima of 32 columns."""
-    return np.hstack([halves(factor, 8 * factor), six_bits(multiple), nibbles(code, 32)])
+    return np.hstack([halves(factor, minimum), six_bits(multiple, least), nibbles(code, 32)])
 
 
-def q5_k(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
+def q5_k(
+    code: Codes, factor: Factors, multiple: Multiples, minimum: Factors, least: Multiples
+) -> Bytes:
     """Return blocks of integers as Q4_K, and a fifth bit apart."""
-    head = halves(factor, 16 * factor), six_bits(multiple)
+    head = halves(factor, minimum), six_bits(multiple, least)
     return np.hstack([*head, bits(code, 4), nibbles(code, 32)])
 
 
@@ -166,10 +209,12 @@ def q3_k(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
     return np.hstack([bits(code, 2), pairs(code), low, high, halves(factor)])
 
 
-def q2_k(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
+def q2_k(
+    code: Codes, factor: Factors, multiple: Multiples, minimum: Factors, least: Multiples
+) -> Bytes:
     """Return blocks of integers of 2 bits, with factors and minima of 16 columns."""
-    four = multiple.astype(np.uint8)
-    return np.hstack([four | four << 4, pairs(code), halves(factor, 2 * factor)])
+    four = (multiple | least << 4).astype(np.uint8)
+    return np.hstack([four, pairs(code), halves(factor, minimum)])
 
 
 def iq4_xs(code: Codes, factor: Factors, multiple: Multiples) -> Bytes:
@@ -190,8 +235,10 @@ BLOCK_TYPES = (
     BlockType(GRIDS["Q4_K"], q4_k),
     BlockType(GRIDS["Q4_0"], q4_0),
     BlockType(GRIDS["IQ4_NL"], q4_0),
+    BlockType(GRIDS["Q4_1"], q4_1),
     BlockType(GRIDS["Q5_K"], q5_k),
     BlockType(GRIDS["Q5_0"], q5_0),
+    BlockType(GRIDS["Q5_1"], q5_1),
     BlockType(GRIDS["Q6_K"], q6_k),
     BlockType(GRIDS["Q8_0"], q8_0),
 )

@@ -120,12 +120,12 @@ class TensorReader:
         """Return the numbers or the bytes of one layer, in the type of the tensor."""
         held = codes.unpack(self.checkpoint.record(layer))
         order = self.order_of(stored, len(held.code))
-        code, step = held.code[order], wide_steps(held)
-        step = step[order] if len(step) > 1 else step
         if stored.block is None:
-            return (code * step).float().numpy()
-        every = step[:, :: stored.block.grid.group].expand(len(code), -1)
-        return stored.block.packed(code.numpy(), every.float().contiguous().numpy())
+            return held.value()[order].float().numpy()
+        group = stored.block.grid.group
+        parts = [wide_steps(held, part) for part in (held.step, held.minimum) if part is not None]
+        every = [part.expand(len(order), -1)[order, ::group].float().numpy() for part in parts]
+        return stored.block.packed(held.code[order].numpy(), *every)
 
     def unquantized(self, stored: StoredTensor) -> np.ndarray:
         """Return the numbers of a tensor that is not compressed, or its bytes if of bfloat16."""
@@ -162,10 +162,9 @@ def number_of(layer: str) -> int:
     return int(found[2]) if found else 0
 
 
-def wide_steps(held: codes.Unpacked) -> Tensor:
-    """Return the step of every column, of each row or of all."""
+def wide_steps(held: codes.Unpacked, step: Tensor) -> Tensor:
+    """Return the step or the minimum of every column, of each row or of all."""
     columns = held.code.shape[1]
-    step = held.step
     if step.shape[1] > 1:
         step = step.repeat_interleave(held.group_size, dim=1)
     return step.expand(-1, columns) if step.shape[1] == 1 else step[:, :columns]
@@ -179,13 +178,15 @@ def smallest_type(held: codes.Unpacked, layer: str) -> BlockType | None:
     refusal = f"{layer} cannot be written to GGUF: "
     check_plain(held, refusal, "hptq, gptq or rtn")
     columns, (low, high) = held.code.shape[1], (int(held.code.min()), int(held.code.max()))
-    grouped, step = held.group_size if held.step.shape[1] > 1 else 0, wide_steps(held).float()
-    code = held.code.numpy()
+    grouped, code = held.group_size if held.step.shape[1] > 1 else 0, held.code.numpy()
+    parts = [wide_steps(held, part) for part in (held.step, held.minimum) if part is not None]
     for block in BLOCK_TYPES:
         group = block.grid.group
-        if columns % block.columns or grouped % group or not block.holds(code):
+        if columns % block.columns or grouped % group:
             continue
-        if block.factored(step[:, ::group].contiguous().numpy()) is not None:
+        if not block.holds(code, held.minimum is not None):
+            continue
+        if block.factors(*(part[:, ::group].float().numpy() for part in parts)) is not None:
             return block
     if columns % 32 and grouped % 32 == 0:
         return None

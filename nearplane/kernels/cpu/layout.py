@@ -175,7 +175,7 @@ def _matrix(held: Unpacked, head: Header) -> tuple[Matrix, list[Any]]:
     code, step = held.code.contiguous(), held.step.to(torch.float32).contiguous()
     step_type = STEP_TYPES.get(head.step_type, 0)
     shape = head.rows, head.columns, head.group_size
-    numbers = *shape, head.form_without_rows, head.code_tag, step_type
+    numbers = *shape, head.form_of_steps, head.code_tag, step_type
     parts: list[Any] = [code, step, None, None, None, None]
     if held.row_step is not None:
         parts[2] = held.row_step.contiguous()

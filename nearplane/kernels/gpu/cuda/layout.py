@@ -53,7 +53,7 @@ def pack(record: UInt8[Tensor, " bytes"], device: torch.device) -> UInt8[Tensor,
     if option is None or not coders.is_lossless(held):
         return None
     dense = head.code_tag == codes.Dense.tag
-    form = head.form_without_rows
+    form = head.form_of_steps
     parts = (_planes if dense else _lanes)(held, replace(head, step_form=form), device)
     if parts is None:
         return None
