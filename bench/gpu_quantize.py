@@ -35,8 +35,9 @@ from transformers.models.llama.modeling_llama import LlamaDecoderLayer, LlamaRot
 import nearplane as npl
 from nearplane.lattice import basis
 from nearplane.plan.throughput import seconds_of
+from nearplane.precision import exact_products
 from nearplane.types import NearplaneError
-from nearplane.walk.device import chosen_device, exact_products
+from nearplane.walk.device import chosen_device
 from nearplane.walk.hessian import HessianSum
 
 TOKENS, RUN_TOKENS = 2048, 128 * 2048

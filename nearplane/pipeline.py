@@ -29,13 +29,14 @@ from nearplane.model.selection import Rules
 from nearplane.plan.calibration_size import CalibrationSize, calibrated
 from nearplane.plan.offload import offload_for
 from nearplane.plan.survey import Survey, survey
+from nearplane.precision import exact_products
 from nearplane.report.machine import machine
 from nearplane.report.report_json import Kept, run_report
 from nearplane.report.report_page import report_files
 from nearplane.types import LayerReport, NearplaneError, Progress, no_progress
 from nearplane.version import __version__
 from nearplane.walk.calibration import CalibrationRequest, Text, TokenAccount
-from nearplane.walk.device import Accelerator, chosen_device, exact_products, with_less_if_full
+from nearplane.walk.device import Accelerator, chosen_device, with_less_if_full
 from nearplane.walk.placement import ActivationLimits, Placement
 from nearplane.walk.ranks import Ranks
 from nearplane.walk.walk import Walk

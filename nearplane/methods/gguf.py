@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -17,8 +16,8 @@ from nearplane.methods import fixed_width
 from nearplane.methods.block_steps import (
     block_steps,
     effective_bits,
+    levels_of,
     mixed_grids,
-    nearest_level,
 )
 from nearplane.methods.certificate import bound_around, certify_rows, measure
 from nearplane.methods.eclq import ECLQ
@@ -115,8 +114,8 @@ class GGUF(LatticeMethod):
         step = block_steps(grid, matrix.float(), importance.float())
         size = min(grid.group, columns)
         wide = spread(step, size, columns).to(weight.dtype).expand_as(weight)[:, basis.columns]
-        nearest = partial(nearest_level, grid)
-        code = nearest_plane_among(matrix[:, basis.columns], basis.factor, wide, nearest)
+        levels = levels_of(grid, matrix)
+        code = nearest_plane_among(matrix[:, basis.columns], basis.factor, wide, levels)
 
         def value(rows: slice) -> Tensor:
             return (code[rows] * wide[rows])[:, invperm]

@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.lattice import Basis, sweep
+from nearplane.lattice import Basis, sweep, unit_factor
 from nearplane.methods.certificate import measure
 from nearplane.methods.entropy_coded import check_bpw, quantized_weight
 from nearplane.methods.method import LatticeMethod, RateMethod, check_order, check_range
@@ -91,10 +91,11 @@ def round_columns(
             return nearest
         # a column of zeros keeps gain 1; later columns compensate for the step as it is stored
         fitted = nearest.dot(best) / nearest.dot(nearest) * decision_of[j]
-        fitted = fitted.nan_to_num(nan=float(decision_of[j])).to(stored_dtype).to(target.dtype)
+        fitted = fitted.where(fitted == fitted, decision_of[j]).to(stored_dtype).to(target.dtype)
         return nearest * torch.div(fitted, decision_of[j], out=gain_of[j])
 
-    sweep(columns, (basis.factor * decision_step.double()).to(target.dtype), choose)
+    scaled = (basis.factor * decision_step.double()).to(target.dtype)
+    sweep(columns, unit_factor(scaled), choose)
     step = (decision_step * gains).to(stored_dtype).float()
     return CodedMatrix(
         code.T.to(torch.int32, memory_format=torch.contiguous_format), step, decision_step.float()

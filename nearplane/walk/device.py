@@ -2,8 +2,7 @@
 
 import gc
 import importlib
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import wraps
 from typing import Any
@@ -13,6 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from nearplane.lattice import Prices, factor, nearest_plane, order, rate_aware_plane
+from nearplane.precision import exact_products
 from nearplane.types import NearplaneError, first_line
 from nearplane.walk.hidden_states import CPU
 
@@ -139,24 +139,6 @@ def rounded(weight: Tensor, inputs: Tensor) -> tuple[Tensor, Tensor]:
     prices = Prices(length, torch.zeros_like(place[:ROWS]), place % 2)
     codes = nearest_plane(target, given, step, -2, 1), rate_aware_plane(target, given, step, prices)
     return hessian, torch.stack(codes)
-
-
-@contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Let float32 products of another device than the CPU be float32's inside a `with` block."""
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    # torch renamed the setting in 2.9, and refuses a mixture of both names
-    name, exact, own = "fp32_precision", "ieee", [cuda, getattr(cudnn, "conv", None)]
-    if not hasattr(cuda, name):
-        name, exact, own = "allow_tf32", False, [cuda, cudnn]
-    before = [(each, getattr(each, name)) for each in own if device != CPU and hasattr(each, name)]
-    for each, _ in before:
-        setattr(each, name, exact)
-    try:
-        yield
-    finally:
-        for each, value in before:
-            setattr(each, name, value)
 
 
 def free_bytes(device: torch.device) -> int | None:

@@ -9,12 +9,7 @@ from hypothesis import strategies as st
 from nearplane.codes.block_types import GRIDS, grid_of
 from nearplane.export.gguf.blocks import BLOCK_TYPES
 from nearplane.methods import GGUF, GPTQ
-from nearplane.methods.block_steps import (
-    block_steps,
-    effective_bits,
-    mixed_grids,
-    nearest_level,
-)
+from nearplane.methods.block_steps import block_steps, effective_bits, levels_of, mixed_grids
 from nearplane.types import spread
 from tests.problem import problem
 
@@ -32,7 +27,7 @@ def test_files_hold_every_layer(name, seed, size):
     step = block_steps(grid, weight, torch.rand(512, generator=draws) + 0.1)
     assert step.shape == (3, 512 // grid.group)
     wide = spread(step, grid.group, 512)
-    code = nearest_level(grid, weight / wide).int()
+    code = levels_of(grid, weight).nearest(weight / wide).int()
     assert STORED[name].holds(code.numpy())
     packed = STORED[name].packed(code.numpy(), step.numpy())
     assert packed.shape == (3, int(512 * grid.bits / 8))
@@ -43,7 +38,7 @@ def test_the_nearest_level_is_the_nearest(name):
     grid = GRIDS[name]
     levels = torch.tensor(grid.levels or range(grid.low, grid.high + 1)).float()
     x = torch.linspace(grid.low - 3, grid.high + 3, 997)
-    found = nearest_level(grid, x.clone())
+    found = levels_of(grid, x).nearest(x.clone())
     assert torch.equal((found - x).abs(), (levels - x[:, None]).abs().amin(1))
 
 
@@ -53,7 +48,8 @@ def test_a_type_errs_as_entropy_coded_integers_of_its_effective_bits(name):
     grid = GRIDS[name]
     weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
     wide = spread(block_steps(grid, weight, torch.ones(512)), grid.group, 512)
-    error = float((nearest_level(grid, weight / wide) * wide - weight).square().mean())
+    level = levels_of(grid, weight).nearest(weight / wide)
+    error = float((level * wide - weight).square().mean())
     bits = np.log(np.pi * np.e / 6 / error) / np.log(4)
     assert abs(bits - effective_bits(grid)) < 0.1 and effective_bits(grid) < grid.bits
 
