@@ -63,8 +63,8 @@ def count(work: Callable[[], Any]) -> int:
         stack.enter_context(lattice.rate_aware_plane.within(nearest_plane.rate_aware_plane))
         stack.enter_context(lattice.k_best.within(k_best.k_best))
         # the type of stored steps depends on them: it is asked for once, before a sweep
-        for where in ("nearplane.codes.steps.sixteen_bits", "nearplane.codes.sixteen_bits"):
-            stack.enter_context(patch(where, lambda *_, **__: torch.float16))
+        stack.enter_context(patch("nearplane.codes.round_step", lambda step: step))
+        stack.enter_context(patch("nearplane.codes.sixteen_bits", lambda *_, **__: torch.float16))
         stack.enter_context(started)
         work()
     return started.count

@@ -4,8 +4,6 @@ The recursion over columns is that of nearplane/lattice/search.py. A leaf of the
 32 columns that are rounded one after the other, is one launch of a Triton kernel.
 """
 
-from typing import Any
-
 import torch
 from jaxtyping import Float, Int32, Int64
 from torch import Tensor
@@ -71,7 +69,12 @@ def k_best(
 
 
 def _serves(
-    target: Tensor, factor: Tensor, step: Tensor, prices: Prices, paths: int, *others: Any
+    target: Tensor,
+    factor: Tensor,
+    step: Tensor,
+    prices: Prices,
+    paths: int,
+    scaled: ScaledFactor | None = None,
 ) -> bool:
     return paths <= MOST_PATHS and on_gpu(target, factor)
 

@@ -66,16 +66,17 @@ def searches_agree(rows: int, n: int, paths: int, span: int) -> None:
 
 
 def ties_agree() -> None:
-    """Halves under the identity: all numbers are exact, and most costs equal."""
-    rows, n = 4, 9
-    halves = (
-        torch.randint(-3, 4, (rows, n), generator=torch.Generator().manual_seed(1)).double() / 2
-    )
-    one, step = torch.eye(n, dtype=torch.float64), torch.ones(1, n, dtype=torch.float64)
-    prices, scaled = prices_of(rows, n, 2, 0.0), ScaledFactor.of(one, step, torch.float64)
+    """Quarters, and half of an error in the next column: numbers are exact, some costs equal."""
+    rows, n = 8, 7
+    quarters = torch.randint(-6, 7, (rows, n), generator=torch.Generator().manual_seed(1)) / 4.0
+    quarters[:, -1] = 0.5
+    target, step = quarters.double(), torch.ones(1, n, dtype=torch.float64)
+    next_one = torch.ones(n, n, dtype=torch.float64).triu(1).tril(1)
+    factor = torch.eye(n, dtype=torch.float64) + next_one / 2
+    prices, scaled = prices_of(rows, n, 2, 0.0), ScaledFactor.of(factor, step, torch.float64)
     for paths in (2, 3, 8):
-        found = k_best.k_best(halves, one, step, prices, paths)
-        assert torch.equal(found, searched(Stable, halves, step, prices, paths, scaled))
+        found = k_best.k_best(target, factor, step, prices, paths)
+        assert torch.equal(found, searched(Stable, target, step, prices, paths, scaled))
 
 
 class Stable(Beam):

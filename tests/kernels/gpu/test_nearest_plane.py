@@ -126,13 +126,12 @@ def test_of_equal_costs_a_search_keeps_that_of_the_earlier_path():
 
 def test_rows_are_shared_out_and_rounded_in_pieces(monkeypatch):
     """So several processes round some rows each; the integers are the same."""
-    monkeypatch.setattr(rows, "AT_ONCE", 1)
     calls = []
     monkeypatch.setattr(ours, "start", lambda launch, **tensors: calls.append(launch))
     p = problem(1, 3 * rows.TILE, 4)
     ours.nearest_plane(p.weight, factor(p), torch.ones(1, 1))
     ours.rate_aware_plane(p.weight, factor(p), torch.ones(1, 4), prices_of(len(p.weight), 4, 1))
-    assert [launch.numbers["rows"] for launch in calls] == [3 * rows.TILE] * 2
+    assert [launch.numbers["rows"] for launch in calls] == [2 * rows.TILE, rows.TILE] * 2
     calls.clear()
     monkeypatch.setattr(rows.in_parts, "versions", {"two": (lambda *_: True, in_two)})
     ours.nearest_plane(p.weight, factor(p), torch.ones(1, 1))
