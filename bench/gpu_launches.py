@@ -16,7 +16,6 @@ groups, before the first sweep.
 import argparse
 from collections.abc import Callable
 from contextlib import ExitStack
-from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
@@ -27,7 +26,7 @@ from nearplane import lattice
 from nearplane.codes.block_types import GRIDS, UNEVEN
 from nearplane.kernels.gpu import k_best, nearest_plane
 from nearplane.kernels.gpu.portable.start import Launch
-from nearplane.lattice import Levels, Prices
+from nearplane.lattice import Basis, Levels, Prices
 from nearplane.methods import block_steps, steps
 from nearplane.methods.eclq import ECLQ
 from nearplane.methods.meet_rate import RoundingProblem
@@ -74,25 +73,23 @@ def empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     return torch.empty(*shape, dtype=dtype, device=META)
 
 
+def basis_of(n: int) -> Basis:
+    return Basis(empty(n, n), empty(n, dtype=torch.int64), empty(n, n, dtype=torch.float64), 0.01)
+
+
 def problem(rows: int, n: int, two_sided: bool) -> RoundingProblem:
     """Return a layer with steps of columns; with `two_sided`, of rows and an output Hessian."""
     blocks = [len(part) for part in torch.empty(rows).tensor_split(-(-rows // BLOCK))]
-    bases = [
-        SimpleNamespace(
-            columns=empty(size, dtype=torch.int64), factor=empty(size, size, dtype=torch.float64)
-        )
-        for size in blocks
-    ]
+    bases = [basis_of(size) for size in blocks] if two_sided else []
     invperm = empty(n, dtype=torch.int64)
     target, factor = empty(rows, n), empty(n, n, dtype=torch.float64)
-    outputs: Any = bases if two_sided else ()
-    return RoundingProblem(target, factor, empty(1, n), invperm, empty(rows, 1), outputs)
+    return RoundingProblem(target, factor, empty(1, n), invperm, empty(rows, 1), bases)
 
 
 def roundings(rows: int, n: int) -> dict[str, Callable[[], Any]]:
     """Return one rounding of all rows by method."""
     target, factor = empty(rows, n), empty(n, n, dtype=torch.float64)
-    own, basis = empty(rows, n), SimpleNamespace(factor=factor)
+    own, basis = empty(rows, n), basis_of(n)
     whole = [empty(size, dtype=torch.int64) for size in (rows, n)]
     prices = Prices(empty(CONTEXTS, SYMBOLS), *whole)
     levels, limits = Levels.of(UNEVEN, target), (-4, 3)

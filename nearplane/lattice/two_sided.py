@@ -79,14 +79,15 @@ def round_two_sided(
     for group in groups:
         errors = [target.new_empty(len(block.order), target.shape[1]) for block in group]
         for turn in zip_longest(*(block.parts for block in group)):
-            parts = [(at, *part) for at, part in enumerate(turn) if part is not None]
-            places = [group[at].order[rows] for at, rows, _ in parts]
-            pulls = [moves @ errors[at][rows.stop :] for at, rows, moves in parts]
+            parts = [(at, part) for at, part in enumerate(turn) if part is not None]
+            places = [group[at].order[rows] for at, (rows, _) in parts]
+            pulls = [moves @ errors[at][rows.stop :] for at, (rows, moves) in parts]
             place, sizes = _stacked(places), list(map(len, places))
             own = target[place]
             found = rounding(own + _stacked(pulls), place)
             code[place] = found
-            for (at, rows, _), error in zip(parts, (own - found * step).split(sizes), strict=True):
+            left = (own - found * step).split(sizes)
+            for (at, (rows, _)), error in zip(parts, left, strict=True):
                 errors[at][rows] = error
     return code
 

@@ -17,7 +17,7 @@ from nearplane.lattice.search import Beam, ScaledFactor, searched
 from nearplane.precision import exact_products
 
 LANES = 32  # of a Triton program: rows times paths
-MOST_PATHS = 32
+MOST_PATHS = 8  # with more, registers spill on some GPUs
 
 
 class TritonBeam(Beam):

@@ -2,9 +2,7 @@
 
 import pytest
 
-pytest.importorskip("triton")
-
-from bench import gpu_launches  # noqa: E402
+from bench import gpu_launches
 
 ROWS = 4096
 # most operations that 32 columns more take: a leaf and a product; K-best renumbers paths, too
@@ -29,7 +27,7 @@ def test_a_leaf_is_one_launch(name):
 
 def test_pieces_and_blocks_of_rows_are_rounded_together():
     """Four times the rows take little more, however the output Hessian is cut into blocks."""
-    for name, most in (("hptq", 1), ("ssqr", 1), ("eclq", 1.5)):
+    for name, most in (("hptq", 1), ("ssqr", 1), ("eclq", 1.6)):
         few, many = (gpu_launches.roundings(rows, 256)[name] for rows in (ROWS, 4 * ROWS))
         assert gpu_launches.count(many) <= most * gpu_launches.count(few)
 
