@@ -47,7 +47,6 @@ METHODS_OF_ALL = [
     npl.HRTN(bpw=9.5),
     npl.ECLQ(bpw=9.5, paths=3, two_sided=False, allocate=False),
     METHODS["watersic"](bpw=9.5),
-    METHODS["gguf"](type="Q4_0"),
     METHODS["gguf"](type="IQ4_NL"),
 ]
 MOST_COPIES = 20  # of a model's weights: checks, passes and rounding each bring blocks anew
