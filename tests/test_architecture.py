@@ -11,12 +11,13 @@ PACKAGE = ROOT / "nearplane"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A room may import itself and these. "nearplane" is the package's root, __init__.py.
-BELOW = {"types", "op", "rows", "version"}
+BELOW = {"types", "op", "precision", "rows", "version"}
 ALLOWED = {
     "types": set(),
     "op": set(),
     "version": set(),
     "openmp": set(),
+    "precision": set(),
     "rows": {"op"},
     "report": BELOW,
     "lattice": BELOW,

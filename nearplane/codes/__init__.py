@@ -24,6 +24,7 @@ Read record.py first, then dense.py, the simplest code.
 |---|---|
 | record | one quantized matrix <-> the bytes of its record |
 | header | the first 32 bytes of a record |
+| host | integers of an accelerator, brought to the machine's memory |
 | steps, ladder | steps <-> bytes: as floats, or as points of one logarithmic grid |
 | sparse, gaps | outliers <-> bytes: columns, or Golomb-Rice codes of the gaps between them |
 | cut | the record of a block of rows and columns of a matrix |
@@ -49,6 +50,7 @@ from nearplane.codes.contexts import Contexts
 from nearplane.codes.corrupt import CorruptError
 from nearplane.codes.dense import Dense
 from nearplane.codes.fitting import Tables, choose_contexts, fit
+from nearplane.codes.host import on_host
 from nearplane.codes.huffman import Huffman
 from nearplane.codes.ladder import ladder_steps, round_base
 from nearplane.codes.rans import Rans
@@ -88,6 +90,7 @@ __all__ = [
     "histogram",
     "inspect",
     "ladder_steps",
+    "on_host",
     "pack",
     "price",
     "record_bytes",

@@ -19,6 +19,7 @@ from nearplane.codes.header import (
     read_header,
     step_form,
 )
+from nearplane.codes.host import on_host
 from nearplane.codes.huffman import Huffman
 from nearplane.codes.reader import Reader
 from nearplane.codes.registry import Code, by_tag
@@ -84,7 +85,7 @@ def pack(
         if step.shape != (1, columns) or group_size != columns or not alone:
             raise ValueError("factors of rows go with one step for a column, and no outliers")
         form, step_part = COLUMN_AND_ROW, step_part + ladder.encode_rows(_exact32(row_step))
-    code_part = coder.encode(np.ascontiguousarray(code.detach().cpu().numpy()))
+    code_part = coder.encode(np.ascontiguousarray(on_host(code)))
     sparse_part = b"" if outliers is None else sparse.encode(_to_rows(outliers, rows), columns)
     sizes = len(sparse_part), len(code_part)
     header = Header(coder.tag, form, kind, rows, columns, group_size, *sizes)

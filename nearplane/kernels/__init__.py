@@ -4,8 +4,8 @@ Delete this folder and results stay the same up to rounding in the last bits; on
 A function that may have faster versions is an `Op` (nearplane/op.py): its body is the reference,
 and each call goes to the first registered version that accepts its arguments. The versions here
 speed up products with compressed weights, rANS decoding, and nearest-plane rounding. Of the rest
-of the package, this folder imports only lattice, codes, types.py, op.py and rows.py, and only
-nearplane/__init__.py imports it.
+of the package, this folder imports only lattice, codes, types.py, op.py, precision.py and rows.py,
+and only nearplane/__init__.py imports it.
 
 Read nearplane/op.py and nearplane/codes/resident.py first, then cpu/versions.py; docs/KERNELS.md
 and docs/GPU.md explain the memory layouts.

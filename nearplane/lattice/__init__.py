@@ -24,6 +24,7 @@ Read nearest_plane.py first: `nearest_plane_plain` is the whole algorithm in ten
 | factor | the Cholesky factor, in float64 and without an inverse |
 | basis | order and factor of one Hessian together, with more damping where it is needed |
 | nearest_plane | Babai's nearest plane: a readable version and a fast blocked one |
+| outliers | nearest plane with clipped codes, which keeps what is clipped off |
 | rate_aware | nearest plane that weighs squared error against code length, with its bound |
 | search | the same as a beam search that keeps the K cheapest partial rows (M-algorithm) |
 | two_sided | the same under a Hessian of the outputs, too: rows make up for each other |
@@ -42,22 +43,27 @@ from nearplane.lattice.damping import damp
 from nearplane.lattice.factor import NotPositiveDefiniteError, factor
 from nearplane.lattice.gptq import gptq
 from nearplane.lattice.nearest_plane import (
+    Levels,
     nearest_integer,
     nearest_plane,
     nearest_plane_among,
     nearest_plane_plain,
     sweep,
+    unit_factor,
 )
 from nearplane.lattice.order import ORDERS, order
+from nearplane.lattice.outliers import nearest_plane_with_outliers
 from nearplane.lattice.rate_aware import Prices, cell_sides, rate_aware_plane
 from nearplane.lattice.search import k_best
-from nearplane.lattice.two_sided import moved_targets, round_two_sided
+from nearplane.lattice.two_sided import RowBlock, moved_targets, round_two_sided
 
 __all__ = [
     "ORDERS",
     "Basis",
+    "Levels",
     "NotPositiveDefiniteError",
     "Prices",
+    "RowBlock",
     "am_gm_bits",
     "basis",
     "bound",
@@ -72,10 +78,12 @@ __all__ = [
     "nearest_plane",
     "nearest_plane_among",
     "nearest_plane_plain",
+    "nearest_plane_with_outliers",
     "order",
     "rate_aware_plane",
     "relative_factor",
     "round_two_sided",
     "squared_sides",
     "sweep",
+    "unit_factor",
 ]

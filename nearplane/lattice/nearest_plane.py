@@ -1,6 +1,6 @@
 """Babai's nearest plane algorithm: a readable version and a fast blocked one."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nearplane.lattice.float64 import narrowed
 from nearplane.op import Op
-from nearplane.rows import TILE, by_rows, some_rows
+from nearplane.rows import TILE, by_rows, rows_at_once, some_rows
 
 BLOCK_ROWS = 128  # rows of a factor that are scaled at a time
 LEAF = 32  # columns rounded one after the other between two matrix products
@@ -19,6 +19,32 @@ def nearest_integer(x: Float[Tensor, "..."], low: int | None, high: int | None) 
     """Return x rounded half to even and clipped to low .. high; every method rounds with it."""
     rounded = torch.round(x)
     return rounded if low is None and high is None else rounded.clamp_(low, high)
+
+
+@dataclass(frozen=True)
+class Levels:
+    """The integers that a code may be: low .. high, or a few between them.
+
+    - `values`: those few in ascending order, and `middles` between neighbours; both on the device
+      and in the type of what is rounded.
+    """
+
+    low: int
+    high: int
+    values: Float[Tensor, " levels"] | None = None
+    middles: Float[Tensor, " levels_less_one"] | None = None
+
+    @classmethod
+    def of(cls, values: Sequence[int], like: Tensor) -> "Levels":
+        """Return levels that need not be neighbours, for numbers like those of a tensor."""
+        levels = torch.tensor(values, dtype=like.dtype, device=like.device)
+        return cls(values[0], values[-1], levels, (levels[1:] + levels[:-1]) / 2)
+
+    def nearest(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """Return the nearest level of each number; `x` may be overwritten."""
+        if self.values is None or self.middles is None:
+            return nearest_integer(x, self.low, self.high)
+        return self.values[torch.bucketize(x, self.middles)]
 
 
 def nearest_plane_plain(
@@ -65,13 +91,20 @@ def nearest_plane(
 
     Cost: rows · n² / 2 multiply-adds, of which all but a fraction LEAF / n are matrix products.
     """
-    round_tile = round_with_unit_step if 1 in step.shape else round_with_element_steps
+    unit = unit_factor(narrowed(scaled_by_columns(factor, step, target.dtype), target))
+    limits = low, high
+
+    def rounded_tile(tile: Tensor, own: Tensor) -> Tensor:
+        if 1 in step.shape:
+            return round_with_unit_step(tile, unit, own, limits)
+        own = own.to(tile.dtype).expand_as(tile)
+        return round_with_element_steps(tile, unit, own, lambda x: nearest_integer(x, *limits))
 
     def rounded(rows: slice) -> tuple[Tensor]:
         parts = tiles(target[rows], some_rows(step, rows))
-        return (torch.cat([round_tile(t, factor, s, (low, high)) for t, s in parts]),)
+        return (torch.cat([rounded_tile(*part) for part in parts]),)
 
-    return by_rows(rounded, len(target))[0]
+    return by_rows(rounded, len(target), at_once=rows_at_once(target.shape[1], target.device))[0]
 
 
 @Op
@@ -79,61 +112,56 @@ def nearest_plane_among(
     target: Float[Tensor, "rows n"],
     factor: Float[Tensor, "n n"],
     step: Float[Tensor, "rows n"],
-    nearest: Callable[[Tensor], Tensor],
+    levels: Levels,
 ) -> Int32[Tensor, "rows n"]:
     """Round every row of `target` as `nearest_plane` does, to levels that need not be neighbours.
 
-    - `nearest`: returns the nearest level, an integer, of each number.
+    - `levels`: in the type of `target`.
     """
+    unit = unit_factor(narrowed(factor, target))
 
     def some(rows: slice) -> tuple[Tensor]:
-        columns = target[rows].T.contiguous()
-        steps = step[rows].T.contiguous().unbind()
-        code = torch.empty_like(columns)
-        codes = code.unbind()
+        return (round_with_element_steps(target[rows], unit, step[rows], levels.nearest),)
 
-        def choose(j: int, best: Tensor) -> Tensor:
-            codes[j].copy_(nearest(best / steps[j]))
-            return codes[j] * steps[j]
-
-        sweep(columns, narrowed(factor, target), choose)
-        return (code.T.to(torch.int32, memory_format=torch.contiguous_format),)
-
-    return by_rows(some, len(target))[0]
+    return by_rows(some, len(target), at_once=rows_at_once(target.shape[1], target.device))[0]
 
 
 def tiles(
     target: Float[Tensor, "rows n"], step: Float[Tensor, "#rows #n"]
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the target TILE rows at a time, with the steps of those rows."""
-    for first in range(0, max(len(target), 1), TILE):
-        rows = slice(first, first + TILE)
+    """Yield the target TILE rows at a time, with the steps of those rows; on a CPU only."""
+    size = TILE if target.device.type == "cpu" else max(len(target), 1)
+    for first in range(0, max(len(target), 1), size):
+        rows = slice(first, first + size)
         yield target[rows], some_rows(step, rows)
 
 
 def round_with_element_steps(
     target: Float[Tensor, "rows n"],
-    factor: Float[Tensor, "n n"],
+    unit: Float[Tensor, "n n"],
     step: Float[Tensor, "rows n"],
-    limits: tuple[int | None, int | None],
+    nearest: Callable[[Tensor], Tensor],
 ) -> Int32[Tensor, "rows n"]:
-    """Return the codes of a target whose elements each have their own step."""
+    """Return the codes of a target whose elements each have their own step.
+
+    - `unit`: from `unit_factor`. `nearest`: returns the admissible code nearest to each number.
+    """
     columns = target.T.contiguous()
-    steps = step.to(target.dtype).expand_as(target).T.contiguous().unbind()
+    steps = step.T.contiguous().unbind()
     code = torch.empty_like(columns)
     codes = code.unbind()
 
     def choose(j: int, best: Tensor) -> Tensor:
-        codes[j].copy_(nearest_integer(best / steps[j], *limits))
+        codes[j].copy_(nearest(best / steps[j]))
         return codes[j] * steps[j]
 
-    sweep(columns, narrowed(factor, target), choose)
+    sweep(columns, unit, choose)
     return code.T.to(torch.int32, memory_format=torch.contiguous_format)
 
 
 def round_with_unit_step(
     target: Float[Tensor, "rows n"],
-    factor: Float[Tensor, "n n"],
+    unit: Float[Tensor, "n n"],
     step: Float[Tensor, "#rows #n"],
     limits: tuple[int | None, int | None],
 ) -> Int32[Tensor, "rows n"]:
@@ -141,9 +169,10 @@ def round_with_unit_step(
 
     Rounding target / step with step 1, on the factor R · diag(step) for column steps, gives the
     same codes, and takes three operations for each column instead of seven.
+
+    - `unit`: from `unit_factor`, of that factor.
     """
     columns = (target / step.to(target.dtype)).T.contiguous()
-    scaled = scaled_factor(factor, step, target.dtype) if step.shape[1] > 1 else factor
     code = torch.empty_like(columns)
     codes = code.unbind()
 
@@ -151,8 +180,16 @@ def round_with_unit_step(
         nearest = torch.round(best, out=codes[j])
         return nearest if limits == (None, None) else nearest.clamp_(*limits)
 
-    sweep(columns, narrowed(scaled, target), choose)
+    sweep(columns, unit, choose)
     return code.T.to(torch.int32, memory_format=torch.contiguous_format)
+
+
+def scaled_by_columns(
+    factor: Float[Tensor, "n n"], step: Float[Tensor, "#rows #n"], dtype: torch.dtype
+) -> Float[Tensor, "n n"]:
+    """Return the factor in `dtype`, times the steps if they vary along the columns only."""
+    by_columns = 1 in step.shape and step.shape[1] > 1
+    return scaled_factor(factor, step, dtype) if by_columns else factor.to(dtype)
 
 
 def scaled_factor(
@@ -164,14 +201,20 @@ def scaled_factor(
     """
     scaled = torch.empty(factor.shape, dtype=dtype, device=factor.device)
     own = step.to(factor.device)
-    for block, source in zip(scaled.split(BLOCK_ROWS), factor.split(BLOCK_ROWS), strict=True):
+    rows = BLOCK_ROWS if factor.device.type == "cpu" else rows_at_once(len(factor), factor.device)
+    for block, source in zip(scaled.split(rows), factor.split(rows), strict=True):
         block.copy_(source * own)
     return scaled.to(step.device)
 
 
+def unit_factor(factor: Float[Tensor, "n n"]) -> Float[Tensor, "n n"]:
+    """Return R_jk / R_jj above the diagonal, 0 elsewhere: what one error adds to other columns."""
+    return (factor / factor.diagonal()[:, None]).triu_(1)
+
+
 def sweep(
     target: Float[Tensor, "n rows"],
-    factor: Float[Tensor, "n n"],
+    unit: Float[Tensor, "n n"],
     choose: Callable[[int, Tensor], Tensor],
 ) -> Float[Tensor, "n rows"]:
     """Round the columns last to first and return the errors target − value.
@@ -183,17 +226,18 @@ def sweep(
 
     Matrices are transposed, so that each column is contiguous. The target itself is not
     overwritten, so rounding errors of floating point do not accumulate in it.
+
+    - `unit`: from `unit_factor`.
     """
-    state = CallbackSweep(*sweep_state(target, factor), choose)
+    state = CallbackSweep(*sweep_state(target, unit), choose)
     state.solve(0, len(target))
     return state.error
 
 
 def sweep_state(
-    target: Float[Tensor, "n rows"], factor: Float[Tensor, "n n"]
+    target: Float[Tensor, "n rows"], unit: Float[Tensor, "n n"]
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the fields of a `Sweep` before its first column is rounded."""
-    unit = (factor / factor.diagonal()[:, None]).triu_(1)
     return target, unit, target.clone(), torch.zeros_like(target)
 
 

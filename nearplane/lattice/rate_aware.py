@@ -8,9 +8,9 @@ from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from nearplane.lattice.float64 import widened
-from nearplane.lattice.nearest_plane import scaled_factor, sweep, tiles
+from nearplane.lattice.nearest_plane import scaled_factor, sweep, tiles, unit_factor
 from nearplane.op import Op
-from nearplane.rows import TILE, by_rows, some_rows
+from nearplane.rows import by_rows, rows_at_once, some_rows
 
 HIGH_RATE_SLOPE = (
     0.11552453009332421  # 2 ln 2 / 12: the squared error, in squared steps, that one bit is worth
@@ -75,6 +75,7 @@ def rate_aware_plane(
     factor: Float[Tensor, "n n"],
     step: Float[Tensor, "#rows n"],
     prices: Prices,
+    unit: Float[Tensor, "n n"] | None = None,
 ) -> Int32[Tensor, "rows n"]:
     """Round every row of `target` to a nearby lattice point with a short code, last column first.
 
@@ -87,32 +88,43 @@ def rate_aware_plane(
     With ν = 0, or with equal code lengths, it is `nearest_plane` [Chou89, Babai86].
 
     - `step`: positive; one for each column, or the product of one for each row and column.
+    - `unit`: what `unit_in_steps` returns for this factor and step, where several calls share it.
     """
+    if unit is None:
+        unit = unit_in_steps(factor, step, target.dtype)
 
     def rounded(rows: slice) -> tuple[Tensor]:
         parts = priced_tiles(target[rows], some_rows(step, rows), prices.of(rows))
-        return (torch.cat([round_tile(t, factor, s, p) for t, s, p in parts]),)
+        return (torch.cat([round_tile(t, unit, s, p) for t, s, p in parts]),)
 
-    return by_rows(rounded, len(target))[0]
+    return by_rows(rounded, len(target), at_once=rows_at_once(target.shape[1], target.device))[0]
+
+
+def unit_in_steps(
+    factor: Float[Tensor, "n n"], step: Float[Tensor, "#rows n"], dtype: torch.dtype
+) -> Float[Tensor, "n n"]:
+    """Return the unit factor for rounding in steps: R_jk s_k / (R_jj s_j) above the diagonal."""
+    return unit_factor(scaled_factor(factor, step[:1], dtype))
 
 
 def priced_tiles(
     target: Float[Tensor, "rows n"], step: Float[Tensor, "#rows n"], prices: Prices
 ) -> Iterator[tuple[Tensor, Tensor, Prices]]:
-    """Yield the target TILE rows at a time, with the steps and code lengths of those rows."""
-    for number, (rows, row_steps) in enumerate(tiles(target, step)):
-        yield rows, row_steps, prices.of(slice(number * TILE, (number + 1) * TILE))
+    """Yield the tiles of a target, with the steps and code lengths of those rows."""
+    first = 0
+    for rows, row_steps in tiles(target, step):
+        yield rows, row_steps, prices.of(slice(first, first + len(rows)))
+        first += len(rows)
 
 
 def round_tile(
     target: Float[Tensor, "rows n"],
-    factor: Float[Tensor, "n n"],
+    unit: Float[Tensor, "n n"],
     step: Float[Tensor, "#rows n"],
     prices: Prices,
 ) -> Int32[Tensor, "rows n"]:
     """Return the integers of one tile of rows, rounded with step 1 after division by the steps."""
     columns = (target / step.to(target.dtype)).T.contiguous()
-    scaled = scaled_factor(factor, step[:1], target.dtype)
     threshold, span = prices.thresholds().to(target.dtype), prices.span
     at_row = prices.row * threshold.shape[1] + span + 1
     at_column = (prices.column * threshold.shape[1]).tolist()
@@ -125,7 +137,7 @@ def round_tile(
         place = below.clamp(-span - 1, span).to(torch.int64).add_(at_row).add_(at_column[j])
         return below.add_(best > threshold.take(place))
 
-    sweep(columns, scaled, choose)
+    sweep(columns, unit, choose)
     return code.T.to(torch.int32, memory_format=torch.contiguous_format)
 
 

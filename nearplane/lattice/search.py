@@ -6,19 +6,44 @@ import torch
 from jaxtyping import Float, Float64, Int32, Int64
 from torch import Tensor
 
-from nearplane.lattice.nearest_plane import LEAF
+from nearplane.lattice.float64 import widened
+from nearplane.lattice.nearest_plane import LEAF, unit_factor
 from nearplane.lattice.rate_aware import Prices
-from nearplane.rows import by_rows
+from nearplane.op import Op
+from nearplane.rows import by_rows, rows_at_once
 
 BRANCHES = 2  # integers tried on each path: the two nearest to its best value
 
 
+@dataclass(frozen=True)
+class ScaledFactor:
+    """The factor scaled by the steps, as a search needs it.
+
+    - `unit`: R_jk s_k / (R_jj s_j) above the diagonal, 0 elsewhere.
+    - `column_cost`: R_jj² s_j² of each column, divided by the mean.
+    """
+
+    unit: Float[Tensor, "n n"]
+    column_cost: Float[Tensor, " n"]
+
+    @classmethod
+    def of(
+        cls, factor: Float[Tensor, "n n"], step: Float[Tensor, "1 n"], dtype: torch.dtype
+    ) -> "ScaledFactor":
+        scaled = widened(factor) * widened(step)
+        squared_pivot = scaled.diagonal().square()
+        cost = (squared_pivot / squared_pivot.mean()).to(dtype)
+        return cls(unit_factor(scaled).to(dtype), cost)
+
+
+@Op
 def k_best(
     target: Float[Tensor, "rows n"],
     factor: Float[Tensor, "n n"],
     step: Float[Tensor, "1 n"],
     prices: Prices,
     paths: int,
+    scaled: ScaledFactor | None = None,
 ) -> Int32[Tensor, "rows n"]:
     """Return the codes of the cheapest lattice point that a beam search finds for every row.
 
@@ -28,32 +53,44 @@ def k_best(
         Σ_j R_jj² s_j² ((t_j − z_j)² + ν len(z_j)).
 
     At each column every path is continued by both neighbours of t_j, and the `paths` cheapest
-    continuations are kept [Anderson84]. With one path this is `rate_aware_plane`.
+    continuations are kept [Anderson84], of equal costs any. With one path this is
+    `rate_aware_plane`.
 
     - `step`: positive, one for each column.
+    - `scaled`: the `ScaledFactor` of this factor and step, where several calls share it.
 
     Cost: `paths` times that of `rate_aware_plane`; paths are rows of the same matrix products.
     """
+    if scaled is None:
+        scaled = ScaledFactor.of(factor, step, target.dtype)
+    there = scaled.unit.device
+    if there != target.device:
+        # paths are compared by sums in float64: the search goes to where these are kept
+        moved = target.to(there), factor, step.to(there), prices.to(there), paths
+        return k_best(*moved, scaled).to(target.device)
+    return searched(Beam, target, step, prices, paths, scaled)
+
+
+def searched(
+    beam_of: "type[Beam]",
+    target: Float[Tensor, "rows n"],
+    step: Float[Tensor, "1 n"],
+    prices: Prices,
+    paths: int,
+    scaled: ScaledFactor,
+) -> Int32[Tensor, "rows n"]:
+    """Return what `k_best` returns, by a kind of `Beam`."""
     rows, n = target.shape
     if n == 0 or rows == 0:
         return torch.zeros_like(target, dtype=torch.int32)
-    if factor.device != target.device:
-        # paths are compared by sums in float64: the search goes to where these are kept
-        there = factor.device
-        moved = target.to(there), step.to(there), prices.to(there)
-        return k_best(moved[0], factor, *moved[1:], paths).to(target.device)
-    scaled = factor.double() * step.double()
-    unit = (scaled / scaled.diagonal()[:, None]).triu_(1).to(target.dtype)
-    squared_pivot = scaled.diagonal().square()
-    column_cost = (squared_pivot / squared_pivot.mean()).to(target.dtype)
 
     def rounded(part: slice) -> tuple[Tensor]:
         in_steps = (target[part] / step.to(target.dtype)).T.contiguous()
-        beam = Beam(in_steps, unit, column_cost, prices.of(part), paths)
+        beam = beam_of(in_steps, scaled.unit, scaled.column_cost, prices.of(part), paths)
         beam.solve(0, n)
         return (beam.cheapest(),)
 
-    return by_rows(rounded, rows)[0]
+    return by_rows(rounded, rows, at_once=rows_at_once(n * paths, target.device))[0]
 
 
 @dataclass
@@ -61,8 +98,7 @@ class Beam:
     """The state of a K-best sweep; column j of row i on path k is at [j, i, k].
 
     - `target`: the rows to round, divided by their steps and transposed.
-    - `unit`: R_jk / R_jj above the diagonal, 0 elsewhere, for the factor scaled by the steps.
-    - `column_cost`: R_jj² s_j² of each column, divided by the mean.
+    - `unit`, `column_cost`: see `ScaledFactor`.
     - `best`: the target plus the corrections for the errors that were passed on so far.
     - `error`, `code`: of the columns rounded so far. `code` keeps the numbering that paths had when
       its block of columns was finished; `error` follows the current one.

@@ -8,10 +8,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearplane.codes.block_types import GRIDS, LARGEST, MIXED, BlockGrid
-from nearplane.lattice.nearest_plane import nearest_integer
+from nearplane.lattice import Levels
 from nearplane.methods.block_minima import lines
-from nearplane.methods.steps import CACHED, groups_of, nonzero
-from nearplane.rows import by_rows
+from nearplane.methods.steps import groups_of, nonzero, numbers_at_once
+from nearplane.rows import by_rows, rows_at_once
 
 SHRINKS = 48  # candidates for a step: the largest weight over the largest level, times 1.1 to 0.35
 MOST, LEAST = 1.1, 0.35
@@ -21,17 +21,14 @@ SMALLEST_WEIGHT, LARGEST_WEIGHT = 2.0**-10, 2.0**14
 DRAWN = 4096  # numbers by which a type's error is measured
 
 
-def nearest_level(grid: BlockGrid, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
-    """Return the nearest level of each number; `x` may be overwritten.
+def levels_of(grid: BlockGrid, like: Tensor) -> Levels:
+    """Return the levels of a type, for numbers like those of a tensor.
 
-    Of a type with minima, of numbers that the minimum was added to.
+    Of a type with minima, for numbers that the minimum was added to.
     """
     if grid.minima:
-        return nearest_integer(x, 0, grid.highest)
-    if not grid.levels:
-        return nearest_integer(x, grid.low, grid.high)
-    levels = torch.tensor(grid.levels, dtype=x.dtype, device=x.device)
-    return levels[torch.bucketize(x, (levels[1:] + levels[:-1]) / 2)]
+        return Levels(0, grid.highest)
+    return Levels.of(grid.levels, like) if grid.levels else Levels(grid.low, grid.high)
 
 
 def block_steps(
@@ -49,34 +46,38 @@ def block_steps(
     usual = SMALLEST_WEIGHT <= largest <= LARGEST_WEIGHT or not largest
     power = 1.0 if usual else 2.0 ** math.floor(math.log2(largest))
 
+    columns, levels = weight.shape[1], levels_of(grid, weight)
+
     def some(rows: slice) -> tuple[Tensor, ...]:
         grouped = groups_of(weight[rows] / power, grid.group)
-        parts = grouped.split(max(1, CACHED // weight.shape[1]))
-        found = zip(*(lines_of(grid, part, wide) for part in parts), strict=True)
+        parts = grouped.split(max(1, numbers_at_once(weight.device) // columns))
+        found = zip(*(lines_of(grid, levels, part, wide) for part in parts), strict=True)
         return tuple(torch.cat(each) * power for each in found)
 
-    step, *minimum = by_rows(some, len(weight))
+    step, *minimum = by_rows(some, len(weight), at_once=rows_at_once(columns, weight.device))
     return step, minimum[0] if minimum else None
 
 
 def lines_of(
     grid: BlockGrid,
+    levels: Levels,
     grouped: Float[Tensor, "rows groups group"],
     importance: Float[Tensor, "1 groups group"],
 ) -> tuple[Float[Tensor, "rows groups"], ...]:
     """Return the steps of some rows' groups, and the minima if the type has any, in float32."""
     if grid.minima:
         return lines(grid, grouped, importance)
-    return (steps_of(grid, grouped, importance),)
+    return (steps_of(grid, levels, grouped, importance),)
 
 
 def steps_of(
     grid: BlockGrid,
+    levels: Levels,
     grouped: Float[Tensor, "rows groups group"],
     importance: Float[Tensor, "1 groups group"],
 ) -> Float[Tensor, "rows groups"]:
     """Return the steps of some rows' groups, in float32."""
-    best = free_steps(grid, grouped, importance).clamp(-LARGEST, LARGEST)
+    best = free_steps(grid, levels, grouped, importance).clamp(-LARGEST, LARGEST)
     if not grid.multiples:
         return nonzero(best.half().float())
     each = grid.block // grid.group
@@ -88,13 +89,14 @@ def steps_of(
     for apart in (-1, 0, 1):
         multiple = (whole + apart).clamp(1, grid.multiples)
         step = factor * multiple * torch.where(best < 0, -1, 1)
-        own = error_of(grid, grouped, step, importance)
+        own = error_of(levels, grouped, step, importance)
         found, error = torch.where(own < error, step, found), torch.minimum(own, error)
     return found
 
 
 def free_steps(
     grid: BlockGrid,
+    levels: Levels,
     grouped: Float[Tensor, "rows groups group"],
     importance: Float[Tensor, "1 groups group"],
 ) -> Float[Tensor, "rows groups"]:
@@ -105,20 +107,20 @@ def free_steps(
     for sign in (1, -1) if grid.signed and -grid.low != grid.high else (1,):
         for index in range(SHRINKS):
             step = full * (sign * (MOST - (MOST - LEAST) * index / (SHRINKS - 1)))
-            own = error_of(grid, grouped, step, importance)
+            own = error_of(levels, grouped, step, importance)
             found, error = torch.where(own < error, step, found), torch.minimum(own, error)
     return found
 
 
 def error_of(
-    grid: BlockGrid,
+    levels: Levels,
     grouped: Float[Tensor, "rows groups group"],
     step: Float[Tensor, "rows groups"],
     importance: Float[Tensor, "1 groups group"],
 ) -> Float[Tensor, "rows groups"]:
     """Return Σ importance · (weight − step · nearest level)² of each group."""
     wide = nonzero(step)[..., None]
-    level = nearest_level(grid, grouped / wide)
+    level = levels.nearest(grouped / wide)
     return level.mul_(wide).sub_(grouped).square_().mul_(importance).sum(2)
 
 
@@ -134,7 +136,8 @@ def effective_bits(grid: BlockGrid) -> float:
         torch.zeros(1) if part is None else part.repeat_interleave(grid.group, 1) for part in found
     )
     raised = drawn + minimum
-    error = float((nearest_level(grid, raised / step) * step - raised).square().mean())
+    level = levels_of(grid, drawn).nearest(raised / step)
+    error = float((level * step - raised).square().mean())
     return math.log(math.pi * math.e / 6 / error, 4)
 
 

@@ -5,7 +5,7 @@ proportion to the pivots, entropy-coding tables by row and column, targets that 
 changed inputs behind quantized layers, and a rate for each layer by its sensitivity.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from math import ceil
@@ -21,8 +21,14 @@ from nearplane.lattice import Basis, NotPositiveDefiniteError, am_gm_bits
 from nearplane.lattice.bound import am_gm_bits_of
 from nearplane.lattice.float64 import narrowed, widened
 from nearplane.lattice.nearest_plane import scaled_factor
-from nearplane.lattice.rate_aware import HIGH_RATE_SLOPE, Prices, cell_sides, rate_aware_plane
-from nearplane.lattice.search import k_best
+from nearplane.lattice.rate_aware import (
+    HIGH_RATE_SLOPE,
+    Prices,
+    cell_sides,
+    rate_aware_plane,
+    unit_in_steps,
+)
+from nearplane.lattice.search import ScaledFactor, k_best
 from nearplane.lattice.two_sided import moved_targets, round_two_sided
 from nearplane.methods.certificate import bound_around, certify_cells, measure
 from nearplane.methods.entropy_coded import check_bpw
@@ -200,9 +206,10 @@ class ECLQ(LatticeMethod, RateMethod):
         scale, _ = predict_scale(sample, replace(self, bpw=bpw).settings)
         unit = scaled_factor(problem.factor, problem.unit_step, target.matrix.dtype)
         error = drawn_errors(unit, rows, draws) * problem.unit_step * scale
-        for order, factor in problem.row_blocks:
+        for block in problem.row_blocks:
             # a row's own error makes up for those of the rows behind it
-            error[order] = errors_from_residuals(narrowed(factor, error), error[order])
+            factor = narrowed(block.factor, error)
+            error[block.order] = errors_from_residuals(factor, error[block.order])
         error = error[:, problem.invperm]
         return error if problem.row_step is None else problem.row_step * error
 
@@ -210,29 +217,28 @@ class ECLQ(LatticeMethod, RateMethod):
         self, problem: RoundingProblem, step: Float32[Tensor, "1 n"], prices: Prices
     ) -> Int32[Tensor, "rows n"]:
         """Return the integers of one sweep, in the basis's order of columns."""
+        by_themselves = self.rounding(problem, step)
         if not problem.row_blocks:
-            return self.by_themselves(problem.target, problem.factor, step, prices)
-        code = torch.empty(problem.target.shape, dtype=torch.int32, device=problem.target.device)
-        for order, row_factor in problem.row_blocks:
-            own = replace(prices, row=prices.row[order])
+            return by_themselves(problem.target, prices)
 
-            def some(target: Tensor, rows: slice, own: Prices = own) -> Tensor:
-                return self.by_themselves(target, problem.factor, step, own.of(rows))
+        def some(target: Tensor, rows: Tensor) -> Tensor:
+            return by_themselves(target, replace(prices, row=prices.row[rows]))
 
-            code[order] = round_two_sided(problem.target[order], row_factor, step, some)
-        return code
+        return round_two_sided(problem.target, problem.row_blocks, step, some)
 
-    def by_themselves(
-        self,
-        target: Float[Tensor, "rows n"],
-        factor: Float64[Tensor, "n n"],
-        step: Float32[Tensor, "1 n"],
-        prices: Prices,
-    ) -> Int32[Tensor, "rows n"]:
-        """Return the integers of rows that do not make up for each other."""
+    def rounding(
+        self, problem: RoundingProblem, step: Float32[Tensor, "1 n"]
+    ) -> Callable[[Tensor, Prices], Int32[Tensor, "rows n"]]:
+        """Return the function that rounds rows that do not make up for each other.
+
+        What it needs of the factor is made once.
+        """
+        factor, dtype = problem.factor, problem.target.dtype
         if self.paths == 1:
-            return rate_aware_plane(target, factor, step, prices)
-        return k_best(target, factor, step, prices, self.paths)
+            unit = unit_in_steps(factor, step, dtype)
+            return lambda target, prices: rate_aware_plane(target, factor, step, prices, unit)
+        scaled, paths = ScaledFactor.of(factor, step, dtype), self.paths
+        return lambda target, prices: k_best(target, factor, step, prices, paths, scaled)
 
 
 def rounding_problem(target: Target, basis: Basis, unequal: bool) -> RoundingProblem:
@@ -275,9 +281,7 @@ def rounded_towards(
         return target
     given = problem.target
     error = given - solution.code[:, problem.invperm.argsort()] * solution.step
-    moved = torch.empty_like(given)
-    for order, row_factor in problem.row_blocks:
-        moved[order] = moved_targets(given[order], row_factor, error[order])
+    moved = moved_targets(given, problem.row_blocks, error)
     return problem.row_step * moved[:, problem.invperm]
 
 

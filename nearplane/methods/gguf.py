@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Any, ClassVar
 
 import torch
@@ -18,8 +17,8 @@ from nearplane.methods import fixed_width
 from nearplane.methods.block_steps import (
     block_steps,
     effective_bits,
+    levels_of,
     mixed_grids,
-    nearest_level,
 )
 from nearplane.methods.certificate import bound_around, certify_rows, measure
 from nearplane.methods.eclq import ECLQ
@@ -124,8 +123,8 @@ class GGUF(LatticeMethod):
         )
         assert wide is not None
         wide, raised = wide[:, basis.columns], matrix if less is None else matrix + less
-        nearest = partial(nearest_level, grid)
-        code = nearest_plane_among(raised[:, basis.columns], basis.factor, wide, nearest)
+        levels = levels_of(grid, matrix)
+        code = nearest_plane_among(raised[:, basis.columns], basis.factor, wide, levels)
 
         def value(rows: slice) -> Tensor:
             found = (code[rows] * wide[rows])[:, invperm]

@@ -21,7 +21,7 @@ from nearplane.methods.scale_search import (
     run_searches,
     search_scale,
 )
-from nearplane.rows import RowsOf, by_rows, cached_rows
+from nearplane.rows import RowsOf, by_rows, cached_rows, rows_at_once
 from nearplane.types import QuantizedWeight
 
 
@@ -107,8 +107,8 @@ def sweep_together(
         step = torch.cat([steps[i].expand(len(r), 1) for i, r in parts])
         return (nearest_plane(target, factor, step.to(factor.dtype)),)
 
-    lengths = list(map(len, requested.values()))
-    (code,) = by_rows(rounded, sum(lengths))
+    lengths, at_once = list(map(len, requested.values())), rows_at_once(len(factor), factor.device)
+    (code,) = by_rows(rounded, sum(lengths), at_once=at_once)
     parts = zip(requests, code.split(lengths), strict=True)
     return {index: CodedMatrix(part, steps[index]) for index, part in parts}
 

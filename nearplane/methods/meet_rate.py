@@ -15,6 +15,7 @@ from nearplane.lattice import Basis
 from nearplane.lattice.float64 import widened
 from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import Prices
+from nearplane.lattice.two_sided import RowBlock
 from nearplane.methods.rate import (
     LARGEST_CODE,
     NORMAL_BITS,
@@ -53,16 +54,13 @@ class RoundingProblem:
     outputs: Sequence[Basis] = ()
 
     @cached_property
-    def row_blocks(self) -> list[tuple[Int64[Tensor, " some"], Float64[Tensor, "some some"]]]:
-        """Rows of each diagonal block in the order of its factor, and the factor.
-
-        It is that of errors in units of `row_step`.
-        """
+    def row_blocks(self) -> list[RowBlock]:
+        """The diagonal blocks; their factors are those of errors in units of `row_step`."""
         blocks, first = [], 0
         for basis in self.outputs:
             rows = first + basis.columns
             size = 1.0 if self.row_step is None else widened(self.row_step[rows, 0])
-            blocks.append((rows, basis.factor * size))
+            blocks.append(RowBlock(rows, basis.factor * size, self.target.dtype))
             first += len(rows)
         return blocks
 
@@ -90,7 +88,7 @@ class RateSettings:
 
     def fit(self, code: Int32[Tensor, "rows n"]) -> codes.Tables:
         """Return the coder's tables fitted to these integers."""
-        return codes.fit(code.cpu().numpy(), contexts=self.coder.contexts)
+        return codes.fit(codes.on_host(code), contexts=self.coder.contexts)
 
     def prices(self, tables: codes.Tables, columns: Int64[Tensor, " n"]) -> Prices:
         """Return the code lengths of some columns under fitted tables, on their device."""

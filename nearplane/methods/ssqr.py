@@ -8,18 +8,17 @@ from jaxtyping import Bool, Float, Float16, Int32
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.lattice import Basis, nearest_integer, sweep
-from nearplane.lattice.float64 import narrowed, widened
+from nearplane.lattice import Basis, nearest_plane_with_outliers
+from nearplane.lattice.float64 import widened
 from nearplane.methods import fixed_width
 from nearplane.methods.certificate import certify_rows, measure
 from nearplane.methods.fixed_width import pack, quantized_weight
 from nearplane.methods.method import LatticeMethod, OutOfRangeError, check_order, check_range
 from nearplane.methods.steps import check_group_size, code_range, mse_steps
-from nearplane.rows import by_rows
+from nearplane.rows import by_rows, rows_at_once
 from nearplane.types import Outliers, QuantizedWeight, spread
 
 BISECTIONS = 10
-FLOAT16_MAX = 65504.0  # larger outliers are clipped to it, and their row then has no bound
 WIDENINGS = 6  # passes that may widen the bracket of log₂ κ before κ = 2^WIDENINGS is taken
 
 
@@ -82,7 +81,9 @@ class SSQR(LatticeMethod):
         start = mse_steps(without_largest(weight.float(), self.outliers), self.bits, group_size)
         step = self.search(weight, basis, start, group_size)
         rounder = self.rounder(weight, basis, step, group_size)
-        rounded = Rounded(*by_rows(lambda rows: rounder(rows).parts, len(weight)))
+        at_once = rows_at_once(weight.shape[1], weight.device)
+        parts = by_rows(lambda rows: rounder(rows).parts, len(weight), at_once=at_once)
+        rounded = Rounded(*parts)
         invperm = basis.columns.argsort()
         code, outliers = rounded.code[:, invperm], sparse_outliers(rounded, invperm)
         wide = spread(step, group_size, weight.shape[1]).to(weight.dtype).expand_as(weight)
@@ -108,7 +109,8 @@ class SSQR(LatticeMethod):
             target = weight[rows]
             wide = spread(step[rows], group_size, target.shape[1]).to(target.dtype)
             wide = wide.expand_as(target)[:, basis.columns]
-            return round_with_outliers(target[:, basis.columns], basis, wide, code_range(self.bits))
+            columns, limits = target[:, basis.columns], code_range(self.bits)
+            return Rounded(*nearest_plane_with_outliers(columns, basis.factor, wide, *limits))
 
         return rounded
 
@@ -125,9 +127,8 @@ class SSQR(LatticeMethod):
         high, best = -low, torch.full_like(low, torch.nan)
         for _ in range(BISECTIONS + WIDENINGS):
             middle = torch.where(best.isnan() & (low > -2), high * 2, (low + high) / 2)
-            few = self.few_enough(
-                self.rounder(weight, basis, scaled_steps(start, middle), group_size), len(weight)
-            )
+            rounder = self.rounder(weight, basis, scaled_steps(start, middle), group_size)
+            few = self.few_enough(rounder, weight)
             smaller = few & (best.isnan() | (middle < best))
             best = torch.where(smaller, middle, best)
             low, high = (
@@ -138,9 +139,12 @@ class SSQR(LatticeMethod):
                 break
         return scaled_steps(start, best.nan_to_num(float(WIDENINGS)))
 
-    def few_enough(self, rounder: Callable[[slice], Rounded], rows: int) -> Bool[Tensor, "rows 1"]:
+    def few_enough(
+        self, rounder: Callable[[slice], Rounded], weight: Float[Tensor, "rows columns"]
+    ) -> Bool[Tensor, "rows 1"]:
         """Return which rows have at most the allowed fraction of outliers."""
-        (density,) = by_rows(lambda part: (rounder(part).density,), rows)
+        rows, at_once = len(weight), rows_at_once(weight.shape[1], weight.device)
+        (density,) = by_rows(lambda part: (rounder(part).density,), rows, at_once=at_once)
         if self.per == "matrix":
             density = density.mean().expand_as(density)
         return density <= self.outliers
@@ -162,34 +166,6 @@ def without_largest(
 def scaled_steps(start: Float[Tensor, "rows groups"], exponent: Float[Tensor, "rows 1"]) -> Tensor:
     """Return start · 2^exponent, rounded to what a record can store."""
     return codes.round_step(start * 2**exponent)
-
-
-def round_with_outliers(
-    target: Float[Tensor, "rows n"],
-    basis: Basis,
-    step: Float[Tensor, "rows n"],
-    limits: tuple[int, int],
-) -> Rounded:
-    """Run nearest plane with clipped codes; store best − step · code of clipped ones in float16.
-
-    - `limits`: the lowest and the highest code.
-    """
-    columns, step = target.T.contiguous(), step.T.contiguous()
-    code = torch.empty_like(columns, dtype=torch.int32)
-    outlier = torch.zeros_like(columns, dtype=torch.float16)
-    is_outlier = torch.empty_like(columns, dtype=torch.bool)
-
-    def choose(j: int, best: Tensor) -> Tensor:
-        unclipped = nearest_integer(best / step[j], None, None)
-        nearest = unclipped.clamp(*limits)
-        code[j] = nearest
-        is_outlier[j] = unclipped != nearest
-        value = nearest * step[j]
-        outlier[j] = torch.where(is_outlier[j], best - value, 0).clamp(-FLOAT16_MAX, FLOAT16_MAX)
-        return value + outlier[j]
-
-    sweep(columns, narrowed(basis.factor, target), choose)
-    return Rounded(code.T.contiguous(), outlier.T, is_outlier.T)
 
 
 def sparse_outliers(rounded: Rounded, invperm: Tensor) -> Outliers:

@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.rows import by_rows
+from nearplane.rows import AT_ONCE, by_rows, rows_at_once
 from nearplane.types import NearplaneError
 
 SHRINKS = 100  # candidates for a step, from the full range down to LEAST_SHRINK of it
@@ -17,6 +17,11 @@ SMALLEST = 5 * torch.finfo(torch.float32).tiny
 SMALLEST_FLOAT16, LARGEST_FLOAT16 = 2.0**-17, 65504.0
 FINEST = 2.0**-24  # the least positive number of float16
 CACHED = 300_000  # numbers worked on at a time, so few that they stay in a core's cache
+
+
+def numbers_at_once(device: torch.device) -> int:
+    """Return how many numbers to work on at a time; an accelerator is kept busy by more of them."""
+    return CACHED if device.type == "cpu" else AT_ONCE
 
 
 def groups_of(
@@ -43,10 +48,12 @@ def mse_steps(
     wide = None if importance is None else groups_of(importance[None].float(), group_size)
 
     def steps(rows: slice) -> tuple[Tensor]:
-        parts = groups_of(weight[rows], group_size).split(max(1, CACHED // weight.shape[1]))
+        at_once = numbers_at_once(weight.device) // weight.shape[1]
+        parts = groups_of(weight[rows], group_size).split(max(1, at_once))
         return (torch.cat([_least_error(part, code_range(bits), wide) for part in parts]),)
 
-    return in_float16(by_rows(steps, len(weight))[0])
+    at_once = rows_at_once(weight.shape[1], weight.device)
+    return in_float16(by_rows(steps, len(weight), at_once=at_once)[0])
 
 
 def in_float16(step: Float[Tensor, "rows groups"]) -> Float[Tensor, "rows groups"]:

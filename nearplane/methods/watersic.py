@@ -7,7 +7,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from nearplane import codes
-from nearplane.lattice import Basis, sweep
+from nearplane.lattice import Basis, sweep, unit_factor
 from nearplane.lattice.float64 import narrowed, widened
 from nearplane.methods.certificate import measure
 from nearplane.methods.entropy_coded import check_bpw, quantized_weight
@@ -93,10 +93,11 @@ def round_columns(
             return nearest
         # a column of zeros keeps gain 1; later columns compensate for the step as it is stored
         fitted = nearest.dot(best) / nearest.dot(nearest) * decision_of[j]
-        fitted = fitted.nan_to_num(nan=float(decision_of[j])).to(stored_dtype).to(target.dtype)
+        fitted = fitted.where(fitted == fitted, decision_of[j]).to(stored_dtype).to(target.dtype)
         return nearest * torch.div(fitted, decision_of[j], out=gain_of[j])
 
-    sweep(columns, narrowed(basis.factor * widened(decision_step), target), choose)
+    scaled = narrowed(basis.factor * widened(decision_step), target)
+    sweep(columns, unit_factor(scaled), choose)
     step = (decision_step * gains).to(stored_dtype).float()
     return CodedMatrix(
         code.T.to(torch.int32, memory_format=torch.contiguous_format), step, decision_step.float()

@@ -17,6 +17,7 @@ import torch
 from nearplane.lattice import basis
 from nearplane.lattice.float64 import Float64Devices, float64_devices
 from nearplane.methods.certificate import measure
+from nearplane.precision import exact_products
 from nearplane.walk.hidden_states import CPU
 from nearplane.walk.ranks import ALONE, Ranks
 
@@ -126,21 +127,3 @@ def factor_and_certificate(columns: int, device: torch.device) -> float:
     measure(weight, lambda rows: weight[rows].round(), basis(hessian, "natural", 0.01))
     torch.accelerator.synchronize(device)
     return time.perf_counter() - started
-
-
-@contextmanager
-def exact_products(device: torch.device) -> Iterator[None]:
-    """Let float32 products of another device than the CPU be float32's inside a `with` block."""
-    cuda, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
-    # torch renamed the setting in 2.9, and refuses a mixture of both names
-    name, exact, own = "fp32_precision", "ieee", [cuda, getattr(cudnn, "conv", None)]
-    if not hasattr(cuda, name):
-        name, exact, own = "allow_tf32", False, [cuda, cudnn]
-    before = [(each, getattr(each, name)) for each in own if device != CPU and hasattr(each, name)]
-    for each, _ in before:
-        setattr(each, name, exact)
-    try:
-        yield
-    finally:
-        for each, value in before:
-            setattr(each, name, value)

@@ -270,7 +270,7 @@ def test_sweep_returns_real_numbers_that_agree():
         return value[j].clone()
 
     before = target.clone()
-    error = lattice.sweep(target, factor, choose)
+    error = lattice.sweep(target, lattice.unit_factor(factor), choose)
     assert torch.equal(target, before)
     assert torch.equal(error, target - value)
     unit = factor / factor.diagonal()[:, None]

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearplane import lattice
-from nearplane.lattice import moved_targets, nearest_plane, round_two_sided
+from nearplane.lattice import RowBlock, moved_targets, nearest_plane, round_two_sided
 from tests.problem import problem
 
 laws = settings(max_examples=25, deadline=None, derandomize=True)
@@ -19,6 +19,10 @@ def factors(seed: int, rows: int, n: int):
     return p.weight, *(lattice.basis(h, "natural", 0.01).factor for h in (outputs, p.hessian))
 
 
+def in_one_block(factor, size=None):
+    return [RowBlock(torch.arange(len(factor)), factor, torch.float64, size)]
+
+
 def by_nearest_plane(factor, step):
     return lambda target, rows: nearest_plane(target, factor, step)
 
@@ -29,7 +33,7 @@ def test_row_by_row_it_is_nearest_plane_on_the_kronecker_product(seed, rows, n):
     """vec(E) under R_O ⊗ R_I: one row of rows · n numbers, integer by integer."""
     weight, outputs, inputs = factors(seed, rows, n)
     step = torch.full((1, n), 0.4, dtype=torch.float64)
-    code = round_two_sided(weight, outputs, step, by_nearest_plane(inputs, step), block=1)
+    code = round_two_sided(weight, in_one_block(outputs, 1), step, by_nearest_plane(inputs, step))
     whole = torch.kron(outputs, inputs)
     assert code.equal(
         nearest_plane(weight.reshape(1, -1), whole, step.repeat(1, rows)).view(rows, n)
@@ -42,7 +46,7 @@ def test_with_outputs_that_count_alike_rows_are_rounded_by_themselves(seed, rows
     weight, _, inputs = factors(seed, rows, n)
     step = torch.full((1, n), 0.4, dtype=torch.float64)
     rounding = by_nearest_plane(inputs, step)
-    alike = torch.eye(rows, dtype=torch.float64)
+    alike = in_one_block(torch.eye(rows, dtype=torch.float64))
     assert round_two_sided(weight, alike, step, rounding).equal(rounding(weight, slice(0, rows)))
 
 
@@ -56,8 +60,9 @@ def test_what_rows_were_rounded_towards(block):
         given_targets[rows] = target
         return nearest_plane(target, inputs, step)
 
-    code = round_two_sided(weight, outputs, step, noting, block)
-    moved = moved_targets(weight, outputs, weight - code * step, block)
+    blocks = in_one_block(outputs, block)
+    code = round_two_sided(weight, blocks, step, noting)
+    moved = moved_targets(weight, blocks, weight - code * step)
     assert torch.allclose(moved, given_targets, atol=1e-12)
     # the residual of every row, with respect to its moved target, lies in its box
     residual = (moved - code * step) @ inputs.T
@@ -81,6 +86,6 @@ def test_it_lowers_the_loss_that_it_is_made_for(block):
         return float(sum(squares))
 
     plain = loss(rounding(weight, slice(0, 96)))
-    found = loss(round_two_sided(weight, outputs, step, rounding, block))
+    found = loss(round_two_sided(weight, in_one_block(outputs, block), step, rounding))
     assert found / plain == pytest.approx(expected(block) / expected(96), rel=0.1)
     assert found < 0.6 * plain

@@ -10,12 +10,7 @@ from hypothesis import strategies as st
 from nearplane.codes.block_types import GRIDS, grid_of
 from nearplane.export.gguf.blocks import BLOCK_TYPES
 from nearplane.methods import GGUF, GPTQ
-from nearplane.methods.block_steps import (
-    block_steps,
-    effective_bits,
-    mixed_grids,
-    nearest_level,
-)
+from nearplane.methods.block_steps import block_steps, effective_bits, levels_of, mixed_grids
 from nearplane.types import spread, value
 from tests.problem import problem
 
@@ -33,7 +28,7 @@ def test_files_hold_every_layer(name, seed, size):
     step, minimum = block_steps(grid, weight, torch.rand(512, generator=draws) + 0.1)
     assert step.shape == (3, 512 // grid.group) and (minimum is not None) == grid.minima
     raised = weight if minimum is None else weight + spread(minimum, grid.group, 512)
-    code = nearest_level(grid, raised / spread(step, grid.group, 512)).int()
+    code = levels_of(grid, weight).nearest(raised / spread(step, grid.group, 512)).int()
     assert STORED[name].holds(code.numpy(), grid.minima)
     packed = STORED[name].packed(code.numpy(), step.numpy(), *found_minima(minimum))
     assert packed.shape == (3, int(512 * grid.bits / 8))
@@ -51,7 +46,7 @@ def test_the_nearest_level_is_the_nearest(name):
     low, high = (0, grid.highest) if grid.minima else (grid.low, grid.high)
     levels = torch.tensor(grid.levels or range(low, high + 1)).float()
     x = torch.linspace(low - 3, high + 3, 997)
-    found = nearest_level(grid, x.clone())
+    found = levels_of(grid, x).nearest(x.clone())
     assert torch.equal((found - x).abs(), (levels - x[:, None]).abs().amin(1))
 
 
@@ -62,7 +57,7 @@ def test_a_type_errs_as_entropy_coded_integers_of_its_effective_bits(name):
     weight = torch.randn(64, 512, generator=torch.Generator().manual_seed(1))
     parts = block_steps(grid, weight, torch.ones(512))
     wide, less = (0.0 if part is None else spread(part, grid.group, 512) for part in parts)
-    level = nearest_level(grid, (weight + less) / wide)
+    level = levels_of(grid, weight).nearest((weight + less) / wide)
     error = float((level * wide - less - weight).square().mean())
     bits = np.log(np.pi * np.e / 6 / error) / np.log(4)
     assert abs(bits - effective_bits(grid)) < 0.1 and effective_bits(grid) < grid.bits

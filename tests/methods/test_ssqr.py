@@ -6,9 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from nearplane import lattice
-from nearplane.lattice import nearest_plane
+from nearplane.lattice import nearest_plane, nearest_plane_with_outliers
 from nearplane.methods import GPTQ, SSQR
-from nearplane.methods.ssqr import round_with_outliers
 from tests.problem import problem
 
 
@@ -52,9 +51,10 @@ def test_without_clipping_it_is_nearest_plane():
     basis = lattice.basis(p.hessian, "activation", 0.01)
     step = torch.full((50, 100), 0.3).double()
     target = p.weight[:, basis.columns]
-    rounded = round_with_outliers(target, basis, step, (-(10**6), 10**6))
-    assert torch.equal(rounded.code, nearest_plane(target, basis.factor, step))
-    assert not rounded.is_outlier.any() and not rounded.outlier.any()
+    limits = -(10**6), 10**6
+    code, outlier, is_outlier = nearest_plane_with_outliers(target, basis.factor, step, *limits)
+    assert torch.equal(code, nearest_plane(target, basis.factor, step))
+    assert not is_outlier.any() and not outlier.any()
 
 
 def test_an_outlier_stands_in_for_the_code_that_was_clipped():
@@ -63,13 +63,12 @@ def test_an_outlier_stands_in_for_the_code_that_was_clipped():
     basis = lattice.basis(p.hessian, "activation", 0.01)
     step = torch.full((50, 100), 0.5).double()
     target = p.weight[:, basis.columns]
-    rounded = round_with_outliers(target, basis, step, (-2, 1))
-    at = rounded.is_outlier
+    code, outlier, at = nearest_plane_with_outliers(target, basis.factor, step, -2, 1)
     assert 0.05 < at.double().mean() < 0.9
-    assert ((rounded.code == -2) | (rounded.code == 1))[at].all()
-    value = step * rounded.code + rounded.outlier.double()
+    assert ((code == -2) | (code == 1))[at].all()
+    value = step * code + outlier.double()
     residual = (target - value) @ basis.factor.T / basis.factor.diagonal()
-    assert (residual[at].abs() <= 2.0**-11 * rounded.outlier[at].double().abs()).all()
+    assert (residual[at].abs() <= 2.0**-11 * outlier[at].double().abs()).all()
     assert (residual[~at].abs() <= 0.25 * (1 + 1e-9)).all()
 
 

@@ -15,8 +15,14 @@ from torch import Tensor
 
 from nearplane import lattice
 from nearplane.kernels.cpu.library import Leaf, kernels
-from nearplane.lattice.nearest_plane import Sweep, scaled_factor, sweep_state, tiles
-from nearplane.lattice.rate_aware import Prices, priced_tiles
+from nearplane.lattice.nearest_plane import (
+    Sweep,
+    scaled_by_columns,
+    sweep_state,
+    tiles,
+    unit_factor,
+)
+from nearplane.lattice.rate_aware import Prices, priced_tiles, unit_in_steps
 from nearplane.rows import by_rows, some_rows
 
 
@@ -64,18 +70,17 @@ def nearest_plane(
         "high": math.inf if high is None else float(high),
     }
     step = step.to(target.dtype)
-    # divide by the steps first, as round_with_unit_step of lattice.nearest_plane does
-    unit = 1 in step.shape
-    scaled = scaled_factor(factor, step, target.dtype) if step.shape[1] > 1 and unit else factor
+    unit = unit_factor(scaled_by_columns(factor, step, target.dtype)).contiguous()
 
     def rounded(rows: slice) -> tuple[Tensor]:
         parts = []
         for some, own in tiles(target[rows], some_rows(step, rows)):
-            if unit:
-                parts.append(round_tile(some / own, scaled, limits))
+            if 1 in step.shape:
+                # divide by the steps first, as round_with_unit_step of lattice.nearest_plane does
+                parts.append(round_tile(some / own, unit, limits))
             else:
                 steps = own.expand_as(some).T.contiguous()
-                parts.append(round_tile(some, scaled, limits | {"step": steps}))
+                parts.append(round_tile(some, unit, limits | {"step": steps}))
         return (torch.cat(parts),)
 
     return by_rows(rounded, len(target))[0]
@@ -86,10 +91,13 @@ def rate_aware_plane(
     factor: Float[Tensor, "n n"],
     step: Float[Tensor, "#rows n"],
     prices: Prices,
+    unit: Float[Tensor, "n n"] | None = None,
 ) -> Int32[Tensor, "rows n"]:
     """Return what `lattice.rate_aware_plane` returns."""
     step = step.to(target.dtype)
-    scaled = scaled_factor(factor, step[:1], target.dtype)
+    if unit is None:
+        unit = unit_in_steps(factor, step, target.dtype)
+    unit = unit.contiguous()
     threshold = prices.thresholds().to(target.dtype).contiguous()
     width = threshold.shape[1]
     same = {"threshold": threshold, "span": prices.span, "at_column": (prices.column * width).int()}
@@ -98,19 +106,19 @@ def rate_aware_plane(
         parts = []
         for some, own, priced in priced_tiles(target[rows], some_rows(step, rows), prices.of(rows)):
             at_row = (priced.row * width + prices.span + 1).int()
-            parts.append(round_tile(some / own, scaled, same | {"at_row": at_row}))
+            parts.append(round_tile(some / own, unit, same | {"at_row": at_row}))
         return (torch.cat(parts),)
 
     return by_rows(rounded, len(target))[0]
 
 
 def round_tile(
-    target: Float[Tensor, "rows n"], factor: Float[Tensor, "n n"], rounding: dict[str, Any]
+    target: Float[Tensor, "rows n"], unit: Float[Tensor, "n n"], rounding: dict[str, Any]
 ) -> Int32[Tensor, "rows n"]:
     """Return the codes of one tile of rows."""
     columns = target.T.contiguous()
     code = torch.empty_like(columns, dtype=torch.int32)
-    walk = CpuSweep(*sweep_state(columns, factor.to(target.dtype).contiguous()), code, rounding)
+    walk = CpuSweep(*sweep_state(columns, unit), code, rounding)
     walk.solve(0, len(columns))
     return code.T.contiguous()
 

@@ -10,7 +10,7 @@ Read versions.py first, then header.py and one folder's layout.py; docs/GPU.md e
 |---|---|
 | versions | registers these kernels for the functions of nearplane/codes/resident.py |
 | header | the first 256 bytes of a layout |
-| nearest_plane | nearest-plane rounding, 32 columns a launch |
+| nearest_plane, k_best | rounding on the lattice, 32 columns a launch |
 | cuda/layout, cuda/sections | record <-> layout, and where the parts of a layout lie |
 | cuda/lanes, cuda/tables, cuda/contexts | entropy-coded integers and their code tables |
 | cuda/planes, cuda/sparse | codes of fixed width, and sparse entries (outliers) |
@@ -18,12 +18,14 @@ Read versions.py first, then header.py and one folder's layout.py; docs/GPU.md e
 | cuda/programs, cuda/nvrtc, cuda/driver | sources, their compilation, and starting kernels |
 | cuda/src/ | the CUDA C++ sources |
 | portable/layout, portable/geometry | record <-> layout, and where its codes lie |
-| portable/few, portable/many, portable/decoding, portable/leaf | the Triton kernels |
+| portable/few, portable/many, portable/decoding | the Triton kernels of products |
+| portable/leaf, portable/beam | the Triton kernels of rounding |
 | portable/linear, portable/plan, portable/start | the product, and how its kernels are started |
 
 To add a kernel: register it like those of versions.py, in a file that is imported below. Import
 Triton and CUDA inside functions, so that machines without a GPU can import this package.
 """
 
+from nearplane.kernels.gpu import k_best as k_best
 from nearplane.kernels.gpu import nearest_plane as nearest_plane
 from nearplane.kernels.gpu import versions as versions

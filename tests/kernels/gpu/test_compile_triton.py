@@ -11,7 +11,7 @@ if os.environ.get("TRITON_INTERPRET") == "1":
     pytest.skip("Triton interprets in this process", allow_module_level=True)
 
 from bench import sass  # noqa: E402
-from nearplane.kernels.gpu import nearest_plane  # noqa: E402
+from nearplane.kernels.gpu import k_best, nearest_plane  # noqa: E402
 from nearplane.kernels.gpu.header import Head  # noqa: E402
 from nearplane.kernels.gpu.portable import layout as layouts  # noqa: E402
 from nearplane.kernels.gpu.portable import plan, start  # noqa: E402
@@ -20,6 +20,7 @@ NVIDIA, AMD = (80, 86, 89, 90, 100), "gfx942"
 PROCESSORS = 108
 BF16, F32 = torch.bfloat16, torch.float32
 REGISTERS = 65536  # of a multiprocessor
+WIDE_SEARCHES = ((3, F32), (8, torch.float64))
 
 
 @pytest.fixture(autouse=True)
@@ -47,15 +48,22 @@ def product(made: Head, dtype: torch.dtype, batch: int, has_bias: bool = False):
     return launch, {"x": dtype, "layout": torch.uint8, "bias": dtype, "y": result}
 
 
-def leaf(dtype: torch.dtype, has_step: bool, span: int):
-    step = torch.empty(0, 0) if has_step else None
-    rounding = nearest_plane.Rounding(-4, 3, step, span=span)
-    types = dict.fromkeys(("target", "unit", "best", "error"), dtype) | {"code": torch.int32}
-    if has_step:
-        types["step"] = dtype
-    if span >= 0:
-        types |= {"threshold": dtype, "at_row": torch.int32, "at_column": torch.int32}
+def leaf(dtype: torch.dtype, **types: torch.dtype):
+    """Return a leaf with tensors of these types beside those that all leaves have."""
+    lists = "table", "at_row", "at_column"
+    shapes = {name: (16,) if name in lists else (16, 16) for name in types}
+    fields = {name: torch.empty(shapes[name], dtype=each) for name, each in types.items()}
+    rounding = nearest_plane.Rounding(-4, 3, span=1, **fields)
+    types |= dict.fromkeys(("target", "unit", "best", "error"), dtype) | {"code": torch.int32}
     return rounding.launch(4096, 4096, 0, 32), types
+
+
+def search(dtype: torch.dtype, paths: int):
+    """Return a leaf of the K-best search."""
+    names = ("target", "unit", "best", "error", "price", "column_cost")
+    types = dict.fromkeys(names, dtype) | {"cost": torch.float64, "parent": torch.int64}
+    types |= dict.fromkeys(("code", "at_row", "at_column"), torch.int32)
+    return k_best.launch_of(4096, 4096, (0, 32), 10, paths), types
 
 
 def others():
@@ -66,10 +74,18 @@ def others():
         "combine": (plan.combine(made, 4, 8, True), {"partial": F32, "bias": BF16, "y": BF16}),
         "decode": (plan.decode(made), decoded),
         "decode_outliers": (plan.decode_outliers(made), decoded),
-        "leaf": leaf(F32, False, -1),
-        "leaf, steps, float64": leaf(torch.float64, True, -1),
-        "leaf, prices": leaf(F32, False, 10),
+        "leaf": leaf(F32),
+        "leaf, steps, float64": leaf(torch.float64, step=torch.float64),
+        "leaf, prices": leaf(F32, table=F32, at_row=torch.int32, at_column=torch.int32),
+        "leaf, levels": leaf(F32, step=F32, table=F32),
+        "leaf, outliers": leaf(F32, step=F32, outlier=torch.float16, is_outlier=torch.uint8),
+        "search, 2 paths": search(F32, 2),
+        "search, 8 paths": search(F32, 8),
     }
+
+
+def wide_searches():
+    return {f"{paths} paths, {dtype}": search(dtype, paths) for paths, dtype in WIDE_SEARCHES}
 
 
 def built(launch, types, name: int | str) -> dict[str, int]:
@@ -128,7 +144,9 @@ def test_the_other_kernels(kernel):
     launch, types = others()[kernel]
     used = built(launch, types, 80)
     assert used["spilled"] == 0
-    assert used["registers"] <= 128 and used["shared"] <= 1024
+    # a search holds the errors and the codes of 32 columns, in programs of one warp
+    most = (176, 2048) if launch.kernel == "search" else (128, 1024)
+    assert used["registers"] <= most[0] and used["shared"] <= most[1]
 
 
 def check_many(bits: int, batch: int, dtype: torch.dtype, name: int | str) -> None:
@@ -161,5 +179,5 @@ def test_every_form_on_every_gpu(name):
     """Padding, groups of one unit, one step, one a column."""
     for made in (head(3, 31), head(3, 64, 576), head(4, 4096, form=0), head(4, 4096, form=1)):
         check_few(made, BF16, 1, name)
-    for launch, types in others().values():
+    for launch, types in (others() | wide_searches()).values():
         assert built(launch, types, name)["spilled"] == 0

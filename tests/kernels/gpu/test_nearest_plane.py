@@ -1,4 +1,7 @@
-"""Leaves of nearest plane in Triton, interpreted, against the reference: the same integers."""
+"""Leaves of rounding in Triton, interpreted, against the references: the same integers.
+
+What a leaf is to write is filled with wrong numbers before.
+"""
 
 import pytest
 import torch
@@ -7,12 +10,36 @@ from tests.kernels.gpu.interpreted import only_here
 
 only_here()
 
-from nearplane import lattice  # noqa: E402
+from nearplane import lattice, rows  # noqa: E402
+from nearplane.codes.block_types import UNEVEN  # noqa: E402
+from nearplane.kernels.gpu import k_best as ours_k_best  # noqa: E402
 from nearplane.kernels.gpu import nearest_plane as ours  # noqa: E402
+from nearplane.lattice import Levels  # noqa: E402
+from nearplane.precision import exact_products  # noqa: E402
+from tests.kernels.gpu.rounding_cases import (  # noqa: E402
+    halves_agree,
+    levels_agree,
+    outliers_agree,
+    prices_of,
+    searches_agree,
+    ties_agree,
+)
 from tests.problem import KINDS, Problem, problem, steps  # noqa: E402
 
 LIMITS = ((None, None), (-3, 2), (-2, None), (None, 1))
 SIZES = ((1, 1), (33, 70), (9, 32), (1, 33), (65, 3))
+
+
+@pytest.fixture(autouse=True)
+def poisoned(monkeypatch):
+    """What `torch.empty_like` gives is as wrong as can be."""
+    empty_like = torch.empty_like
+
+    def filled(like, **options):
+        made = empty_like(like, **options)
+        return made.fill_(torch.nan if made.is_floating_point() else 119)
+
+    monkeypatch.setattr(torch, "empty_like", filled)
 
 
 def factor(p: Problem, dtype: torch.dtype = torch.float64) -> torch.Tensor:
@@ -52,17 +79,67 @@ def test_halves_are_rounded_to_even(dtype):
 @pytest.mark.parametrize("rows, n", SIZES)
 @pytest.mark.parametrize("span", [0, 2, 10])
 def test_rate_aware_codes_are_those_of_the_reference(rows, n, span):
-    p, random = problem(n, rows, n), torch.Generator().manual_seed(span)
-    prices = lattice.Prices(
-        6 * torch.rand(7, 2 * span + 1, generator=random),
-        torch.randint(0, 3, (rows,), generator=random),
-        torch.randint(0, 5, (n,), generator=random),
-    )
+    p, prices = problem(n, rows, n), prices_of(rows, n, span)
     for kind in ("scalar", "column"):
         step = steps(n, rows, n, kind).abs().expand(1, n)
         code = ours.rate_aware_plane(p.weight, factor(p), step, prices)
         expected = lattice.rate_aware_plane.reference(p.weight, factor(p), step, prices)
         assert torch.equal(code, expected)
+
+
+@pytest.mark.parametrize(
+    "rows, n, values",
+    [(1, 1, UNEVEN), (33, 40, UNEVEN), (9, 32, (-3, 5)), (1, 33, range(-128, 128)), (65, 3, (7,))],
+)
+def test_levels_are_those_of_the_reference(rows, n, values):
+    levels_agree(rows, n, Levels.of(values, torch.empty(0, dtype=torch.float64)))
+
+
+def test_levels_that_are_neighbours_and_halves_between_levels():
+    levels_agree(5, 35, Levels(-4, 3))
+    halves_agree()
+
+
+@pytest.mark.parametrize("rows, n, dtype", [(33, 40, torch.float64), (9, 32, torch.float32)])
+def test_outliers_are_those_of_the_reference(rows, n, dtype):
+    outliers_agree(rows, n, dtype)
+
+
+@pytest.mark.parametrize(
+    "rows, n, paths, span",
+    [(1, 1, 2, 4), (9, 32, 8, 0), (13, 33, 3, 4), (5, 70, 4, 2), (2, 9, 7, 4)],
+)
+def test_searches_are_those_of_the_reference(rows, n, paths, span):
+    searches_agree(rows, n, paths, span)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("paths", [1, 2, 5, 8])
+def test_searches_of_every_width(paths):
+    for n in range(1, 34):
+        searches_agree(9, n, paths, 3)
+
+
+def test_of_equal_costs_a_search_keeps_that_of_the_earlier_path():
+    ties_agree()
+
+
+def test_rows_are_shared_out_and_rounded_in_pieces(monkeypatch):
+    """So several processes round some rows each; the integers are the same."""
+    calls = []
+    monkeypatch.setattr(ours, "start", lambda launch, **tensors: calls.append(launch))
+    p = problem(1, 3 * rows.TILE, 4)
+    ours.nearest_plane(p.weight, factor(p), torch.ones(1, 1))
+    ours.rate_aware_plane(p.weight, factor(p), torch.ones(1, 4), prices_of(len(p.weight), 4, 1))
+    assert [launch.numbers["rows"] for launch in calls] == [2 * rows.TILE, rows.TILE] * 2
+    calls.clear()
+    monkeypatch.setattr(rows.in_parts, "versions", {"two": (lambda *_: True, in_two)})
+    ours.nearest_plane(p.weight, factor(p), torch.ones(1, 1))
+    assert [launch.numbers["rows"] for launch in calls] == [rows.TILE, 2 * rows.TILE]
+
+
+def in_two(work, count, grain):
+    return [work(slice(0, grain)), work(slice(grain, count))]
 
 
 def test_float32_products_are_exact_meanwhile_and_as_before_afterwards():
@@ -71,7 +148,7 @@ def test_float32_products_are_exact_meanwhile_and_as_before_afterwards():
     try:
         for allowed in ("tf32", "ieee"):
             products.fp32_precision = allowed
-            with pytest.raises(KeyError), ours.full_precision():
+            with pytest.raises(KeyError), exact_products(torch.device("cuda")):
                 assert products.fp32_precision == "ieee"
                 raise KeyError
             assert products.fp32_precision == allowed
@@ -81,8 +158,14 @@ def test_float32_products_are_exact_meanwhile_and_as_before_afterwards():
 
 def test_the_versions_serve_gpus_only():
     """On a CPU the reference answers, whatever is registered."""
-    assert {"triton"} <= set(lattice.nearest_plane.versions) & set(
-        lattice.rate_aware_plane.versions
+    served = (
+        lattice.nearest_plane,
+        lattice.nearest_plane_among,
+        lattice.nearest_plane_with_outliers,
+        lattice.rate_aware_plane,
+        lattice.k_best,
     )
+    assert all("triton" in each.versions for each in served)
     p = problem(1, 3, 4)
-    assert not ours._serves(p.weight, factor(p))
+    assert not ours.on_gpu(p.weight, factor(p))
+    assert not ours_k_best._serves(p.weight, factor(p), torch.ones(1, 4), prices_of(3, 4, 1), 3)

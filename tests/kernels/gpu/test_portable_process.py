@@ -7,7 +7,8 @@ import pytest
 from tests.kernels.gpu import interpreted
 
 HERE = Path(__file__).parent
-FILES = [HERE / "test_portable.py", HERE / "test_nearest_plane.py"]
+NAMES = ("test_portable.py", "test_nearest_plane.py", "test_planted_leaves.py")
+FILES = [HERE / name for name in NAMES]
 
 
 def check(*arguments: str) -> None:

@@ -33,6 +33,25 @@ def quotient(a, b):
 
 @triton.jit
 @no_type_check
+def nearest_level(x, levels, count, LEVELS: tl.constexpr):
+    """Return the nearest of `count` integers in ascending order, of two the lower, by bisection.
+
+    - `LEVELS`: a power of two, at least `count`, at most 256.
+    """
+    below = tl.zeros(x.shape, tl.int32)  # how many middles between levels x is above
+    for halved in tl.static_range(1, 9):
+        if LEVELS >> halved > 0:
+            probe = below + (LEVELS >> halved)
+            inside = probe < count
+            middle = tl.load(levels + probe - 1, mask=inside, other=0)
+            middle = (middle + tl.load(levels + probe, mask=inside, other=0)) / 2
+            below = tl.where(inside & (x > middle), probe, below)
+    return tl.load(levels + below)
+
+
+# numbers that differ from call to call: the kernel is compiled once for all of them
+@triton.jit(do_not_specialize=["low", "high", "span", "levels"])
+@no_type_check
 def leaf(
     target,
     unit,
@@ -40,11 +59,15 @@ def leaf(
     error,
     code,
     step,
-    threshold,
+    table,
     at_row,
     at_column,
+    outlier,
+    is_outlier,
     low,
     high,
+    span,
+    levels,
     rows,
     n,
     first,
@@ -52,17 +75,21 @@ def leaf(
     LOW: tl.constexpr,
     HIGH: tl.constexpr,
     STEP: tl.constexpr,
-    SPAN: tl.constexpr,
+    PRICED: tl.constexpr,
+    LEVELS: tl.constexpr,
+    OUTLIERS: tl.constexpr,
     COUNT: tl.constexpr,
     ROWS: tl.constexpr,
 ):
     """Round columns first .. end - 1, at most COUNT, the last one first.
 
-    It does what `leaf` in nearplane/lattice/nearest_plane.py does, or if SPAN >= 0, that of
-    rate_aware.py.
+    It does what `leaf` in nearplane/lattice/nearest_plane.py does; if PRICED, what that of
+    rate_aware.py does; if OUTLIERS, that of outliers.py.
 
     - `step`: the step of every element if STEP; else all steps are 1.
-    - `threshold`, `at_row`, `at_column`: see Rounding in nearplane/kernels/gpu/nearest_plane.py.
+    - `table`, `at_row`, `at_column`, `outlier`, `is_outlier`: see Rounding in
+      nearplane/kernels/gpu/nearest_plane.py; `table` has the thresholds if PRICED, and `levels`
+      levels if LEVELS.
     """
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     there = row < rows
@@ -74,26 +101,38 @@ def leaf(
         # errors of columns that are not rounded yet are zero
         pull = tl.load(unit + column.to(tl.int64) * n + first + k, mask=k < end - first, other=0)
         value = tl.load(best + at, mask=there, other=0) + tl.sum(pull[:, None] * errors, 0)
+        best_value = value
         if STEP:
             size = tl.load(step + at, mask=there, other=1)
             value = quotient(value, size)
-        if SPAN >= 0:
+        if PRICED:
             below = tl.floor(value)
             # clipped before the conversion, since an int32 may not hold it
-            place = tl.minimum(tl.maximum(below, -SPAN - 1), SPAN).to(tl.int32)
+            place = tl.minimum(tl.maximum(below, -span - 1), span).to(tl.int32)
             place += tl.load(at_row + row, mask=there, other=0) + tl.load(at_column + column)
-            above = value - below > tl.load(threshold + place, mask=there, other=0)
+            above = value - below > tl.load(table + place, mask=there, other=0)
             nearest = tl.where(above, below + 1, below)
+        elif LEVELS > 0:
+            nearest = nearest_level(value, table, levels, LEVELS)
         else:
-            nearest = nearest_integer(value)
+            unclipped = nearest_integer(value)
+            nearest = unclipped
             if LOW:
-                # a limit of 1 is a constant to Triton, which has no type
                 nearest = tl.maximum(nearest, tl.zeros_like(nearest) + low)
             if HIGH:
                 nearest = tl.minimum(nearest, tl.zeros_like(nearest) + high)
         tl.store(code + at, nearest.to(tl.int32), mask=there)
         if STEP:
             nearest *= size
+        if OUTLIERS:
+            beyond = unclipped != tl.minimum(tl.maximum(unclipped, low), high)
+            cut_off = tl.where(beyond, best_value - nearest, tl.zeros_like(nearest))
+            cut_off = tl.minimum(tl.maximum(cut_off, -65504.0), 65504.0)
+            # torch rounds float64 to float32 on the way, too
+            cut_off = cut_off.to(tl.float32).to(tl.float16)
+            tl.store(outlier + at, cut_off, mask=there)
+            tl.store(is_outlier + at, beyond.to(tl.uint8), mask=there)
+            nearest += cut_off.to(nearest.dtype)
         left = tl.load(target + at, mask=there, other=0) - nearest
         tl.store(error + at, left, mask=there)
         errors = tl.where((k == column - first)[:, None], left[None, :], errors)

@@ -15,12 +15,14 @@ NAMES = (
     "decode",
     "decode_outliers",
     "leaf",
+    "search",
 )
 POINTERS = {
     torch.float64: "*fp64",
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
     torch.int32: "*i32",
     torch.uint8: "*u8",
 }
@@ -64,9 +66,9 @@ def start(launch: Launch, **tensors: Tensor | None) -> None:
 @functools.cache
 def kernels() -> dict[str, Any]:
     """Return the kernels by name. Triton is imported here, at the first use."""
-    from nearplane.kernels.gpu.portable import decoding, few, leaf, many
+    from nearplane.kernels.gpu.portable import beam, decoding, few, leaf, many
 
-    found = vars(decoding) | vars(few) | vars(leaf) | vars(many)
+    found = vars(beam) | vars(decoding) | vars(few) | vars(leaf) | vars(many)
     return {name: found[name] for name in NAMES}
 
 
@@ -83,14 +85,15 @@ def compiled(launch: Launch, gpu: Any, **types: torch.dtype | None) -> Any:
     signature, constants, attributes = {}, {}, {}
     for place, name in enumerate(kernel.arg_names):
         dtype, number = types.get(name), launch.numbers.get(name)
+        any_number = kernel.params[place].do_not_specialize
         if dtype is not None:
             signature[name] = POINTERS[dtype]
-        elif name in launch.constants or number in (1, None):
+        elif name in launch.constants or number is None or number == 1 and not any_number:
             signature[name] = "constexpr"
             constants[name] = launch.constants.get(name, number)
         else:
             signature[name] = "i32" if number < 2**31 else "i64"
-        if signature[name] != "constexpr" and (number or 0) % 16 == 0:
+        if signature[name] != "constexpr" and not any_number and (number or 0) % 16 == 0:
             attributes[(place,)] = [["tt.divisibility", 16]]
     source = ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
     options = launch.options(gpu.backend == "cuda")
