@@ -13,6 +13,8 @@ from nearplane.op import Op
 # rows rounded at a time; processes share rows in multiples of it
 TILE = 512
 PIECE = 2  # grains computed at a time, which bounds the memory of intermediate results
+# numbers of a matrix that an accelerator sweeps over at a time: 256 MiB in float32
+AT_ONCE = 1 << 26
 
 Work = Callable[[slice], tuple[Tensor, ...]]
 RowsOf = Callable[[slice], Tensor]  # returns rows of a matrix that need not exist as a whole
@@ -32,14 +34,17 @@ def in_parts(work: Work, count: int, grain: int = TILE) -> list[tuple[Tensor, ..
     return [work(slice(0, count))]
 
 
-def by_rows(work: Work, rows: int, grain: int = TILE) -> tuple[Tensor, ...]:
+def by_rows(
+    work: Work, rows: int, grain: int = TILE, at_once: int | None = None
+) -> tuple[Tensor, ...]:
     """Return work(slice(0, rows)), computed in pieces of rows.
 
     - `work`: returns tensors whose row i depends on row i of the slice alone.
+    - `at_once`: rows of a piece, a multiple of `grain` (`rows_at_once`); None for PIECE grains.
     """
 
     def in_pieces(part: slice) -> tuple[Tensor, ...]:
-        return joined([work(piece) for piece in pieces(part, grain)])
+        return joined([work(piece) for piece in pieces(part, grain, at_once)])
 
     return joined(in_parts(in_pieces, rows, grain))
 
@@ -49,10 +54,24 @@ def joined(parts: list[tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
     return parts[0] if len(parts) == 1 else tuple(map(torch.cat, zip(*parts, strict=True)))
 
 
-def pieces(part: slice, grain: int) -> list[slice]:
-    """Cut a slice into slices of PIECE grains; the last has 1 to 3 grains, or fewer if all have."""
-    ends = list(range(part.start + PIECE * grain, part.stop - grain + 1, PIECE * grain))
+def pieces(part: slice, grain: int, at_once: int | None = None) -> list[slice]:
+    """Cut a slice into slices of `at_once` rows, or of PIECE grains.
+
+    The last has a grain more or up to as many less; fewer than a grain if all have.
+    """
+    size = at_once or PIECE * grain
+    ends = list(range(part.start + size, part.stop - grain + 1, size))
     return [slice(*ends_of) for ends_of in pairwise([part.start, *ends, part.stop])]
+
+
+def rows_at_once(columns: int, device: torch.device) -> int:
+    """Return how many rows of a matrix to work on at a time, for many small operations on each.
+
+    On a CPU they are those that its caches hold. An accelerator takes longer to start an operation
+    than for what it does to so few rows: there, as many as AT_ONCE numbers have.
+    """
+    tiles = PIECE if device.type == "cpu" else max(PIECE, AT_ONCE // max(columns * TILE, 1))
+    return tiles * TILE
 
 
 def starts_of_parts(count: int, grain: int, parts: int) -> list[int]:

@@ -199,7 +199,8 @@ def predict_scale(problem: RoundingProblem, settings: RateSettings) -> tuple[flo
     The rate of the predicted integers falls by about one bit when the scale doubles.
     """
     scaled = problem.target / problem.unit_step.to(problem.target.dtype)
-    sigma = float(scaled.double().square().mean().sqrt())
+    # in float64, without a copy of the matrix
+    sigma = float(torch.linalg.vector_norm(scaled, dtype=torch.float64)) / scaled.numel() ** 0.5
     unit = scaled_factor(problem.factor, problem.unit_step, scaled.dtype)
     predicted = predicted_codes(scaled, unit)
     saving = RATE_AWARE_SAVING * 3**-settings.bpw if settings.slope else 0.0

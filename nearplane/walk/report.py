@@ -8,6 +8,7 @@ from torch import Tensor
 
 from nearplane.methods import Method
 from nearplane.model.blocks import Layer
+from nearplane.rows import by_rows
 from nearplane.types import LayerReport, QuantizedWeight
 from nearplane.walk.expert_hessians import ENOUGH
 from nearplane.walk.input_statistics import InputStatistics
@@ -41,8 +42,7 @@ def report_of(
     bound = quantized.facts.get("layer_bound")
     if bound is None and quantized.bound is not None and not quantized.bound.isnan().any():
         bound = float(quantized.bound.sum())
-    energy = ((original @ measured.inputs.hessian) * original).sum(dtype=torch.float64)
-    error = original.double() - quantized.value().double()
+    energy, error = energy_and_error(original, quantized.value(), measured.inputs.hessian)
     borrowed = 0 if measured.fallback else measured.inputs.borrowed
     void = f"{TO_NEAREST}: {measured.fallback}" if measured.fallback else quantized.void
     return LayerReport(
@@ -55,10 +55,10 @@ def report_of(
         code_bpw=quantized.code_bpw,
         loss=float(quantized.loss.sum()),
         damped_loss=float(quantized.damped_loss.sum()),
-        energy=float(energy),
+        energy=energy,
         bound=None if measured.fallback else bound,
         void=void,
-        weight_error=float(error.square().sum()),
+        weight_error=error,
         tokens=measured.inputs.tokens,
         dropped_tokens=measured.inputs.dropped,
         dead_columns=int((measured.inputs.hessian.diagonal() == 0).sum()),
@@ -67,6 +67,20 @@ def report_of(
         facts=quantized.facts | ({"borrowed": float(borrowed)} if borrowed else {}),
         log2_pivots=[] if measured.pivots is None else log2_quantiles(measured.pivots),
     )
+
+
+def energy_and_error(
+    original: Float[Tensor, "rows n"], value: Float[Tensor, "rows n"], hessian: Float[Tensor, "n n"]
+) -> tuple[float, float]:
+    """Return Σ original · hessian · originalᵀ and ‖original − value‖², a few rows at a time."""
+
+    def of_rows(rows: slice) -> tuple[Tensor, Tensor]:
+        some = original[rows]
+        energy = ((some @ hessian) * some).sum(1, dtype=torch.float64)
+        return energy, (some.double() - value[rows].double()).square().sum(1)
+
+    energy, error = by_rows(of_rows, len(original))
+    return float(energy.sum()), float(error.sum())
 
 
 def log2_quantiles(pivots: Float64[Tensor, " n"]) -> list[float]:

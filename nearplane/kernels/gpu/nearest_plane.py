@@ -17,8 +17,9 @@ from torch import Tensor
 
 from nearplane import lattice
 from nearplane.kernels.gpu.portable.start import Launch, start
-from nearplane.lattice.nearest_plane import LEAF, Sweep, sweep_state
+from nearplane.lattice.nearest_plane import LEAF, Sweep, scaled_factor, sweep_state
 from nearplane.lattice.rate_aware import Prices
+from nearplane.rows import Work, by_rows, rows_at_once, some_rows
 
 ROWS = 32  # rows of a Triton program, one a thread: the errors of a row stay in its registers
 WARPS = 1
@@ -94,13 +95,18 @@ def nearest_plane(
     high: int | None = None,
 ) -> Int32[Tensor, "rows n"]:
     """Return what `lattice.nearest_plane` returns."""
-    step = step.to(target.dtype)
-    if 1 not in step.shape:
-        own = step.expand_as(target).T.contiguous()
-        return _round_columns(target, factor, Rounding(low, high, own))
-    # on a lattice of step 1, as in round_with_unit_step of lattice.nearest_plane
-    scaled = factor * step if step.shape[1] > 1 else factor
-    return _round_columns(target / step, scaled, Rounding(low, high))
+    step, by_columns = step.to(target.dtype), 1 in step.shape and step.shape[1] > 1
+    scaled = scaled_factor(factor, step, target.dtype) if by_columns else factor
+
+    def rounded(rows: slice) -> tuple[Tensor]:
+        some, own = target[rows], some_rows(step, rows)
+        if 1 not in step.shape:
+            own = own.expand_as(some).T.contiguous()
+            return (_round_columns(some, scaled, Rounding(low, high, own)),)
+        # on a lattice of step 1, as in round_with_unit_step of lattice.nearest_plane
+        return (_round_columns(some / own, scaled, Rounding(low, high)),)
+
+    return _in_few_pieces(rounded, target)
 
 
 def rate_aware_plane(
@@ -114,8 +120,24 @@ def rate_aware_plane(
     width = threshold.shape[1]
     at_row = (prices.row * width + prices.span + 1).to(target.device, torch.int32)
     at_column = (prices.column * width).to(target.device, torch.int32)
-    rounding = Rounding(None, None, None, threshold, at_row, at_column, prices.span)
-    return _round_columns(target / step.to(target.dtype), factor * step[:1], rounding)
+    scaled = scaled_factor(factor, step[:1], target.dtype)
+
+    def rounded(rows: slice) -> tuple[Tensor]:
+        places = at_row[rows], at_column
+        rounding = Rounding(None, None, None, threshold, *places, prices.span)
+        some = target[rows] / some_rows(step, rows).to(target.dtype)
+        return (_round_columns(some, scaled, rounding),)
+
+    return _in_few_pieces(rounded, target)
+
+
+def _in_few_pieces(rounded: Work, target: Float[Tensor, "rows n"]) -> Int32[Tensor, "rows n"]:
+    """Round as many rows at a time as keep a GPU busy: each piece takes several times its memory.
+
+    - `rounded`: returns the codes of some rows.
+    """
+    at_once = rows_at_once(target.shape[1], target.device)
+    return by_rows(rounded, len(target), at_once=at_once)[0]
 
 
 def _round_columns(
