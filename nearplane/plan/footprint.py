@@ -33,6 +33,7 @@ ROUNDING = 16  # beside the basis: the unit factor and the sweep's products
 # Bytes for every weight of the layers that share a Hessian: original, target and code.
 WEIGHT = 12
 TARGET_WEIGHT, LAG_WEIGHT = 18, 8
+ATTENTION_WAITING = 2.5  # hidden states that wait in attention: of queries, keys, values, results
 ROUNDED_WEIGHT = 24  # of the layer that is rounded now; its certificate is computed in float64
 
 Shapes = tuple[tuple[int, int], ...]
@@ -112,9 +113,12 @@ class MemoryNeeds:
 
     def on_blocks(self, spilled: bool, paused: int) -> list[Memory]:
         """Return a device's memory while the layers of a block are summed and rounded."""
-        waiting = self.streams * self.batch_tokens * (2 * self.hidden + self.width)
-        waiting += self.streams * self.batch_tokens * self.hidden * (self.streams > 1)
-        states = self.states_on_device(spilled) + paused * waiting * self.itemsize
+        # residual and normed states, with those behind them or attention's; the sum that lags are
+        # taken from; what the block was given, if it is a copy
+        widths = 2 + (self.streams > 1) + spilled
+        waiting = widths * self.hidden + max(self.width, ATTENTION_WAITING * self.hidden)
+        states = self.streams * self.batch_tokens * self.itemsize * paused * waiting
+        states += self.states_on_device(spilled)
         block = max(self.parts[1]) * self.widening
         found = []
         for stage, outside in self.device_stages:
@@ -159,7 +163,7 @@ class MemoryNeeds:
         return [
             Memory(outside + sizes, states, working, 0),
             Memory(outside, states, max(outer, default=0) + probe.logits, 0),
-            Memory(outside, states, self.answering(self.run.length, wide.itemsize), 0),
+            Memory(outside, states, self.answering(probe.tokens, wide.itemsize), 0),
         ]
 
     def states_on_device(self, spilled: bool) -> int | float:

@@ -36,9 +36,14 @@ class ProbeSize:
     @property
     def attention(self) -> int | float:
         """The bytes of attention of the tokens for the Hessians."""
-        sequences = max(1, HESSIAN_TOKENS // self.run.length)
         heads = self.survey.number("num_attention_heads", 1)
-        return SCORES * sequences * heads * self.run.length**2 * self.itemsize
+        return SCORES * heads * self.tokens * self.run.length * self.itemsize
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens the Hessians are of."""
+        sequences = max(1, HESSIAN_TOKENS // self.run.length)
+        return min(self.run.sequences, sequences) * self.run.length
 
     @property
     def expert_errors(self) -> int | float:

@@ -68,7 +68,7 @@ def counted(run: Run) -> tuple[FakeCuda, list[str]]:
     return mode, wrong
 
 
-def small(numbers: dict, method: Method) -> tuple[FakeCuda, list[str]]:
+def small(numbers: dict, method: Method, **size: int) -> tuple[FakeCuda, list[str]]:
     """Return what a run of a small model costs, and what is wrong with it."""
     with ExitStack() as stack:
         for owner, name, value in (
@@ -78,7 +78,7 @@ def small(numbers: dict, method: Method) -> tuple[FakeCuda, list[str]]:
             (device_stages, "AT_ONCE", FEW_NUMBERS),
         ):
             stack.enter_context(patch.object(owner, name, value))
-        return counted(Run(numbers, method, **SMALL))
+        return counted(Run(numbers, method, **SMALL | size))
 
 
 def more(narrow: FakeCuda, wide: FakeCuda) -> list[str]:
@@ -114,6 +114,12 @@ def targets() -> list[str]:
 def gradients() -> list[str]:
     """Hold what is planned with output Hessians and probing, and of a mixture of experts."""
     return small(NARROW, ECLQ)[1] + small(MIXTURE, ECLQ)[1] + small(MIXTURE, HPTQ)[1]
+
+
+def waiting() -> list[str]:
+    """Hold what is planned where most of it is of batches that wait inside a block."""
+    few_words = NARROW | {"vocab_size": 1024}
+    return small(few_words, HPTQ, sequences=64)[1] + small(few_words, PLAIN, sequences=64)[1]
 
 
 def noticed(name: str, plant: AbstractContextManager) -> list[str]:
@@ -164,6 +170,7 @@ CHECKS = {
     "narrow_and_wide": narrow_and_wide,
     "targets": targets,
     "gradients": gradients,
+    "waiting": waiting,
     "planted": planted,
     "llama_8b_hptq": partial(real, LLAMA_8B, HPTQ),
     "llama_8b_eclq": partial(real, LLAMA_8B, ECLQ),

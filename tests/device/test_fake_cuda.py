@@ -32,7 +32,7 @@ def test_small_models_on_cuda():
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("check", ["gradients", "planted"])
+@pytest.mark.parametrize("check", ["gradients", "waiting", "planted"])
 def test_more_small_models_on_cuda(check):
     assert wrong(check) == []
 
