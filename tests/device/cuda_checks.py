@@ -13,10 +13,12 @@ from nearplane.kernels.gpu.nearest_plane import TritonSweep
 from nearplane.methods import Method
 from nearplane.methods.scale_search import CodedMatrix
 from nearplane.plan import device_stages, footprint
+from nearplane.plan.offload import choose_with_device
 from nearplane.walk import walk
+from nearplane.walk.device import Accelerator
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.rounding import Rounder
-from tests.device.fake_cuda import FakeCuda
+from tests.device.fake_cuda import CUDA, FakeCuda
 from tests.device.fake_models import LLAMA_8B, LLAMA_405B, QWEN3_30B_A3B, Run
 
 WITHIN = 1.2  # what is planned over what is held, and the other way round
@@ -43,6 +45,10 @@ def counted(run: Run) -> tuple[FakeCuda, list[str]]:
     planned = needs.on_device(run.limits.on_host, paused)
     layers, tensors = len(needs.survey.layers), len(list(needs.survey.model.parameters()))
     batches = needs.batches * len(needs.survey.stages) * needs.streams
+    # what `nearplane plan --device` says, and what a run decides by
+    there = Accelerator(CUDA, float("inf"))
+    chosen = choose_with_device(needs.survey, needs.run, float("inf"), there, False)
+    assert chosen.device == needs.on_device(False, needs.batches)
     mode = run.counted(needs.survey)
     held = max(peak for peak, _ in mode.held["cuda"].peaks.values())
     name = f"{run.numbers['model_type']} {run.numbers['hidden_size']} {run.method.name}"
