@@ -197,6 +197,8 @@ def written(walk: Walk, writer: Any, watcher: Watcher) -> list[LayerReport]:
             thread.start(writer.add, f"{layer.name}.record", quantized.record)
             reports.append(report)
             watcher.done(report, len(walk.layers))
+            # its integers would take memory until the next layer is there
+            del quantized
     return reports
 
 

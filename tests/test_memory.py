@@ -19,7 +19,8 @@ from hypothesis import strategies as st
 import nearplane as npl
 from nearplane.methods import ECLQ, HPTQ, METHODS
 from nearplane.model.selection import Rules
-from nearplane.plan.footprint import BASE_BYTES, Memory, MemoryNeeds
+from nearplane.plan.footprint import MemoryNeeds
+from nearplane.plan.memory import BASE_BYTES, Memory
 from nearplane.plan.offload import Offload, choose_offload, ways
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import survey

@@ -1,6 +1,7 @@
 """HPTQ: nearest plane without clipping, with one step for the matrix and Huffman codes."""
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float
@@ -54,6 +55,11 @@ class HPTQ(LatticeMethod, RateMethod):
     bpw: float = 3.125
     order: str = "activation"
     damping: float = 0.01
+
+    # rows in the basis's order, the best integers so far, and those of a sweep before they are
+    # joined
+    rounding_bytes: ClassVar[int] = 12
+    rounds_together: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         check_bpw(self.bpw)

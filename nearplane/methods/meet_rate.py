@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nearplane import codes
 from nearplane.lattice import Basis
-from nearplane.lattice.float64 import widened
+from nearplane.lattice.float64 import float64_devices, widened
 from nearplane.lattice.nearest_plane import scaled_factor
 from nearplane.lattice.rate_aware import Prices
 from nearplane.lattice.two_sided import RowBlock
@@ -192,13 +192,20 @@ def next_scale(history: list[tuple[float, float]]) -> float:
     return log_scale + (target_excess - excess) / slope
 
 
+def root_mean_square(numbers: Tensor) -> float:
+    """Return √(mean of squares), summed in float64; without a copy where that is possible."""
+    if float64_devices(numbers.device).kept != numbers.device:
+        return float(widened(numbers).square().mean().sqrt())
+    return float(torch.linalg.vector_norm(numbers, dtype=torch.float64)) / numbers.numel() ** 0.5
+
+
 def predict_scale(problem: RoundingProblem, settings: RateSettings) -> tuple[float, codes.Tables]:
     """Return a scale predicted to meet the rate, and tables fitted to its predicted integers.
 
     The rate of the predicted integers falls by about one bit when the scale doubles.
     """
     scaled = problem.target / problem.unit_step.to(problem.target.dtype)
-    sigma = float(widened(scaled).square().mean().sqrt())
+    sigma = root_mean_square(scaled)
     unit = scaled_factor(problem.factor, problem.unit_step, scaled.dtype)
     predicted = predicted_codes(scaled, unit)
     saving = RATE_AWARE_SAVING * 3**-settings.bpw if settings.slope else 0.0

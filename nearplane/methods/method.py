@@ -144,6 +144,10 @@ class Method(ABC):
     # losses are measured where the layer is rounded towards a target
     triangular_solves: ClassVar[int] = 0
     target_certificates: ClassVar[int] = 0
+    # and of an accelerator: bytes a weight while a layer is rounded, beside original, target and
+    # integers; whether layers that share inputs are rounded at once
+    rounding_bytes: ClassVar[int] = 20
+    rounds_together: ClassVar[bool] = False
 
     def floor(self, rows: int, columns: int) -> float:
         """Return the fewest bits per weight at which a matrix of this shape can be stored."""

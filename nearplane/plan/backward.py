@@ -31,9 +31,10 @@ class BackwardSize:
 
     @property
     def layers(self) -> list[Layer]:
-        """The layers whose outputs are weighed."""
-        shares = self.survey.shares
-        return [layer for layer in self.survey.layers if layer.name not in shares]
+        """The layers whose outputs are weighed: those of the blocks, but for experts."""
+        survey = self.survey
+        others = set(survey.selection.layers_outside(survey.model))
+        return [la for la in survey.layers if la.name not in survey.shares and la not in others]
 
     @property
     def sequences(self) -> int:
@@ -70,6 +71,14 @@ class BackwardSize:
         graph = self.run.length * (GRAPH_HIDDEN * hidden + GRAPH_WIDEST * width) * itemsize
         graph += 3 * heads * self.run.length**2 * itemsize
         return max(graph, LOGITS * self.logits)
+
+    def on_device(self, hidden: int | float, width: int | float) -> tuple[int | float, int | float]:
+        """Return the bytes of a sequence's logits, and of one block's graph, on an accelerator.
+
+        Attention is computed there without all of its scores in memory.
+        """
+        graph = self.run.length * (GRAPH_HIDDEN * hidden + GRAPH_WIDEST * width)
+        return LOGITS * self.logits, graph * self.survey.compute.itemsize
 
     @property
     def heads(self) -> int:

@@ -20,7 +20,8 @@ from nearplane.plan.devices import (
     stated_throughput,
     threads,
 )
-from nearplane.plan.footprint import Memory, unfinished_bytes
+from nearplane.plan.footprint import unfinished_bytes
+from nearplane.plan.memory import Memory
 from nearplane.plan.method_launches import counted
 from nearplane.plan.offload import Offload, choose_offload, choose_with_device
 from nearplane.plan.part import OffloadCost, Part

@@ -9,14 +9,17 @@ from torch import nn
 
 from nearplane.model.compute_dtype import precise
 from nearplane.model.output_head import vocabulary
-from nearplane.plan.backward import HESSIAN, BackwardSize
+from nearplane.plan.backward import HESSIAN, BackwardSize, squares_of
+from nearplane.plan.device_stages import DeviceStage
+from nearplane.plan.memory import Memory
+from nearplane.plan.probe import ProbeSize
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
 from nearplane.walk.hidden_states import pinned_bytes
 from nearplane.walk.sensitivity import POSITIONS, SEQUENCES
+from nearplane.walk.token_use import MOST_LOGITS
 from nearplane.walk.walk import BATCH_TOKENS
 
-BASE_BYTES = 0.75e9  # Python, torch, transformers, and freed blocks that the allocator keeps
 CHOICE_BYTES = 8 * 8  # of a token: the numbers of the experts that it is sent to
 LOSS_BYTES = 3 * 8  # of every row that is finished: loss, damped loss and bound, in float64
 GROUP_BYTES = 1500  # of a file of finished layers, beside records and losses
@@ -35,34 +38,11 @@ WEIGHT = 12
 TARGET_WEIGHT, LAG_WEIGHT = 18, 8
 # of layers that are rounded, and written while the next ones are: original and record
 WRITTEN_WEIGHT = 5
+ATTENTION_WAITING = 2.5  # hidden states that wait in attention: of queries, keys, values, results
 ROUNDED_WEIGHT = 24  # of the layer that is rounded now; its certificate is computed in float64
 
 Shapes = tuple[tuple[int, int], ...]
 Kind = tuple[Shapes, bool]
-
-
-@dataclass(frozen=True)
-class Memory:
-    """The parts of one process's memory at its peak, bytes.
-
-    - `weights`: those of the model that are in memory. `states`: hidden states of its share of the
-      calibration, and activations of forward passes that are paused inside a block.
-    - `working`: to sum, factor and round the layers that need most. `base`: Python and libraries.
-    """
-
-    weights: int | float
-    states: int | float
-    working: int | float
-    base: int | float = BASE_BYTES
-
-    @property
-    def total(self) -> int | float:
-        return self.weights + self.states + self.working + self.base
-
-    def sentence(self) -> str:
-        """Return the parts in gigabytes."""
-        parts = ("weights", "states", "working", "base")
-        return ", ".join(f"{part} {getattr(self, part) / 1e9:.2f} GB" for part in parts)
 
 
 @dataclass(frozen=True)
@@ -107,28 +87,100 @@ class MemoryNeeds:
         - `spilled`: whether hidden states between blocks are kept elsewhere.
         - `paused`: as in `Offload`.
         """
-        states = paused * self.paused_bytes
-        if not spilled:
-            copies = 2 * self.streams + bool(self.survey.shares)
-            states += copies * self.tokens * self.hidden * self.itemsize
-            states += self.output_hessians
-        outside, sizes = self.parts
-        block = max(sizes) * self.widening
-        wide = precise(self.survey.compute).itemsize / self.survey.dtype.itemsize
-        phases = [(outside * wide, self.running_bytes)]
+        peaks = self.on_blocks(spilled, paused) + self.on_outside(spilled)
         if self.survey.method.allocates:
-            phases.append(((outside + max(sizes)) * wide, self.probing))
+            peaks += self.on_probes(spilled)
+        return max(peaks, key=lambda memory: memory.total)
+
+    def on_blocks(self, spilled: bool, paused: int) -> list[Memory]:
+        """Return a device's memory while the layers of a block are summed and rounded."""
+        # residual and normed states, with those behind them or attention's; the sum that lags are
+        # taken from; what the block was given, if it is a copy
+        widths = 2 + (self.streams > 1) + spilled
+        waiting = widths * self.hidden + max(self.width, ATTENTION_WAITING * self.hidden)
+        states = self.streams * self.batch_tokens * self.itemsize * paused * waiting
+        states += self.states_on_device(spilled)
+        block = max(self.parts[1]) * self.widening
+        found = []
+        for stage, outside in self.device_stages:
+            if not outside:
+                found.append(Memory(block, states, self.passing(stage) + stage.moments, 0))
+                found.append(Memory(block, states, stage.rounding, 0))
+        return found
+
+    def on_outside(self, spilled: bool) -> list[Memory]:
+        """Return a device's memory while what is outside of the blocks runs or is rounded."""
+        outside, states = self.parts[0] * self.widening, self.states_on_device(spilled)
+        found = [Memory(outside + max(self.parts[1]) * self.widening, states, 0, 0)]
+        for stage, is_outside in self.device_stages:
+            if is_outside:
+                found.append(Memory(outside, states, self.passing(stage) + stage.moments, 0))
+                found.append(Memory(outside, states, stage.rounding, 0))
+                answers = self.answering(self.batch_tokens, self.itemsize)
+                found.append(Memory(outside, states, SUMMED * stage.square + answers, 0))
         if self.backward.needed:
             # what blocks return stays there until gradients went through
-            working = self.backward.working_bytes(self.hidden, self.width)
             kept = self.backward.state_bytes(self.hidden, len(self.survey.blocks))
-            kept -= 0 if spilled else self.output_hessians
-            phases.append((block + outside * self.widening, working + kept))
-        for shapes, expert in self.kinds:
-            phases.append((block, self.summing(shapes, expert)))
-            phases.append((block, self.rounding(shapes, expert)))
-        held, working = max(phases, key=sum)
-        return Memory(held, states, working, base=0)
+            logits, graph = self.backward.on_device(self.hidden, self.width)
+            found.append(Memory(outside, kept, logits, 0))
+            block = max(self.parts[1]) * self.widening
+            found.append(Memory(outside + block, kept, graph, 0))
+        return found
+
+    def on_probes(self, spilled: bool) -> list[Memory]:
+        """Return a device's memory while disturbed copies of the model run, in float32."""
+        wide = precise(self.survey.compute)
+        outside, sizes = (
+            part * wide.itemsize / self.survey.dtype.itemsize
+            for part in (self.parts[0], max(self.parts[1]))
+        )
+        probe = ProbeSize(self.survey, self.run, wide.itemsize)
+        states = 0 if spilled else self.output_hessians + probe.states(self.hidden)
+        inside, outer = (
+            [stage.drawing for stage, out in self.device_stages if out == each]
+            for each in (False, True)
+        )
+        working = max(probe.attention, probe.expert_errors, *inside)
+        return [
+            Memory(outside + sizes, states, working, 0),
+            Memory(outside, states, max(outer, default=0) + probe.logits, 0),
+            Memory(outside, states, self.answering(probe.tokens, wide.itemsize), 0),
+        ]
+
+    def states_on_device(self, spilled: bool) -> int | float:
+        """Return the bytes of hidden states between blocks, and of output Hessians, there."""
+        if spilled:
+            return 0
+        copies = self.streams + bool(self.survey.shares)
+        return copies * self.tokens * self.hidden * self.itemsize + self.output_hessians
+
+    def passing(self, stage: DeviceStage) -> int | float:
+        """Return the bytes of the batch that runs, and of its inputs in float32."""
+        columns = stage.shapes[0][1]
+        states = 2 * self.width * self.itemsize + 4 * self.streams * columns
+        return self.batch_tokens * (states + 8 * self.hidden * (self.streams > 1))
+
+    def answering(self, tokens: int | float, itemsize: int) -> int | float:
+        """Return the bytes of a batch's answers, by which rows of the output head get steps."""
+        if not self.survey.method.scales_rows:
+            return 0
+        # logits, in float32, and their softmax
+        copies = itemsize + 4 * (itemsize < 4) + 4
+        return copies * min(tokens * vocabulary(self.survey.model), MOST_LOGITS)
+
+    @cached_property
+    def device_stages(self) -> set[tuple[DeviceStage, bool]]:
+        """The different stages, and whether they are outside of the blocks."""
+        outside = set(self.survey.selection.layers_outside(self.survey.model))
+        weighed = set(self.backward.layers) - outside if self.backward.needed else set()
+        found = set()
+        for layers in self.survey.stages:
+            numbers = max(squares_of(la) if la in weighed else 0 for la in layers)
+            outer = layers[0] in outside
+            targets = self.has_targets(layers[0].name in self.survey.shares) and not outer
+            shapes = tuple(layer.shape for layer in layers)
+            found.add((DeviceStage(shapes, self.survey.method, targets, numbers), outer))
+        return found
 
     def beside_device(
         self, by_blocks: bool, on_host: bool, factors: bool = False, ahead: bool = False

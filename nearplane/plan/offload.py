@@ -10,7 +10,8 @@ from nearplane.lattice.float64 import float64_devices
 from nearplane.lattice.nearest_plane import TILE
 from nearplane.model.block_loading import stand_alone
 from nearplane.model.process_memory import available_bytes
-from nearplane.plan.footprint import Memory, MemoryNeeds
+from nearplane.plan.footprint import MemoryNeeds
+from nearplane.plan.memory import Memory
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey
 from nearplane.types import NearplaneError

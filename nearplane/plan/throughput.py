@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from nearplane import codes, lattice
 from nearplane.lattice import nearest_plane, nearest_plane_among, rate_aware_plane
-from nearplane.lattice.two_sided import moved_targets
+from nearplane.lattice.two_sided import RowBlock, moved_targets
 from nearplane.methods import Method, certificate
 from nearplane.methods.rate import histogram, histogram_on_device
 from nearplane.plan.method_launches import MethodLaunches
@@ -205,12 +205,13 @@ def between_rows_s(matrix: TrialMatrix, sweeps: float) -> float:
     every sweep and for the certificate.
     """
     started, first = Clock.started(matrix.weight.device), 0
-    bases = [lattice.basis(hessian, "activation", 1.0) for hessian in matrix.output_hessian]
+    blocks = []
+    for hessian in matrix.output_hessian:
+        basis = lattice.basis(hessian, "activation", 1.0)
+        blocks.append(RowBlock(first + basis.columns, basis.factor, matrix.weight.dtype))
+        first += len(basis.columns)
     found, started = started.seconds, Clock.started(matrix.weight.device)
-    for basis in bases:
-        rows = matrix.weight[first : first + len(basis.factor)]
-        moved_targets(rows, basis.factor, rows)
-        first += len(rows)
+    moved_targets(matrix.weight, blocks, matrix.weight)
     return found + (sweeps + 1) * started.seconds
 
 

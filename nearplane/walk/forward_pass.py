@@ -157,6 +157,8 @@ class ForwardPass:
                 self.greenlet.throw()
         self.greenlet = None
         self.call = Call((), {})
+        # logits of many passes are large
+        self.inputs = self.result = None
 
 
 @dataclass

@@ -9,6 +9,7 @@ from torch import Tensor
 from nearplane.lattice.float64 import widened
 from nearplane.methods import Method
 from nearplane.model.blocks import Layer
+from nearplane.rows import by_rows
 from nearplane.types import LayerReport, QuantizedWeight
 from nearplane.walk.expert_hessians import ENOUGH
 from nearplane.walk.input_statistics import InputStatistics
@@ -42,8 +43,7 @@ def report_of(
     bound = quantized.facts.get("layer_bound")
     if bound is None and quantized.bound is not None and not quantized.bound.isnan().any():
         bound = float(quantized.bound.sum())
-    energy = widened((original @ measured.inputs.hessian) * original).sum()
-    error = widened(original) - widened(quantized.value())
+    energy, error = energy_and_error(original, quantized.value(), measured.inputs.hessian)
     borrowed = 0 if measured.fallback else measured.inputs.borrowed
     void = f"{TO_NEAREST}: {measured.fallback}" if measured.fallback else quantized.void
     return LayerReport(
@@ -56,10 +56,10 @@ def report_of(
         code_bpw=quantized.code_bpw,
         loss=float(quantized.loss.sum()),
         damped_loss=float(quantized.damped_loss.sum()),
-        energy=float(energy),
+        energy=energy,
         bound=None if measured.fallback else bound,
         void=void,
-        weight_error=float(error.square().sum()),
+        weight_error=error,
         tokens=measured.inputs.tokens,
         dropped_tokens=measured.inputs.dropped,
         dead_columns=int((measured.inputs.hessian.diagonal() == 0).sum()),
@@ -68,6 +68,20 @@ def report_of(
         facts=quantized.facts | ({"borrowed": float(borrowed)} if borrowed else {}),
         log2_pivots=[] if measured.pivots is None else log2_quantiles(measured.pivots),
     )
+
+
+def energy_and_error(
+    original: Float[Tensor, "rows n"], value: Float[Tensor, "rows n"], hessian: Float[Tensor, "n n"]
+) -> tuple[float, float]:
+    """Return Σ original · hessian · originalᵀ and ‖original − value‖², a few rows at a time."""
+
+    def of_rows(rows: slice) -> tuple[Tensor, Tensor]:
+        some = original[rows]
+        energy = widened((some @ hessian) * some).sum(1)
+        return energy, (widened(some) - widened(value[rows])).square().sum(1)
+
+    energy, error = by_rows(of_rows, len(original))
+    return float(energy.sum()), float(error.sum())
 
 
 def log2_quantiles(pivots: Float64[Tensor, " n"]) -> list[float]:

@@ -90,4 +90,5 @@ def probabilities(each: ForwardPass, vocabulary: int) -> Tensor:
     """Return the predictions (positions, tokens) of a pass that is paused at the head."""
     each.finish(vocabulary, MOST_LOGITS)
     logits = logits_of(each.result).flatten(0, -2)
+    each.result = None
     return torch.softmax(logits[:: max(1, len(logits) * vocabulary // MOST_LOGITS)].float(), -1)

@@ -15,7 +15,7 @@ from nearplane.model.open_model import open_model
 from nearplane.model.selection import Rules
 from nearplane.plan.devices import DECIDES, DEVICES, known, stated_throughput
 from nearplane.plan.estimate import Estimate, estimate
-from nearplane.plan.footprint import BASE_BYTES, Memory
+from nearplane.plan.memory import BASE_BYTES, Memory
 from nearplane.plan.part import OffloadCost, Part
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import survey
