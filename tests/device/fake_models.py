@@ -28,8 +28,8 @@ from nearplane.pipeline import Watcher, written
 from nearplane.plan.footprint import MemoryNeeds
 from nearplane.plan.run_size import RunSize
 from nearplane.plan.survey import Survey, survey
-from nearplane.walk import walk as walk_file
 from nearplane.precision import exact_products
+from nearplane.walk import walk as walk_file
 from nearplane.walk.hidden_states import CPU
 from nearplane.walk.output_hessians import BackwardPasses
 from nearplane.walk.placement import ActivationLimits, Placement
