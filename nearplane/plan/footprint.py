@@ -191,7 +191,8 @@ class MemoryNeeds:
           here.
         """
         batch = pinned_bytes(self.batch_tokens * self.hidden * self.itemsize)
-        states = 2 * self.streams * self.batches * batch
+        # the tokens that enter experts are kept there, too
+        states = (2 * self.streams + bool(self.survey.shares)) * self.batches * batch
         states = states + PINNED * self.output_hessians if on_host else 0
         largest = max(rows * columns for shapes, _ in self.kinds for rows, columns in shapes)
         working = ROUNDED_WEIGHT * largest + FACTORING * self.widest**2 * factors

@@ -110,8 +110,8 @@ def test_against_the_model_one_block_is_in_memory_at_a_time(checkpoint, model_di
     append = StatesInFile.append
 
     @contextmanager
-    def counted(self, index):
-        with loaded(self, index):
+    def counted(self, index, read=None):
+        with loaded(self, index, read):
             most.append(sum(not any(p.is_meta for p in b.parameters()) for b in self.blocks))
             yield
 
