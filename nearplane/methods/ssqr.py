@@ -19,6 +19,7 @@ from nearplane.rows import by_rows, rows_at_once
 from nearplane.types import Outliers, QuantizedWeight, spread
 
 BISECTIONS = 10
+FLOAT16_NORMAL = torch.finfo(torch.float16).smallest_normal
 WIDENINGS = 6  # passes that may widen the bracket of log₂ κ before κ = 2^WIDENINGS is taken
 
 
@@ -156,11 +157,13 @@ def without_largest(
     """Return the weight with that share of every row, the largest in magnitude, set to 0.
 
     A step that spanned them would be wide for all of their group, and where the input is large,
-    too, half of such a step is more error than the row's other columns can make up for.
+    too, half of such a step is more error than the row's other columns can make up for. Weights
+    that are too small for float16, in which outliers are stored, stay.
     """
     count = int(share * weight.shape[1])
-    largest = weight.abs().topk(count, dim=1).indices
-    return weight.scatter(1, largest, 0.0)
+    size, largest = weight.abs().topk(count, dim=1)
+    kept = torch.where(size < FLOAT16_NORMAL, weight.gather(1, largest), 0.0)
+    return weight.scatter(1, largest, kept)
 
 
 def scaled_steps(start: Float[Tensor, "rows groups"], exponent: Float[Tensor, "rows 1"]) -> Tensor:
