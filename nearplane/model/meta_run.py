@@ -1,5 +1,6 @@
 """Run a model on the meta device: which layers share an input, how many tokens experts get."""
 
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -54,17 +55,31 @@ def meta_run(model: Any, layers: list[Layer]) -> MetaRun:
     hooks += [experts.register_forward_pre_hook(note_share) for experts in mixtures]
     count = OperatorCount()
     try:
-        with torch.no_grad(), count:
-            inputs = meta_inputs(TOKENS)
-            model(**inputs | forward_arguments(model, inputs["input_ids"]))
-    # whatever a model's code raises: it was not made for a run without numbers
-    except Exception:
-        groups = {}
+        counted = ran_on_meta(model, count)
+        if not counted:
+            # some operators cannot be counted
+            groups.clear()
+            if not ran_on_meta(model, nullcontext()):
+                groups.clear()
     finally:
         for hook in hooks:
             hook.remove()
     named = {layer.name: shares[layer.module] for layer in layers if layer.module in shares}
-    return MetaRun(list(groups.values()) or [[layer] for layer in layers], named, count.launches)
+    return MetaRun(
+        list(groups.values()) or [[layer] for layer in layers], named, count.launches * counted
+    )
+
+
+def ran_on_meta(model: Any, counting: AbstractContextManager) -> bool:
+    """Run a model without values inside a `with` block; return whether it can be run so."""
+    try:
+        with torch.no_grad(), counting:
+            inputs = meta_inputs(TOKENS)
+            model(**inputs | forward_arguments(model, inputs["input_ids"]))
+    # whatever a model's code raises: it was not made for a run without numbers
+    except Exception:
+        return False
+    return True
 
 
 def meta_inputs(tokens: int) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nearplane.methods import ECLQ, HPTQ, METHODS
+from nearplane.model import meta_run
 from nearplane.plan import devices, method_launches
 from nearplane.plan.costs import BOUND, COLUMN, bound_of, cost_lines, table
 from nearplane.plan.devices import DEVICES, SHARES, rates_of
@@ -150,3 +151,19 @@ def test_a_plan_shows_the_table(directory, nearplane):
     for words in ("bound by", "rounding sweeps", "host's cores", "copying to the device", "µs"):
         assert words in result.output
     assert "RTX 4090" in result.output and devices.DEVICES["rtx4090"].peaks["float64"] == 1.29e12
+
+
+def test_a_model_that_cannot_be_counted_is_surveyed_all_the_same(directory, monkeypatch):
+    whole = survey(directory, HPTQ(), bare=True)
+
+    class Fails(meta_run.OperatorCount):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            if self.launches > 20:
+                raise NotImplementedError
+            return super().__torch_dispatch__(func, types, args, kwargs)
+
+    monkeypatch.setattr(meta_run, "OperatorCount", Fails)
+    part = survey(directory, HPTQ(), bare=True)
+    assert whole.launches > 100 and part.launches == 0
+    names = [[[layer.name for layer in stage] for stage in found.stages] for found in (whole, part)]
+    assert names[0] == names[1]
