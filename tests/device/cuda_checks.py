@@ -25,6 +25,7 @@ WITHIN = 1.2  # what is planned over what is held, and the other way round
 # of a run with all its phases: for every layer, for every tensor of the model, for every batch at
 # every stage; none for a column, a row or a leaf
 COPIES_A_LAYER, COPIES_A_TENSOR = 80, 6
+COPIES_A_BATCH = 4  # its tokens, once a pass, and its answers at the head
 WAITS_A_LAYER, WAITS_A_BATCH = 60, 12
 HPTQ, ECLQ = npl.HPTQ(bpw=3.1), npl.ECLQ(bpw=3.1)
 PLAIN = npl.ECLQ(bpw=3.1, two_sided=False, allocate=False)
@@ -61,7 +62,7 @@ def counted(run: Run) -> tuple[FakeCuda, list[str]]:
         print(f"  {kind}: {sorted(found.items(), key=str)}")
     copies, asked = sum(times for times, _ in mode.copied.values()), sum(mode.asked.values())
     most = (
-        COPIES_A_LAYER * layers + COPIES_A_TENSOR * tensors,
+        COPIES_A_LAYER * layers + COPIES_A_TENSOR * tensors + COPIES_A_BATCH * needs.batches,
         (WAITS_A_LAYER * layers + WAITS_A_BATCH * batches),
     )
     wrong = [f"{name}: {mode.moved} moved without a word"] if mode.moved else []
