@@ -24,7 +24,11 @@ FAMILIES = ["llama", "gemma3_text", "gpt2", "qwen2"]
 
 
 def written(family, path, **options):
+    """Write and return a model of one block."""
     config = zoo.tiny_config(family)
+    config.num_hidden_layers = 1
+    if getattr(config, "layer_types", None):
+        config.layer_types = config.layer_types[:1]
     config.tie_word_embeddings = options.get("tied", True)
     torch.manual_seed(0)
     model = AutoModelForCausalLM.from_config(config).eval()
