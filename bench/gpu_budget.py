@@ -1,7 +1,7 @@
 """What a product by compressed weights costs on a GPU, counted in machine code: no GPU is needed.
 
     .venv/bin/python bench/gpu_budget.py [--json FILE] [--listing FOLDER]
-    .venv/bin/python bench/gpu_budget.py --tiny        two kernels for one GPU
+    .venv/bin/python bench/gpu_budget.py --tiny        two kernels for one GPU, fewer rows
 
 Each row is the kernel that a layer of 4096 x 4096 gets at batch 1 (bf16 activations), compiled for
 each GPU, with the layout that such a layer has:
@@ -44,7 +44,7 @@ from nearplane.kernels.gpu.cuda import launches, layout, nvrtc
 from nearplane.kernels.gpu.cuda.sections import Shape, shape_of
 from nearplane.kernels.gpu.header import read_head
 
-ROWS = COLUMNS = 4096
+ROWS, COLUMNS = 256 if tiny.ASKED else 4096, 4096
 CHAIN = 33  # clocks from one integer of a stream to the next
 
 

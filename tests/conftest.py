@@ -1,6 +1,7 @@
 """Settings of all tests, and what CPU time they may take together."""
 
 import functools
+import gc
 import os
 import statistics
 import time
@@ -37,6 +38,8 @@ torch.set_num_threads(1)
 settings.register_profile("some", deadline=None, max_examples=40)
 settings.register_profile("all", deadline=None, max_examples=100)
 settings.load_profile("some")
+# nothing that tests write has to outlive a power cut; a descriptor must be one, all the same
+os.fsync = os.fstat
 # results must not depend on the processor that tests run on: all are taken to be fast at all types,
 # and tests/model/test_compute_dtype.py takes them to be slow
 compute_dtype.slowdown = lambda dtype: 1.0
@@ -86,6 +89,12 @@ def loop_seconds() -> float:
     return time.process_time() - before
 
 
+def pytest_collection_finish(session):
+    """Spare what is imported by now from every collection of garbage: half a million objects."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item):
     before = cpu_seconds()
@@ -97,6 +106,7 @@ def pytest_runtest_protocol(item):
 
 def pytest_sessionfinish(session):
     """Hand what was spent to the process that started this one, or judge the sum of all."""
+    gc.unfreeze()  # Python ends as it would
     if SPENT:
         # at the end, when the other processes are still at work
         LOOPS.append(statistics.median(loop_seconds() for _ in range(9)))

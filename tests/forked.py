@@ -6,19 +6,24 @@ it were started by a shell. What must see Python's own start is started with `su
 """
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
 import signal
 import socket
+import subprocess
 import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Mapping
+import weakref
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from subprocess import CompletedProcess, TimeoutExpired
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 SERVER = multiprocessing.get_context("forkserver")
@@ -114,26 +119,82 @@ def run_together(count: int, module: str, *words: object) -> list[CompletedProce
     return [one.wait() for one in all_]
 
 
+class Forking(subprocess.Popen):
+    """A process that is a fork of this one if it is to run a Python program."""
+
+    def __init__(self, args: Any, **options: Any):
+        words = [args] if isinstance(args, str | Path) else [os.fspath(word) for word in args]
+        if words[0] == sys.executable:
+            words = [word for word in words[1:] if word != "-u"]
+            module = words[:1] == ["-m"]
+            if module or words and _is_file(words[0]):
+                # Popen calls it where it would start the program, and it does not return
+                own = words[module:], options.get("env")
+                options["preexec_fn"] = partial(_be, *own)
+        super().__init__(args, **options)
+
+
 def _run(program: Program) -> None:
     """Be the program."""
     os.setpgid(0, 0)
     for number, name in ((1, "stdout"), (2, "stderr")):
         os.dup2(os.open(Path(program.files, name), os.O_WRONLY | os.O_CREAT | os.O_APPEND), number)
-    sys.stdout, sys.stderr = (os.fdopen(number, "w", buffering=1) for number in (1, 2))
-    os.environ.clear()
-    os.environ.update(program.environment)
     os.chdir(program.folder)
-    file = program.path.endswith(".py")
-    sys.argv = [program.path, *program.words]
-    sys.path.insert(0, str(Path(program.path).parent) if file else program.folder)
+    # not by this server, which would import everything once more
+    multiprocessing.set_start_method(None, force=True)
     try:
-        status = _status(runpy.run_path if file else runpy.run_module, program.path)
+        status = _done(program.path, program.words, program.environment)
     finally:
         used = os.times()
         Path(program.files, "spent").write_text(str(sum(used[:4])))
+    os._exit(status)
+
+
+def _be(words: Sequence[str], environment: Mapping[str, str] | None) -> None:
+    """Be a program that this one started."""
+    status = 1
+    try:
+        os.closerange(3, 1 << 16)  # one of them says to `subprocess` that the program is started
+        # what the program that started this one does at its end, or with garbage, it does itself
+        gc.freeze()
+        atexit._clear()
+        weakref.finalize._registry.clear()  # pyright: ignore
+        weakref.finalize._registered_with_atexit = False  # pyright: ignore
+        for name, module in list(sys.modules.items()):
+            file = getattr(module, "__file__", None)
+            if file and name != "__main__" and str(Path(file).parent) == sys.path[0]:
+                del sys.modules[name]
+        status = _done(
+            words[0], words[1:], dict(os.environ if environment is None else environment)
+        )
+    except BaseException:
+        traceback.print_exc()
+    finally:
+        os._exit(status)
+
+
+def _done(path: str, words: Sequence[str], environment: Mapping[str, str]) -> int:
+    """Run a program whose files and folder are set, and return its exit status."""
+    before = sys.stdin, sys.stdout, sys.stderr  # until the end: they would be closed
+    sys.stdin = os.fdopen(0, closefd=False)
+    sys.stdout, sys.stderr = (
+        os.fdopen(number, "w", buffering=1, closefd=False) for number in (1, 2)
+    )
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.argv = [path, *words]
+    also = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    first = str(Path(path).parent) if _is_file(path) else os.getcwd()
+    sys.path[:0] = [first, *filter(None, also)]
+    status = _status(runpy.run_path if _is_file(path) else runpy.run_module, path)
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(status)
+    del before
+    return status
+
+
+def _is_file(path: str) -> bool:
+    return path.endswith(".py")
 
 
 def _status(run, path: str) -> int:

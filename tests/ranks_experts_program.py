@@ -3,6 +3,7 @@
 import copy
 import sys
 from dataclasses import dataclass, field
+from functools import partial
 from unittest.mock import patch
 
 import torch
@@ -13,7 +14,7 @@ from nearplane.walk import walk as walk_file
 from nearplane.walk.hessian import HessianSum
 from nearplane.walk.ranks import ALONE, Ranks
 from nearplane.walk.walk import Walk
-from tests.ranks_program import run
+from tests.ranks_program import of_first, run
 from tests.walk import moe
 from tests.walk.tiny import TOKENS
 
@@ -68,18 +69,19 @@ def hessians_are_as_alone() -> None:
         (moe.FAMILIES["qwen3_moe"].model(), FEW),
     ]
     for model, tokens in models:
-        alone, expected = walked(model, RTN(bits=6), tokens, ALONE)
-        shared, found = walked(model, RTN(bits=6), tokens, ranks)
-        assert shared.arrivals == alone.arrivals and shared.fallbacks == alone.fallbacks
-        for name, (_, report) in expected.items():
-            own = found[name][1]
-            assert (own.tokens, own.facts.get("borrowed")) == (
-                report.tokens,
-                report.facts.get("borrowed"),
-            )
-            assert own.fallback == report.fallback
-            distance = (shared.seen[name] - alone.seen[name]).norm()
-            assert distance <= LIMIT * alone.seen[name].norm(), name
+        alone, hessians = of_first(partial(of_layers, model, tokens, ALONE))
+        shared, found = of_layers(model, tokens, ranks)
+        assert shared == alone
+        for name, hessian in hessians.items():
+            assert (found[name] - hessian).norm() <= LIMIT * hessian.norm(), name
+
+
+def of_layers(model: nn.Module, tokens: Tensor, ranks: Ranks) -> tuple[list, dict[str, Tensor]]:
+    """Return what tokens came to layers and what became of them, and the layers' Hessians."""
+    walk, found = walked(model, RTN(bits=6), tokens, ranks)
+    reports = [report for _, report in found.values()]
+    facts = [(r.name, r.tokens, r.facts.get("borrowed"), r.fallback) for r in reports]
+    return [walk.arrivals, walk.fallbacks, facts], walk.seen
 
 
 def everybody_has_the_same() -> None:
@@ -91,10 +93,14 @@ def everybody_has_the_same() -> None:
         for weight, _ in found.values():
             record = weight.record.numpy().tobytes()
             assert ranks.bytes_of_first(record) == record
-        _, alone = walked(model, method, TOKENS, ALONE)
-        shared, one = (sum(float(r.loss) for _, r in done.values()) for done in (found, alone))
+        shared = loss_of(found)
+        one = of_first(lambda method=method: loss_of(walked(model, method, TOKENS, ALONE)[1]))
         # tokens are held out by process, and few integers are as near as others
         assert abs(shared - one) <= 0.1 * one, (method.name, shared, one)
+
+
+def loss_of(found: dict) -> float:
+    return sum(float(report.loss) for _, report in found.values())
 
 
 def some_processes_see_nothing() -> None:

@@ -3,6 +3,7 @@
 import atexit
 import dataclasses
 import os
+import pickle
 import signal
 import sys
 from collections.abc import Callable
@@ -25,7 +26,6 @@ from nearplane.methods.certificate import Losses, measure
 from nearplane.model.blocks import Layer
 from nearplane.pipeline import Watcher
 from nearplane.rows import by_rows, in_parts
-from nearplane.types import QuantizedWeight
 from nearplane.walk.ranks import Ranks
 
 TOKENS = torch.randint(2, 300, (8, 32), generator=torch.Generator().manual_seed(0))
@@ -77,15 +77,26 @@ def of_losses(target: Tensor, basis: lattice.Basis, part: dataclasses.Field) -> 
     return getattr(losses, part.name)
 
 
+def of_first(work: Callable[[], Any]) -> Any:
+    """Return the result of the first process, which does it alone; the others wait."""
+    ranks = Ranks.joined()
+    content = ranks.bytes_of_first(pickle.dumps(work()) if ranks.first else None)
+    assert content is not None
+    return pickle.loads(content)
+
+
+def is_as_alone(work: Callable[[], Any]) -> bool:
+    """Whether work that is shared gives every process, bit for bit, what the first does alone."""
+    alone = of_first(work)
+    with Ranks.joined().sharing_rows():
+        return same(alone, work())
+
+
 def rows_are_rounded_as_alone() -> None:
     """Bit for bit, whatever the number of rows."""
-    ranks = Ranks.joined()
     for rows, n in ((1, 40), (511, 40), (513, 96), (1600, 64), (2048, 33), (1100, 300)):
-        for work in works(rows, n):
-            alone = work()
-            with ranks.sharing_rows():
-                together = work()
-            assert torch.equal(alone, together) and alone.dtype == together.dtype
+        for number, work in enumerate(works(rows, n)):
+            assert is_as_alone(work), (rows, n, number)
 
 
 def parts_come_as_they_are() -> None:
@@ -128,7 +139,6 @@ def small(name: str) -> Method:
 
 def every_method_as_alone() -> None:
     """Record, codes, losses and bounds of each, alone, side by side and towards a target."""
-    ranks = Ranks.joined()
     # the second are several pieces of what is counted and bands of what is coded
     for rows, n in ((513, 64), (2100, 256)):
         weight, basis = matrices(rows, n)
@@ -138,29 +148,21 @@ def every_method_as_alone() -> None:
         for method in (*map(small, METHODS), *more):
             own = method.basis(basis.hessian)
             together = [weight, weight[:600] * 2] if isinstance(method, HPTQ) else [weight]
-            alone = method.together(together, own)
-            with ranks.sharing_rows():
-                shared = method.together(together, own)
-            assert all(map(alike, alone, shared)), (method, rows)
+            assert is_as_alone(partial(method.together, together, own)), (method, rows)
         aim = Target(weight + 0.1 * weight.roll(1, 1))
-        alone = ECLQ(bpw=6.0).quantize_towards(weight, basis, aim)
-        with ranks.sharing_rows():
-            assert alike(alone, ECLQ(bpw=6.0).quantize_towards(weight, basis, aim))
-
-
-def alike(one: QuantizedWeight, other: QuantizedWeight) -> bool:
-    """Return whether two weights are the same in every field."""
-    pairs = [(getattr(one, f.name), getattr(other, f.name)) for f in dataclasses.fields(one)]
-    return all(same(a, b) for a, b in pairs)
+        assert is_as_alone(partial(ECLQ(bpw=6.0).quantize_towards, weight, basis, aim))
 
 
 def same(one: object, other: object) -> bool:
+    """Whether two results are the same in every field and bit."""
     if isinstance(one, Tensor) and isinstance(other, Tensor):
         # bounds that are void are NaN
         bits = (part.contiguous().numpy().tobytes() for part in (one, other))
         return one.dtype == other.dtype and one.shape == other.shape and len(set(bits)) == 1
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(same, one, other))
     if dataclasses.is_dataclass(one):
-        return all(
+        return type(one) is type(other) and all(
             same(a, b) for a, b in zip(vars(one).values(), vars(other).values(), strict=True)
         )
     return one == other
@@ -199,13 +201,17 @@ def fails_at_the_end(rows: slice) -> tuple[Tensor]:
     return (torch.tensor([1 // (9 - rows.stop)]),)
 
 
-def quantize_on_the_same_hessians(model: str, out: str) -> None:
-    """Everybody is given all tokens, so that no sum has another order than alone."""
+def quantize_on_the_same_hessians(model: str, block: str, out: str) -> None:
+    """Everybody is given all tokens, so that no sum has another order than alone.
+
+    The default method is given a whole model, the others one of a single block.
+    """
     whole = patch.object(Ranks, "share", lambda self, tokens: tokens)
     alone = patch.object(Ranks, "sum_", lambda self, *tensors: None)
     for name in METHODS:
         with whole, alone:
-            npl.quantize(model, f"{out}-{name}", small(name), TOKENS)
+            given = model if name == "eclq" else block
+            npl.quantize(given, f"{out}-{name}", small(name), TOKENS)
 
 
 def quantize(model: str, out: str, name: str, dies_after: str) -> None:

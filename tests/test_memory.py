@@ -54,6 +54,8 @@ def made(source: Path, out: Path, means: Offload | None, rules: Rules, method) -
         if means is not None:
             patch.setattr(quantize_module, "offload_for", lambda *_: means)
         patch.setattr("nearplane.walk.walk.BATCH_TOKENS", 24)
+        # the pages of these small files are forgotten, too
+        patch.setattr("nearplane.model.process_memory.LEAST", 0)
         npl.quantize(source, out, method, TOKENS, rules=rules)
     assert [path.name for path in out.parent.iterdir()] == [out.name]
     return content(out)

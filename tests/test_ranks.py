@@ -6,7 +6,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
 
 import json
 import subprocess
-import sys
 from itertools import pairwise
 from pathlib import Path
 
@@ -24,8 +23,6 @@ from nearplane.walk.ranks import ALONE, Ranks
 from tests import forked, ranks_program
 from tests.cli import tiny
 from tests.test_resume import content
-
-ROOT = Path(__file__).parents[1]
 
 
 @pytest.fixture(scope="module")
@@ -46,12 +43,8 @@ def together(count: int, *words: object, program: str = "tests.ranks_program") -
 
 def by_torchrun(count: int, *words: object) -> subprocess.CompletedProcess:
     """Run the program as users do."""
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
-    command += ["--nproc-per-node", str(count), "-m", "tests.ranks_program", *map(str, words)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    return subprocess.run(
-        command, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=300
-    )
+    options = ["--standalone", "--nproc-per-node", count, "-m", "tests.ranks_program"]
+    return forked.run("torch.distributed.run", *options, *words, OMP_NUM_THREADS="1")
 
 
 def losses(out: Path) -> torch.Tensor:
@@ -84,8 +77,10 @@ def test_experts_are_shared(count):
 
 
 def test_the_same_hessians_give_the_same_bits(source, tmp_path):
-    ranks_program.quantize_on_the_same_hessians(str(source), str(tmp_path / "out1"))
-    together(2, "quantize_on_the_same_hessians:", source, tmp_path / "out2")
+    block = tmp_path / "block"
+    tiny.model(layers=1).save_pretrained(block)
+    ranks_program.quantize_on_the_same_hessians(str(source), str(block), str(tmp_path / "out1"))
+    together(2, "quantize_on_the_same_hessians:", source, block, tmp_path / "out2")
     for name in METHODS:
         one, two = (tmp_path / f"out{count}-{name}" for count in (1, 2))
         assert content(one) == content(two)

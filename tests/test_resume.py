@@ -7,6 +7,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before transformers reads it
 import json
 import shutil
 import subprocess
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from tests.contracts.test_methods import small
 
 TOKENS = torch.randint(2, 300, (8, 32), generator=torch.Generator().manual_seed(0))
 METHOD = METHODS["hptq"](bpw=6.0)
+pytestmark = pytest.mark.whole_run
 SEEN_ALL = 15  # layers of the model, its embedding included
 
 
@@ -45,6 +47,27 @@ def source(tmp_path_factory) -> Path:
     directory = tmp_path_factory.mktemp("source") / "model"
     tiny.model().save_pretrained(directory)
     return directory
+
+
+@pytest.fixture(scope="module")
+def begun(source, tmp_path_factory) -> Callable[[Path], Path]:
+    """Return what puts a run of METHOD that ended after five layers beside an `out`, made once."""
+    made = tmp_path_factory.mktemp("begun")
+    ended_after(source, made / "out", METHOD, 5)
+
+    def put(place: Path) -> Path:
+        shutil.copytree(made / ".out.unfinished", place / ".out.unfinished")
+        return place / "out"
+
+    return put
+
+
+@pytest.fixture(scope="module")
+def whole(source, tmp_path_factory) -> dict[str, bytes]:
+    """Return what METHOD writes when nothing ends it."""
+    out = tmp_path_factory.mktemp("whole") / "out"
+    npl.quantize(source, out, METHOD, TOKENS)
+    return content(out)
 
 
 def ended_after(source: Path, out: Path, method, layers: int, **options) -> None:
@@ -118,17 +141,15 @@ def test_finished_layers_are_not_rounded_again(source, tmp_path, monkeypatch):
     npl.quantize(source, out, METHOD, TOKENS, resume=True)
 
 
-def test_an_unfinished_run_is_neither_forgotten_nor_repeated_unasked(source, tmp_path):
-    out = tmp_path / "out"
-    ended_after(source, out, METHOD, 5)
+def test_an_unfinished_run_is_neither_forgotten_nor_repeated_unasked(source, begun, tmp_path):
+    out = begun(tmp_path)
     with pytest.raises(NearplaneError, match="go on with --resume, or delete that folder"):
         npl.quantize(source, out, METHOD, TOKENS)
     assert names(tmp_path) == [".out.unfinished"]
 
 
-def test_an_unfinished_run_is_refused_before_the_model_is_opened(source, tmp_path):
-    out = tmp_path / "out"
-    ended_after(source, out, METHOD, 5)
+def test_an_unfinished_run_is_refused_before_the_model_is_opened(begun, tmp_path):
+    out = begun(tmp_path)
     with pytest.raises(NearplaneError, match="go on with --resume, or delete that folder"):
         npl.quantize("no such model", out, METHOD, TOKENS)
 
@@ -161,20 +182,21 @@ CHANGES = {
 
 
 @pytest.mark.parametrize("said", CHANGES)
-def test_a_run_that_was_changed_is_refused_and_the_change_named(source, tmp_path, said):
-    out = tmp_path / "out"
-    ended_after(source, out, METHOD, 5)
+def test_a_run_that_was_changed_is_refused_and_the_change_named(source, begun, tmp_path, said):
+    out = begun(tmp_path)
+    before = content(tmp_path / ".out.unfinished")
     told = {"method": METHOD, "calibration": TOKENS} | CHANGES[said]
     with pytest.raises(NearplaneError, match=f"cannot resume .*{said}"):
         npl.quantize(source, out, resume=True, **told)
+    # and so it can be gone on with as it was
     assert names(tmp_path) == [".out.unfinished"]
-    npl.quantize(source, out, METHOD, TOKENS, resume=True)
+    assert content(tmp_path / ".out.unfinished") == before
 
 
-def test_another_number_of_threads_is_told_and_not_refused(source, tmp_path):
-    out, said = tmp_path / "out", []
-    ended_after(source, out, METHOD, 5)
-    torch.set_num_threads(2)
+def test_another_number_of_threads_is_told_and_not_refused(source, begun, tmp_path, monkeypatch):
+    out, said = begun(tmp_path), []
+    # threads that wait for each other would take ten times as long
+    monkeypatch.setattr(torch, "get_num_threads", lambda: 2)
     npl.quantize(source, out, METHOD, TOKENS, resume=True, watcher=Watcher(said.append))
     assert any("threads was 1 and is 2" in sentence for sentence in said)
 
@@ -195,9 +217,8 @@ def test_what_a_time_bought_is_not_bought_again(tmp_path, monkeypatch):
         npl.quantize(source, tmp_path / "none", METHOD, [tiny.TEXT], length=0)
 
 
-def test_other_weights_are_refused(source, tmp_path):
-    out, other = tmp_path / "out", tmp_path / "other"
-    ended_after(source, out, METHOD, 5)
+def test_other_weights_are_refused(begun, tmp_path):
+    out, other = begun(tmp_path), tmp_path / "other"
     model = tiny.model()
     model.model.layers[0].self_attn.k_proj.weight.data[3, 5] += 1
     model.save_pretrained(other)
@@ -205,17 +226,17 @@ def test_other_weights_are_refused(source, tmp_path):
         npl.quantize(other, out, METHOD, TOKENS, resume=True)
 
 
-def test_a_damaged_ledger_is_named(source, tmp_path):
-    out = tmp_path / "out"
-    ended_after(source, out, METHOD, 5)
+def test_a_damaged_ledger_is_named(source, begun, whole, tmp_path):
+    out = begun(tmp_path)
     path = tmp_path / ".out.unfinished" / "00000.safetensors"
-    whole = path.read_bytes()
-    for damaged in (whole[:-40], b"", whole[:200] + bytes(200) + whole[400:]):
+    good = path.read_bytes()
+    for damaged in (good[:-40], b"", good[:200] + bytes(200) + good[400:]):
         path.write_bytes(damaged)
         with pytest.raises(NearplaneError, match=r"00000\.safetensors .*delete it"):
             npl.quantize(source, out, METHOD, TOKENS, resume=True)
     path.unlink()  # as it says
     npl.quantize(source, out, METHOD, TOKENS, resume=True)
+    assert content(out) == whole
 
 
 def test_a_file_has_its_name_when_it_is_whole_and_on_disk(tmp_path, monkeypatch):
@@ -231,7 +252,7 @@ def test_a_file_has_its_name_when_it_is_whole_and_on_disk(tmp_path, monkeypatch)
     assert ledger.recall("value") == [1] and ledger.recall("nothing") is None
 
 
-def test_a_full_disk_loses_nothing(source, tmp_path, monkeypatch):
+def test_a_full_disk_loses_nothing(source, whole, tmp_path, monkeypatch):
     """The system says so at the third group of layers."""
     out, written, real = tmp_path / "out", [], Path.write_bytes
 
@@ -250,8 +271,7 @@ def test_a_full_disk_loses_nothing(source, tmp_path, monkeypatch):
     assert said[-1].startswith("4 finished layers are kept")
     monkeypatch.undo()
     npl.quantize(source, out, METHOD, TOKENS, resume=True)
-    npl.quantize(source, tmp_path / "whole", METHOD, TOKENS)
-    assert content(out) == content(tmp_path / "whole")
+    assert content(out) == whole
 
 
 def test_differences_are_those_of_json():
@@ -275,9 +295,8 @@ def small_disk(tmp_path):
     subprocess.run(["umount", str(place)], check=True)
 
 
-def test_a_disk_that_really_fills_up_loses_nothing(source, tmp_path, small_disk):
+def test_a_disk_that_really_fills_up_loses_nothing(source, whole, small_disk):
     """Somebody else takes all of it when the fifth layer is done."""
-    npl.quantize(source, tmp_path / "whole", METHOD, TOKENS)
     out, other, said, done = small_disk / "out", small_disk / "other", [], []
 
     def fill(report, _):
@@ -294,7 +313,7 @@ def test_a_disk_that_really_fills_up_loses_nothing(source, tmp_path, small_disk)
         npl.quantize(source, out, METHOD, TOKENS, resume=True)
     other.unlink()
     npl.quantize(source, out, METHOD, TOKENS, resume=True)
-    assert content(out) == content(tmp_path / "whole")
+    assert content(out) == whole
 
 
 DECIDES = (

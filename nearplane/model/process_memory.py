@@ -8,6 +8,7 @@ from pathlib import Path
 MADV_DONTNEED = 4
 MAPS = Path("/proc/self/maps")
 PAGES = Path("/proc/self/smaps")  # the same with the written pages of each mapping; slow to read
+LEAST = 16 << 20  # bytes of mapped files: for fewer, PAGES takes longer to read than it is worth
 HEADER = re.compile(r"^([0-9a-f]+)-([0-9a-f]+) \S+ \S+ \S+ \S+\s*(.*)$")
 
 
@@ -22,14 +23,20 @@ def forget_file_pages(suffix: str = ".safetensors") -> None:
     """Free the pages of mapped weight files; they are read again when they are needed.
 
     Mappings with written pages are left alone, since the file does not hold what was written. Does
-    nothing where the system has no /proc.
+    nothing where the system has no /proc, nor for less than `LEAST` bytes of mappings.
     """
-    if not MAPS.exists() or f"{suffix}\n" not in MAPS.read_text(errors="replace"):
+    if not MAPS.exists() or mapped_bytes(MAPS.read_text(errors="replace"), suffix) < LEAST:
         return
     advise = ctypes.CDLL(None, use_errno=True).madvise
     advise.argtypes = [ctypes.c_void_p, ctypes.c_size_t, ctypes.c_int]
     for start, end in clean_mappings(PAGES.read_text(errors="replace"), suffix):
         advise(start, end - start, MADV_DONTNEED)
+
+
+def mapped_bytes(maps: str, suffix: str) -> int:
+    """Return the size of all mappings of files named *suffix."""
+    headers = [HEADER.match(line) for line in maps.splitlines() if line.endswith(suffix)]
+    return sum(int(found[2], 16) - int(found[1], 16) for found in headers if found)
 
 
 def clean_mappings(smaps: str, suffix: str) -> list[tuple[int, int]]:

@@ -46,8 +46,17 @@ def cited() -> list[str]:
 
 
 def commands() -> list[str]:
-    """Return the lines that this file runs; tests/evaluate/test_tasks.py has those with --tasks."""
-    return [line for line in cited() if "serve" not in line.split()[:2] and "--tasks" not in line]
+    """Return the lines that this file runs; tests/evaluate/test_tasks.py has those with --tasks.
+
+    Of lines that differ in what `WORDS` stand for alone, the first.
+    """
+    found = [line for line in cited() if "serve" not in line.split()[:2] and "--tasks" not in line]
+    return list({" ".join(stands(line)): line for line in reversed(found)}.values())[::-1]
+
+
+def stands(line: str) -> list[str]:
+    """Return a command's words, with what stands for README's names."""
+    return [WORDS.get(word, word) for word in shlex.split(line)[1:]]
 
 
 @pytest.fixture
@@ -67,11 +76,11 @@ def test_commands_are_found():
     assert {line.split()[1] for line in commands()} >= {"plan", "quantize", "verify", "eval", "run"}
 
 
+@pytest.mark.whole_run
 @pytest.mark.parametrize("line", commands())
 def test_a_command_runs_as_it_stands(line, nearplane, place, model_dir, text):
-    stands = {"text": str(text), "model": str(model_dir)}
-    words = [WORDS.get(word, word) for word in shlex.split(line)[1:]]
-    words = [stands.get(word, word) for word in words]
+    paths = {"text": str(text), "model": str(model_dir)}
+    words = [paths.get(word, word) for word in stands(line)]
     if "FOREIGN" in words:
         made = nearplane("export", "OUT4", "FOREIGN", "--to", "gptq")
         assert made.exit_code == 0, made.output

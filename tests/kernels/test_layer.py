@@ -2,9 +2,6 @@
 
 import copy
 import io
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -16,6 +13,7 @@ from nearplane.codes import CorruptError
 from nearplane.export.linear import CompressedLinear, resident_bpw
 from nearplane.kernels import cpu
 from nearplane.kernels.cpu.layout import FORM
+from tests import forked
 from tests.export.tiny import copies
 from tests.kernels import forms
 from tests.kernels.accuracy import assert_product
@@ -23,7 +21,6 @@ from tests.kernels.forms import COLUMNS, ROWS, case
 
 pytestmark = pytest.mark.skipif(not cpu.available(), reason="the kernels were not built")
 
-ROOT = Path(__file__).parent.parent.parent
 PATHS = ["huffman, one step, outliers", "rans, columns on a ladder", "dense, 5 bits, a step a row"]
 every_path = pytest.mark.parametrize("form", PATHS)
 TYPES = (torch.float32, torch.float16, torch.bfloat16)
@@ -173,7 +170,8 @@ def test_gradients_reach_what_is_before_and_the_bias_alone():
 
 def test_a_compiled_layer_gives_the_same():
     """In a process of its own: beartype, which watches the tests, cannot be compiled."""
-    subprocess.run([sys.executable, "-m", "tests.kernels.compiled"], check=True, cwd=ROOT)
+    done = forked.run("tests.kernels.compiled")
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_the_resident_size_of_a_model_is_that_of_its_layers():

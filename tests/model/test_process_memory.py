@@ -1,7 +1,9 @@
 """Which mapped files may be let go, read from the kernel's own account of them."""
 
+import pytest
+
 from nearplane.model import process_memory
-from nearplane.model.process_memory import clean_mappings, forget_file_pages, trim
+from nearplane.model.process_memory import clean_mappings, forget_file_pages, mapped_bytes, trim
 
 COUNTS = """Size:                 68 kB
 Rss:                  68 kB
@@ -66,11 +68,28 @@ def test_an_account_that_breaks_off_names_nothing():
     assert clean("") == []
 
 
-def test_forgetting_alters_no_number(tmp_path):
+def test_only_mappings_of_weights_are_counted():
+    names = ("", "[heap]", "/lib/libtorch.so", WEIGHTS + ".lock", WEIGHTS, WEIGHTS + " (deleted)")
+    lines = [mapping(0x1000, 0x3000, name).splitlines()[0] for name in names]
+    assert mapped_bytes("\n".join(lines * 2), ".safetensors") == 2 * 0x2000
+
+
+def test_few_pages_are_not_looked_for(monkeypatch, tmp_path):
+    (tmp_path / "maps").write_text(mapping(0, process_memory.LEAST - 1, WEIGHTS).splitlines()[0])
+    monkeypatch.setattr(process_memory, "MAPS", tmp_path / "maps")
+    monkeypatch.setattr(process_memory, "PAGES", tmp_path / "none")
+    forget_file_pages()
+    (tmp_path / "maps").write_text(mapping(0, process_memory.LEAST, WEIGHTS).splitlines()[0])
+    with pytest.raises(FileNotFoundError):
+        forget_file_pages()
+
+
+def test_forgetting_alters_no_number(tmp_path, monkeypatch):
     import torch
     from safetensors import safe_open
     from safetensors.torch import save_file
 
+    monkeypatch.setattr(process_memory, "LEAST", 1)
     save_file({"a": torch.arange(100_000.0)}, tmp_path / "a.safetensors")
     with safe_open(tmp_path / "a.safetensors", "pt") as file:
         mapped = file.get_tensor("a")

@@ -107,13 +107,17 @@ def test_products_of_more_rows_spill_nothing(batch, dtype, blocks, capability):
         check(launch(name, batch, dtype).program, capability, fits)
 
 
+@pytest.mark.parametrize("rest", [False, pytest.param(True, marks=pytest.mark.long)])
 @pytest.mark.parametrize("capability", CAPABILITIES)
-def test_decoding_spills_nothing(capability):
-    for name in ("7 bits", "6 bits, 4 tables, steps of columns", "3 bits", "8 bits, groups of 96"):
-        for dtype in (torch.bfloat16, torch.int32):
-            out = torch.empty(1, dtype=dtype)
-            made = launches.weight(torch.empty(0, dtype=torch.uint8), HEADS[name], out)
-            check(made.program, capability, 1)
+def test_decoding_spills_nothing(capability, rest):
+    """Each kind for every GPU, and each program for two or three of them: a second to compile."""
+    names = "7 bits", "6 bits, 4 tables, steps of columns", "3 bits", "8 bits, groups of 96"
+    turn = CAPABILITIES.index(capability) + rest
+    for number, name in enumerate(names):
+        dtype = (torch.bfloat16, torch.int32)[(number + turn) % 2]
+        out = torch.empty(1, dtype=dtype)
+        made = launches.weight(torch.empty(0, dtype=torch.uint8), HEADS[name], out)
+        check(made.program, capability, 1)
 
 
 @pytest.mark.parametrize("name", HEADS)

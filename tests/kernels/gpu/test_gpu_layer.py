@@ -1,9 +1,6 @@
 """Layers and whole models whose products are the CUDA kernels', on a CPU that plays a GPU."""
 
 import copy
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,11 +10,11 @@ from nearplane.codes import resident
 from nearplane.export.linear import CompressedLinear, resident_bpw
 from nearplane.kernels.gpu import versions
 from nearplane.kernels.gpu.cuda import linear, nvrtc
+from tests import forked
 from tests.kernels.forms import COLUMNS, ROWS, gaussian
 from tests.kernels.gpu.cases import case
 from tests.kernels.gpu.host import PLAYED, Host, compiler
 
-ROOT = Path(__file__).parents[3]
 CODED, DENSE = "rans, columns on a ladder", "dense, 3 bits, groups, outliers 0.01"
 every_form = pytest.mark.parametrize("form", [CODED, DENSE])
 
@@ -74,8 +71,8 @@ def test_torch_takes_the_operators_as_its_own(form):
 
 def test_torch_compiles_a_layer_whole():
     """In a process of its own, without the types that tests check at run time."""
-    command = [sys.executable, "-m", "tests.kernels.gpu.compiled"]
-    subprocess.run(command, cwd=ROOT, check=True, timeout=300)
+    done = forked.run("tests.kernels.gpu.compiled")
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_a_gpu_is_served_where_its_compiler_knows_it(monkeypatch):
