@@ -19,6 +19,8 @@ import torch
 from jaxtyping import Float, Float64, Int32, Int64
 from torch import Tensor
 
+from nearplane.op import Op
+
 LEAST_BLOCK, MOST_BLOCKS = 16, 32  # rows that are rounded at once; parts of a block
 
 Rounding = Callable[[Float[Tensor, "some n"], Int64[Tensor, " some"]], Int32[Tensor, "some n"]]
@@ -75,9 +77,7 @@ def round_two_sided(
     Cost: rows · the rows of a block · n / 2 multiply-adds more than rounding every row by itself.
     """
     code = torch.empty(target.shape, dtype=torch.int32, device=target.device)
-    # blocks do not depend on each other: an accelerator has too little to do for one at a time
-    groups = [[block] for block in blocks] if target.device.type == "cpu" else [list(blocks)]
-    for group in groups:
+    for group in at_the_same_time(blocks, target.device):
         errors = [target.new_empty(len(block.order), target.shape[1]) for block in group]
         for turn in zip_longest(*(block.parts for block in group)):
             parts = [(at, part) for at, part in enumerate(turn) if part is not None]
@@ -91,6 +91,15 @@ def round_two_sided(
             for (at, (rows, _)), error in zip(parts, left, strict=True):
                 errors[at][rows] = error
     return code
+
+
+@Op
+def at_the_same_time(blocks: Sequence[RowBlock], device: torch.device) -> list[list[RowBlock]]:
+    """Return which blocks are rounded together; they do not depend on each other.
+
+    An accelerator has too little to do for one at a time.
+    """
+    return [[block] for block in blocks] if device.type == "cpu" else [list(blocks)]
 
 
 def moved_targets(

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from nearplane.lattice.nearest_plane import Sweep, sweep_state
+from nearplane.lattice.two_sided import at_the_same_time
 from nearplane.methods import Method
 from nearplane.methods.rate import histogram, histogram_on_device
 from nearplane.model.operator_count import OperatorCount
@@ -89,11 +90,14 @@ class CountedTrial:
     by_columns: bool
 
     def sweep(self, rows: int, columns: int) -> Started:
-        """Return what one sweep over all rows of a matrix starts."""
+        """Return what one sweep over all rows of a matrix starts: more rows, no more calls."""
         if not self.sweeps:
             return Started()
-        parts = [sweep_starts(each, columns).times(n) for each, n in self.calls.items()]
-        return Started.sum(parts).times(rows / self.rows / self.sweeps)
+        more = rows / self.rows
+        parts = [
+            sweep_starts(round(more * each), columns).times(n) for each, n in self.calls.items()
+        ]
+        return Started.sum(parts).times(1 / self.sweeps)
 
     def other(self, rows: int, columns: int) -> Started:
         """Return what a matrix starts beside sweeps."""
@@ -155,6 +159,7 @@ def as_on_device(count: OperatorCount, calls: Counter[int]) -> Iterator[None]:
 
     with ExitStack() as stack:
         stack.enter_context(histogram.within(histogram_on_device))
+        stack.enter_context(at_the_same_time.within(lambda blocks, device: [list(blocks)]))
         for op in functions_with_versions():
             has_kernel = KERNEL in op.versions
             stack.enter_context(op.within(partial(called, op) if has_kernel else op.reference))

@@ -66,7 +66,7 @@ def chosen_device(name: str) -> torch.device:
         device = numbered(torch.device(name))
     except (RuntimeError, AttributeError) as error:
         raise NearplaneError(
-            f"--device {name}: torch has no such device here ({first_line(error)}); auto and cpu "
+            f"--device {name}: torch knows no such device here ({first_line(error)}); auto and cpu "
             "are there"
         ) from error
     problem = "" if device == CPU else problem_of(device)
@@ -83,7 +83,7 @@ def accelerated() -> bool:
 def numbered(device: torch.device) -> torch.device:
     """Return a device with its number, as tensors on it name it; the CPU has none.
 
-    Raises RuntimeError or AttributeError if torch has no such device here.
+    Raises RuntimeError or AttributeError if torch knows no such device here.
     """
     if device.type in ("cpu", "meta"):
         if device.type == "meta":
