@@ -212,7 +212,7 @@ TORCH_LIBRARY_IMPL(aten, PrivateUse1, m) {
     const auto op = c10::Dispatcher::singleton().findSchema(name);
     if (!op || !name.name.starts_with("aten::") || name.name.starts_with("aten::empty")) continue;
     const bool composed = op->hasKernelForDispatchKey(c10::DispatchKey::CompositeExplicitAutograd) ||
-        op->hasKernelForDispatchKey(c10::DispatchKey::CompositeExplicitAutogradNonFunctional);
+                          op->hasKernelForDispatchKey(c10::DispatchKey::CompositeExplicitAutogradNonFunctional);
     if (composed && op->hasKernelForDispatchKey(c10::DispatchKey::CPU))
       m.impl(c10::toString(name).c_str() + 6, on_cpu());
   }
