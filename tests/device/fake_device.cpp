@@ -1,6 +1,7 @@
 // A second device for the tests. Its memory is the host's, so that the CPU's kernels compute on it, with the same
 // bytes; but its tensors are of another device, so that an operator that is given tensors of both is an error. Memory
-// that is held at the same time, and copies to and from the CPU, are counted; beyond a limit there is none.
+// that is held at the same time, and copies to and from the CPU, are counted; beyond a limit there is none. Copies on
+// another stream than the first are done when that is waited for; until then their target holds nothing of use.
 #include <ATen/core/Tensor.h>
 #include <ATen/detail/PrivateUse1HooksInterface.h>
 #include <c10/core/CPUAllocator.h>
@@ -9,7 +10,9 @@
 #include <torch/library.h>
 
 #include <atomic>
+#include <functional>
 #include <unordered_map>
+#include <vector>
 
 namespace {
 
@@ -122,12 +125,31 @@ class Call {
   std::unordered_map<c10::StorageImpl*, c10::Storage> twins, owners, new_storages;
 };
 
+// The stream that operators are given to, how many there are, and what the others have not done yet.
+thread_local c10::StreamId stream = 0;
+std::atomic<c10::StreamId> streams{1};
+thread_local std::vector<std::function<void()>> waiting;
+
+void wait() {
+  std::vector<std::function<void()>> now;
+  now.swap(waiting);
+  for (const auto& work : now) work();
+}
+
 // Copies may be between devices; all other operators may not.
 at::Tensor copy(const at::Tensor& from, const at::Tensor& to, bool) {
   const int64_t bytes = int64_t(from.numel() * from.element_size());
   if (to.is_privateuseone() && !from.is_privateuseone()) to_device += bytes;
   if (!to.is_privateuseone() && from.is_privateuseone()) to_host += bytes;
   Call call("copy_", true);
+  if (stream) {
+    call.on_cpu(to).fill_(77);
+    waiting.push_back([from, to] {
+      Call later("copy_", true);
+      later.on_cpu(to).copy_(later.on_cpu(from));
+    });
+    return to;
+  }
   call.on_cpu(to).copy_(call.on_cpu(from));
   return to;
 }
@@ -165,26 +187,32 @@ void compute(const c10::OperatorHandle& op, torch::jit::Stack* stack) {
 // As those of CUDA, tensors may become the CPU's, and back, by an assignment to .data.
 bool may_become(const at::Tensor&, const at::Tensor&) { return true; }
 
-// One device, one stream, on which everything is done at once.
+c10::Stream stream_of(c10::StreamId id) { return c10::Stream(c10::Stream::UNSAFE, kDevice, id); }
+
+// One device. What is given to its first stream is done at once.
 struct Guard final : c10::impl::DeviceGuardImplInterface {
   c10::DeviceType type() const override { return c10::DeviceType::PrivateUse1; }
   c10::Device exchangeDevice(c10::Device) const override { return kDevice; }
   c10::Device getDevice() const override { return kDevice; }
   void setDevice(c10::Device) const override {}
   void uncheckedSetDevice(c10::Device) const noexcept override {}
-  c10::Stream getStream(c10::Device) const override { return c10::Stream(c10::Stream::DEFAULT, kDevice); }
-  c10::Stream getDefaultStream(c10::Device) const override { return c10::Stream(c10::Stream::DEFAULT, kDevice); }
-  c10::Stream getNewStream(c10::Device, int) const override { return c10::Stream(c10::Stream::DEFAULT, kDevice); }
-  c10::Stream exchangeStream(c10::Stream) const override { return c10::Stream(c10::Stream::DEFAULT, kDevice); }
+  c10::Stream getStream(c10::Device) const override { return stream_of(stream); }
+  c10::Stream getDefaultStream(c10::Device) const override { return stream_of(0); }
+  c10::Stream getNewStream(c10::Device, int) const override { return stream_of(streams++); }
+  c10::Stream exchangeStream(c10::Stream other) const override {
+    const c10::Stream before = stream_of(stream);
+    stream = other.id();
+    return before;
+  }
   c10::DeviceIndex deviceCount() const noexcept override { return 1; }
   void record(void**, const c10::Stream&, c10::DeviceIndex, c10::EventFlag) const override {}
-  void block(void*, const c10::Stream&) const override {}
+  void block(void*, const c10::Stream&) const override { wait(); }
   bool queryEvent(void*) const override { return true; }
   void destroyEvent(void*, c10::DeviceIndex) const noexcept override {}
   bool queryStream(const c10::Stream&) const override { return true; }
-  void synchronizeStream(const c10::Stream&) const override {}
-  void synchronizeEvent(void*) const override {}
-  void synchronizeDevice(c10::DeviceIndex) const override {}
+  void synchronizeStream(const c10::Stream&) const override { wait(); }
+  void synchronizeEvent(void*) const override { wait(); }
+  void synchronizeDevice(c10::DeviceIndex) const override { wait(); }
   void recordDataPtrOnStream(const c10::DataPtr&, const c10::Stream&) const override {}
 };
 

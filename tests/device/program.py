@@ -316,7 +316,7 @@ def left_in_float64() -> Iterator[None]:
 
 
 def planted() -> list[str]:
-    """Notice a tensor left on the CPU, a copy that is missing, products that are not float32's."""
+    """Notice what is wrong: a tensor on the CPU, missing copies, streams' order, products."""
     own = Placement.on_device, Placement.as_used, HessianSum.mean
 
     def left(self: HessianSum) -> Tensor:
@@ -330,6 +330,21 @@ def planted() -> list[str]:
     wrong = [] if noticed(lambda: patch.object(HessianSum, "mean", left)) else ["left on the CPU"]
     if not noticed(lambda: patch.object(Placement, "as_used", missing)):
         wrong.append("a missing copy")
+    side = torch.Stream(device=torch.device("fake", 0))
+
+    def beside(self: Placement, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        with side:
+            return own[1](self, tensor, dtype)
+
+    def waited(self: Placement, tensor: Tensor, dtype: torch.dtype | None) -> Tensor:
+        copied = beside(self, tensor, dtype)
+        torch.accelerator.current_stream().wait_stream(side)
+        return copied
+
+    if not noticed(lambda: patch.object(Placement, "as_used", beside)):
+        wrong.append("copies on another stream that nobody waits for")
+    if noticed(lambda: patch.object(Placement, "as_used", waited)):
+        wrong.append("copies on another stream that are waited for fail")
     wrong += [] if noticed(left_in_float64) else ["a float64 tensor on a device without them"]
     narrow = device_file.rounded
 
