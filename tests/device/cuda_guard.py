@@ -15,7 +15,9 @@ def load() -> None:
     found = importlib.util.find_spec("torch")
     assert found is not None and found.origin is not None
     root = Path(found.origin).parent
-    key = hashlib.sha256(SOURCE.read_bytes() + (root / "version.py").read_bytes()).hexdigest()
+    # the library finds torch's where they lay when it was compiled
+    version = (root / "version.py").read_bytes() + str(root).encode()
+    key = hashlib.sha256(SOURCE.read_bytes() + version).hexdigest()
     folder = Path(tempfile.gettempdir()) / f"nearplane-tests-{key[:16]}"
     folder.mkdir(exist_ok=True)
     path = folder / "cuda_guard.so"

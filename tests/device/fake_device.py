@@ -52,7 +52,9 @@ def install() -> Memory:
 def compiled() -> Path:
     """Return the library, compiled once for this torch."""
     root = Path(torch.__file__).parent
-    key = hashlib.sha256(SOURCE.read_bytes() + torch.__version__.encode()).hexdigest()[:16]
+    # the library finds torch's where they lay when it was compiled
+    version = torch.__version__.encode() + str(root).encode()
+    key = hashlib.sha256(SOURCE.read_bytes() + version).hexdigest()[:16]
     folder = Path(tempfile.gettempdir()) / f"nearplane-tests-{key}"
     folder.mkdir(exist_ok=True)
     path = folder / "fake_device.so"
