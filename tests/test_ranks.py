@@ -16,9 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 import nearplane as npl
+from nearplane.codes.host import narrowest
 from nearplane.methods import METHODS
 from nearplane.types import NearplaneError
-from nearplane.walk.messages import from_message, narrowest, to_message
+from nearplane.walk.messages import from_message, to_message
 from nearplane.walk.ranks import ALONE, Ranks
 from tests import forked, ranks_program
 from tests.cli import tiny

@@ -5,14 +5,23 @@ import torch
 from jaxtyping import Int32
 from torch import Tensor
 
-NARROW = (torch.int8, torch.int16)
+NARROW = (torch.int8, torch.int16, torch.int32)
 
 
 def on_host(integers: Int32[Tensor, "rows columns"]) -> Int32[np.ndarray, "rows columns"]:
     """Return the integers in the machine's memory; they are sent in the fewest bytes."""
-    sent = integers.detach()
-    if sent.device.type != "cpu" and sent.numel():
-        low, high = torch.stack(sent.aminmax()).tolist()
-        fits = [t for t in NARROW if torch.iinfo(t).min <= low and high <= torch.iinfo(t).max]
-        sent = sent.to(fits[0]) if fits else sent
+    own = integers.detach()
+    sent = own if own.device.type == "cpu" else narrowest(own)
     return sent.cpu().to(torch.int32).numpy()
+
+
+def narrowest(tensor: Tensor) -> Tensor:
+    """Return integers in the smallest signed type that holds them; anything else as it is."""
+    if tensor.dtype not in (torch.int16, torch.int32, torch.int64) or not tensor.numel():
+        return tensor
+    low, high = torch.stack(tensor.aminmax()).tolist()
+    for dtype in NARROW:
+        info = torch.iinfo(dtype)
+        if info.min <= low and high <= info.max:
+            return tensor.to(dtype)
+    return tensor

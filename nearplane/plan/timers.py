@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from nearplane.codes.host import narrowest
 from nearplane.op import Op
 from nearplane.rows import TILE, Work, in_parts
 from nearplane.walk.hidden_states import CPU
-from nearplane.walk.messages import narrowest
 
 
 @dataclass(frozen=True)

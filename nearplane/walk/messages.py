@@ -7,22 +7,10 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from nearplane.codes.host import narrowest
 from nearplane.model.compute_dtype import name_of
 
 WORD = 8  # every part begins at a multiple of it, so that it can be read in place
-NARROW = (torch.int8, torch.int16, torch.int32)
-
-
-def narrowest(tensor: Tensor) -> Tensor:
-    """Return integers in the smallest signed type that holds them; anything else as it is."""
-    if tensor.dtype not in (torch.int16, torch.int32, torch.int64) or not tensor.numel():
-        return tensor
-    low, high = (int(end) for end in tensor.aminmax())
-    for dtype in NARROW:
-        info = torch.iinfo(dtype)
-        if info.min <= low and high <= info.max:
-            return tensor.to(dtype)
-    return tensor
 
 
 def to_message(tensors: tuple[Tensor, ...]) -> UInt8[Tensor, " bytes"]:
